@@ -1,0 +1,102 @@
+"""Weights in safetensors, everything else in JSON beside them; nothing is ever unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deeplight_core.config import ModelSettings
+from deeplight_core.manifest import file_sha256
+from deeplight_core.models import MODELS
+from deeplight_core.store import write_whole
+
+__all__ = ["data_facts", "load_model", "read_record", "save_model", "transfer"]
+
+
+def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
+    """What weights and data must agree on: the grid, TR and preprocessing, from a store's `info`."""
+    return {
+        "shape": list(shape), "affine": affine.round(4).tolist(), "tr_s": info["tr_s"],
+        "preprocessing": info["preprocessing"],
+    }  # fmt: skip
+
+
+def save_model(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
+    """Write `model.safetensors` and, last, `model.json` with the architecture and the record."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    write_whole(folder / "model.safetensors", lambda p: save_file(tensors, p))
+    full = {"architecture": model.architecture, **record, "sha256": file_sha256(folder / "model.safetensors")}
+    write_whole(folder / "model.json", lambda p: p.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8"))
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The JSON record of a checkpoint folder; raises ValueError if there is no whole checkpoint."""
+    path = Path(folder) / "model.json"
+    if not path.is_file():
+        raise ValueError(f"there is no finished checkpoint in {folder} (model.json); run the pre-training first")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    path = folder / "model.safetensors"
+    try:
+        if file_sha256(path) == record["sha256"]:
+            return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
+
+
+def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model of a checkpoint folder, weights and all; returns it with its record."""
+    folder = Path(folder)
+    record = read_record(folder)
+    architecture = dict(record["architecture"])
+    settings = ModelSettings.model_validate(architecture.pop("settings"))
+    model = MODELS[architecture.pop("model")](**architecture, settings=settings)
+    model.load_state_dict(_tensors(folder, record), strict=True)
+    return model, record
+
+
+def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> list[str]:
+    """Copy all weights but the output layer's from a checkpoint into `model`.
+
+    Parameters
+    ----------
+    facts : `data_facts` of the data that the model is going to see
+
+    Returns
+    -------
+    the names of the checkpoint's weights that were left out
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint's data differ in grid, TR or preprocessing, or any weight but the output layer's does not fit.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if differing := [key for key, value in facts.items() if record["data"].get(key) != value]:
+        raise ValueError(
+            f"checkpoint {folder} was trained on data of other {', '.join(differing)}: "
+            + "; ".join(f"{key} {record['data'].get(key)}, here {facts[key]}" for key in differing)
+        )
+    tensors = _tensors(folder, record)
+    left_out = [name for name in tensors if name.startswith("head.")]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    misfits = [
+        f"{name}: {tuple(kept[name].shape) if name in kept else 'absent'} there, "
+        f"{tuple(own[name].shape) if name in own else 'absent'} here"
+        for name in sorted({*kept, *own})
+        if name not in kept or name not in own or kept[name].shape != own[name].shape
+    ]
+    if misfits:
+        raise ValueError(f"checkpoint {folder} does not fit the model:\n" + "\n".join(f"  {m}" for m in misfits))
+    model.load_state_dict(kept, strict=False)
+    return left_out

@@ -1,0 +1,274 @@
+"""Settings of one experiment: frozen, typed, validated; read from strict YAML profiles.
+
+A profile (`profiles/<name>.yaml`) is exactly what papermill injects into a notebook: `name` and the sections below.
+The defaults are the recipe of Thomas, Müller & Samek (2019), so that a profile states what it does differently.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
+
+__all__ = [
+    "DataSettings",
+    "ModelSettings",
+    "PreprocessingSettings",
+    "Profile",
+    "SimulationSettings",
+    "SweepSettings",
+    "TrainingSettings",
+    "digest",
+    "from_parameters",
+    "load_profile",
+    "project_root",
+]
+
+
+def _state_map(value: object) -> object:
+    """Write `{task: [state, …]}` out as `{task: {state: [event names]}}`, with HCP's EV names where the task is HCP's."""
+    if not isinstance(value, dict):
+        return value
+    written_out: dict[str, object] = {}
+    for task, states in value.items():
+        if isinstance(states, list):
+            if task in TASKS and (unknown := [s for s in states if s not in TASKS[task].states]):
+                raise ValueError(f"{task} has no state {unknown}; it has {list(TASKS[task].states)}")
+            written_out[task] = {s: list(TASKS[task].states[s]) if task in TASKS else [s] for s in states}
+        else:
+            written_out[task] = states
+    return written_out
+
+
+StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
+
+
+class Section(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSettings(Section):
+    """Which runs, whose split, which states."""
+
+    manifest: Path = Path("data_manifest.csv")
+    """Manifest CSV; a relative path is relative to the project's root."""
+    root: Path = Path("data")
+    """Folder that the manifest's paths are relative to."""
+    layout: Literal["hcp", "bids"] = "hcp"
+    """How `deeplight manifest` reads the root."""
+    split_unit: Literal["subject", "run"] = "subject"
+    """What the splits, fractions and statistics count: subjects, or runs where there is one subject only."""
+    n_validation: int = Field(100, ge=1)
+    """Units that `deeplight manifest` holds out; a manifest that exists keeps its own split."""
+    split_seed: int = 0
+    """Seed of that draw."""
+    max_units: dict[Literal["train", "validation"], int] | None = None
+    """Use the first so many units of each split (None = all)."""
+    source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
+    """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
+    target: StateMap = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
+    """Task → states of the fine-tuning data."""
+
+    @model_validator(mode="after")
+    def _states_are_disjoint(self) -> "DataSettings":
+        both = {(t, s) for t in self.source for s in self.source[t]} & {(t, s) for t in self.target for s in self.target[t]}
+        if both:
+            raise ValueError(f"states {sorted(both)} are in both source and target; a state belongs to one of them")
+        return self
+
+    def states(self, which: Literal["source", "target"]) -> list[tuple[str, str]]:
+        """(task, state) of every output neuron, in the order of the output layer."""
+        return [(task, state) for task, states in getattr(self, which).items() for state in states]
+
+    def events(self, task: str) -> dict[str, list[str]]:
+        """State → event names of a task, over source and target."""
+        return {**self.source.get(task, {}), **self.target.get(task, {})}
+
+
+class SimulationSettings(Section):
+    """The built-in dataset (see `simulate`)."""
+
+    resolution_mm: float = Field(8.0, ge=2, le=10)
+    """Edge of a voxel in mm."""
+    contrast: float = Field(1.0, ge=0)
+    """Amplitude of the planted activation in percent of the baseline: the one difficulty setting, same for every task."""
+    seed: int = 0
+    """Seed of everything random in the dataset."""
+
+
+class PreprocessingSettings(Section):
+    """From a run to clean labelled volumes, in the paper's order (section 2.1)."""
+
+    fwhm_mm: float | None = Field(3.0, gt=0)
+    """Full width at half maximum of the Gaussian smoothing kernel in mm (None = no smoothing)."""
+    detrend: bool = True
+    """Remove the linear trend of every voxel."""
+    high_pass_hz: float | None = Field(1 / 128, gt=0)
+    """Cut-off of the Butterworth high-pass in Hz (None = no filter)."""
+    lag_s: float = Field(0.0, ge=0)
+    """Haemodynamic lag in seconds by which labels are shifted."""
+    skip_s: float | None = Field(None, ge=0)
+    """Seconds dropped at the start of each block (None = two TRs, as in the paper)."""
+    mask_coverage: float = Field(0.5, gt=0, le=1)
+    """A voxel is kept if it lies in at least this share of the runs' masks."""
+    crop: bool = False
+    """Crop the grid to the mask's bounding box."""
+
+
+class ModelSettings(Section):
+    """DeepLight's initialisation and dropout (section 2.2)."""
+
+    initialisation: Literal["glorot", "he"] = "glorot"
+    """Normal initialisation of the convolutions: Glorot & Bengio (2010), as in the paper, or He et al. (2015)."""
+    conv_dropout: tuple[float, float, float] = (0.0, 0.2, 0.4)
+    """Probability that a channel is dropped, for each group of four convolution layers."""
+    lstm_dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout on the slice features that enter the LSTM."""
+    output_dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout on the 128 features that enter the output layer."""
+
+
+class TrainingSettings(Section):
+    """One training run (sections 2.2, 3.1 and 3.2)."""
+
+    epochs: int = Field(40, ge=1)
+    """Number of epochs."""
+    steps_per_epoch: int | None = Field(None, ge=1)
+    """Batches per epoch (None = one pass over the training data)."""
+    batch_size: int = Field(24, ge=1)
+    """Volumes per batch."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Adam's step size."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run: constant, or warm-up over 5% of the steps and cosine decay to zero."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
+    threads: int = Field(2, ge=1)
+    """CPU threads; fixed here because the last bits of a sum depend on it."""
+
+
+class SweepSettings(Section):
+    """The grid of fine-tuning runs (section 3.2)."""
+
+    variants: list[Literal["pretrained", "scratch", "linear"]] = ["pretrained", "scratch", "linear"]
+    """Decoders to compare; linear is logistic regression on the same volumes."""
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0]
+    """Fractions of the training units; at least one unit each."""
+    seeds: list[int] = [1]
+    """Seeds of the draw of units, the batches and the initialisation."""
+    pretraining_seed: int = 1
+    """Which pre-trained decoder the pretrained variant starts from."""
+
+
+class Profile(Section):
+    """All settings of one experiment."""
+
+    name: str = Field("paper", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Results go to runs/<name>/."""
+    data: DataSettings = DataSettings()
+    simulation: SimulationSettings | None = None
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+    model: ModelSettings = ModelSettings()
+    pretraining: TrainingSettings = TrainingSettings(epochs=40)
+    finetuning: TrainingSettings = TrainingSettings(epochs=50)
+    sweep: SweepSettings = SweepSettings()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that this profile makes is kept."""
+        return project_root() / "runs" / self.name
+
+    @property
+    def store(self) -> Path:
+        """Where the volume store is kept."""
+        return self.folder / "store"
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest, absolute."""
+        return project_root() / self.data.manifest
+
+    @property
+    def data_root(self) -> Path:
+        """The data's root, absolute."""
+        return project_root() / self.data.root
+
+
+def project_root() -> Path:
+    """The nearest folder, from the working directory upwards, that holds `profiles/`; else the working directory."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "profiles").is_dir()), here)
+
+
+def digest(*values: object) -> str:
+    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter."""
+    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read and validate a profile.
+
+    Raises
+    ------
+    ValueError
+        With all problems of the file: unreadable YAML, unknown keys (with the nearest known one), wrong values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        shipped = sorted(p.stem for p in (project_root() / "profiles").glob("*.yaml"))
+        raise ValueError(f"there is no profile {path}; shipped profiles: {', '.join(shipped) or 'none'}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, found {type(content).__name__}")
+    return _validated(content, str(path))
+
+
+def from_parameters(name: str, **sections: dict[str, Any] | None) -> Profile:
+    """The profile of a notebook: `profiles/<name>.yaml`, with the non-empty `sections` in the place of the file's.
+
+    `papermill … -f profiles/demo.yaml` injects all sections, `papermill … -p name demo` none; both give the same.
+    """
+    shipped = project_root() / "profiles" / f"{name}.yaml"
+    given = {key: value for key, value in sections.items() if value}
+    base = load_profile(shipped).model_dump(mode="json") if shipped.is_file() else {"name": name}
+    if not shipped.is_file() and not given:
+        load_profile(shipped)  # raises, and lists the shipped ones
+    return _validated({**base, **given}, f"parameters of profile {name}")
+
+
+def _validated(content: dict[str, Any], where: str) -> Profile:
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                message = _unknown_key(problem["loc"])
+            elif problem["type"] != "value_error":
+                message += f", got {problem['input']!r}"
+            lines.append(f"  {key}: {message}" if key else f"  {message}")
+        raise ValueError(f"{where} has {len(lines)} problem(s):\n" + "\n".join(lines)) from None
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = Profile
+    for part in location[:-1]:
+        kinds = {"data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings}
+        kinds |= {"model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings}
+        section = (kinds | {"sweep": SweepSettings}).get(str(part), section)
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known are {', '.join(known)}"

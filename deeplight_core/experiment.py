@@ -1,0 +1,188 @@
+"""One run of an experiment: settings → store → model → loop → run folder. A finished run is found, not repeated.
+
+    runs/<profile>/<stage>-…-<hash>/
+        config.yaml, environment.txt      what was asked for, and what it ran on
+        metrics.csv, tensorboard/         every epoch, per task and subject
+        model.safetensors, model.json     weights and their record (not for the linear baseline)
+        predictions.parquet               every validation volume, true and decoded state
+        subject_accuracy.csv              the results table; written last, so that a run that has it is finished
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+import yaml
+
+from deeplight_core import __version__
+from deeplight_core.checkpoint import data_facts, read_record, save_model, transfer
+from deeplight_core.config import Profile, SweepSettings, TrainingSettings, digest
+from deeplight_core.evaluate import linear_predictions, predictions_table, subject_accuracy
+from deeplight_core.loader import Volumes, draw_units, select_rows
+from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.store import Store, open_store, write_whole
+from deeplight_core.train import fit
+
+__all__ = ["VARIANTS", "Run", "finetune", "finetuning_run", "pretrain", "pretraining_run", "sweep_results"]
+
+VARIANTS: tuple[str, ...] = get_args(get_args(SweepSettings.model_fields["variants"].annotation)[0])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, done or not: its folder and what decides its result."""
+
+    profile: Profile
+    folder: Path
+    stage: str
+    variant: str
+    fraction: float
+    seed: int
+    units: list[str]
+    checkpoint: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there."""
+        return (self.folder / "subject_accuracy.csv").is_file()
+
+    @property
+    def label(self) -> str:
+        """What progress lines call the run."""
+        return f"{self.stage} {self.variant} {self.fraction:.0%} ({len(self.units)} {self.profile.data.split_unit}s), seed {self.seed}"
+
+    def metrics(self) -> pd.DataFrame:
+        """Accuracy per epoch, split, task and subject."""
+        return pd.read_csv(self.folder / "metrics.csv", dtype={"subject": str})
+
+    def predictions(self) -> pd.DataFrame:
+        """One row per validation volume."""
+        return pd.read_parquet(self.folder / "predictions.parquet")
+
+    def results(self) -> pd.DataFrame:
+        """The results table."""
+        return pd.read_csv(self.folder / "subject_accuracy.csv", dtype={"subject": str})
+
+
+def _training_units(store: Store, states: list[tuple[str, str]]) -> list[str]:
+    return sorted(select_rows(store.index, states, "train")["unit"].unique())
+
+
+def pretraining_run(profile: Profile, seed: int, store: Store | None = None) -> Run:
+    """The pre-training run of a profile, done or not."""
+    store = store or open_store(profile.store)
+    states = profile.data.states("source")
+    key = digest(__version__, "pretraining", store.identity, profile.model, profile.pretraining, states, seed)
+    return Run(
+        profile, profile.folder / f"pretraining-seed{seed}-{key}", "pretraining", "pretrained", 1.0, seed,
+        _training_units(store, states), None,
+    )  # fmt: skip
+
+
+def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, store: Store | None = None) -> Run:
+    """The fine-tuning run of a variant, fraction and seed, done or not.
+
+    Raises
+    ------
+    ValueError
+        If the variant is unknown, the fraction is not in (0, 1], or the pretrained variant has no checkpoint yet.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    if isinstance(fraction, str) or not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units")
+    store = store or open_store(profile.store)
+    states = profile.data.states("target")
+    units = draw_units(_training_units(store, states), fraction, seed)
+    checkpoint, origin = None, None
+    if variant == "pretrained":
+        checkpoint = pretraining_run(profile, profile.sweep.pretraining_seed, store).folder
+        origin = read_record(checkpoint)["sha256"]
+    settings = None if variant == "linear" else [profile.model.model_dump(mode="json"), profile.finetuning.model_dump(mode="json")]
+    key = digest(__version__, "finetuning", store.identity, settings, states, units, variant, origin, seed)
+    folder = profile.folder / f"finetuning-{variant}-{fraction:g}-seed{seed}-{key}"
+    return Run(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
+
+
+def pretrain(profile: Profile, seed: int) -> Run:
+    """Pre-train on the source states of all training units."""
+    store = open_store(profile.store)
+    return _execute(pretraining_run(profile, seed, store), store, profile.data.states("source"), profile.pretraining)
+
+
+def finetune(profile: Profile, variant: str, fraction: float, seed: int) -> Run:
+    """Train a variant on the target states of a fraction of the training units."""
+    store = open_store(profile.store)
+    run = finetuning_run(profile, variant, fraction, seed, store)
+    return _execute(run, store, profile.data.states("target"), profile.finetuning)
+
+
+def _execute(run: Run, store: Store, states: list[tuple[str, str]], settings: TrainingSettings) -> Run:
+    if run.finished:
+        print(f"{run.label}: found in {run.folder.name}", flush=True)
+        return run
+    run.folder.mkdir(parents=True, exist_ok=True)
+    train_rows = select_rows(store.index, states, "train", run.units)
+    held_out_rows = select_rows(store.index, states, "validation")
+    _describe(run, store)
+    if run.variant == "linear":
+        predicted = linear_predictions(Volumes(store, train_rows), Volumes(store, held_out_rows))
+    else:
+        torch.manual_seed(run.seed)
+        model = DeepLight(store.shape, len(states), run.profile.model)
+        facts = data_facts(store.info, store.shape, store.affine)
+        left_out = transfer(model, run.checkpoint, facts) if run.checkpoint else []
+        if left_out:
+            print(f"{run.label}: took all weights of {run.checkpoint.name if run.checkpoint else ''} but {', '.join(left_out)}", flush=True)
+        metrics, predicted = fit(
+            model, lambda device: Volumes(store, train_rows, device), lambda device: Volumes(store, held_out_rows, device),
+            settings, run.seed, run.folder, run.label,
+        )  # fmt: skip
+        record = {
+            "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
+            "training": {**settings.model_dump(mode="json"), "seed": run.seed, "units": run.units, "left_out": left_out,
+                         "from": run.checkpoint.name if run.checkpoint else None},
+        }  # fmt: skip
+        save_model(model, run.folder, record)
+    predictions = predictions_table(held_out_rows, predicted, states)
+    accuracy = subject_accuracy(
+        predictions, route="supervised", variant=run.variant, fraction=run.fraction, n_subjects=len(run.units), seed=run.seed
+    )
+    write_whole(run.folder / "predictions.parquet", predictions.to_parquet)
+    write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
+    (run.folder / "state.safetensors").unlink(missing_ok=True)
+    return run
+
+
+def _describe(run: Run, store: Store) -> None:
+    config: dict[str, Any] = {
+        "stage": run.stage, "variant": run.variant, "fraction": run.fraction, "seed": run.seed, "units": run.units,
+        "store": store.identity, "profile": run.profile.model_dump(mode="json"),
+    }  # fmt: skip
+    write_whole(run.folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8"))
+    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}", *packages]
+    write_whole(run.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def sweep_results(profile: Profile) -> pd.DataFrame:
+    """The results tables of all runs of the profile's sweep, in one.
+
+    Raises
+    ------
+    ValueError
+        If runs are missing; the message lists them.
+    """
+    store = open_store(profile.store)
+    sweep = profile.sweep
+    runs = [finetuning_run(profile, v, f, s, store) for s in sweep.seeds for v in sweep.variants for f in sweep.fractions]
+    if missing := [run.label for run in runs if not run.finished]:
+        raise ValueError(f"{len(missing)} of {len(runs)} runs are not finished:\n" + "\n".join(f"  {m}" for m in missing))
+    return pd.concat([run.results() for run in runs], ignore_index=True)

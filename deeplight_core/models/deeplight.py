@@ -1,0 +1,142 @@
+"""DeepLight (Thomas, Müller & Samek 2019, section 2.2; Thomas et al. 2018): axial slices → convolutions → bi-LSTM → softmax.
+
+What the paper leaves open, and what is done here:
+- which tensors the LSTM's and the output layer's 50% dropout act on: here the slice features that enter the LSTM, and
+  the 128 features that enter the output layer;
+- the LSTM's initialisation: Glorot normal like all weights, over TensorFlow's one (inputs + units) × 4·units kernel;
+  forget-gate bias 1 (TensorFlow's default), other biases 0.
+PyTorch's LSTM has two bias vectors where TensorFlow's has one; the second stays a plain addend.
+
+Axis letters: B batch, Z slices (bottom to top), Y, X; C channels, H, W rows and columns of a feature map, S states.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplight_core.config import ModelSettings
+
+__all__ = ["DeepLight", "Loss", "SliceEncoder", "same_padding"]
+
+CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
+STRIDES = (1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1)
+KERNEL = 3
+LSTM_UNITS = 64
+
+
+class Loss(NamedTuple):
+    """What the training loop gets: the scalar to minimise, and the logits (B, S)."""
+
+    value: Tensor
+    logits: Tensor
+
+
+def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
+    """TensorFlow's SAME padding of an axis of length n: (before, after); the odd one out comes after."""
+    total = max((-(-n // stride) - 1) * stride + kernel - n, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Conv2d):
+    """3×3 convolution with TensorFlow's SAME padding, ReLU and whole-channel dropout."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
+        super().__init__(in_channels, out_channels, KERNEL, stride)
+        self.dropout = dropout
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', ⌈H/stride⌉, ⌈W/stride⌉)."""
+        (top, bottom), (left, right) = (same_padding(n, self.stride[0]) for n in maps.shape[2:])
+        if (top, left) == (bottom, right):
+            maps = F.conv2d(maps, self.weight, self.bias, self.stride, (top, left))
+        else:
+            maps = F.conv2d(F.pad(maps, (left, right, top, bottom)), self.weight, self.bias, self.stride)
+        return F.dropout2d(F.relu_(maps), self.dropout, self.training)
+
+
+class SliceEncoder(nn.Module):
+    """Volume → 128 features: convolutions on every slice, then an LSTM up and one down the slices."""
+
+    def __init__(self, shape: tuple[int, int, int], settings: ModelSettings) -> None:
+        super().__init__()
+        dropout = [p for p in settings.conv_dropout for _ in range(4)]
+        self.convolutions = nn.Sequential(
+            *(SameConv2d(*io, stride, p) for io, stride, p in zip(zip((1, *CHANNELS), CHANNELS), STRIDES, dropout, strict=True))
+        )
+        height, width = shape[1], shape[0]  # Y, X
+        for stride in STRIDES:
+            height, width = -(-height // stride), -(-width // stride)
+        self.slice_features = height * width * CHANNELS[-1]
+        self.lstm = nn.LSTM(self.slice_features, LSTM_UNITS, batch_first=True, bidirectional=True)
+        self.lstm_dropout = settings.lstm_dropout
+        self.n_features = 2 * LSTM_UNITS
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """(B, Z, Y, X) → (B, 128)."""
+        b, z, y, x = volumes.shape
+        maps = self.convolutions(volumes.reshape(b * z, 1, y, x).contiguous(memory_format=torch.channels_last))
+        slices = maps.permute(0, 2, 3, 1).reshape(b, z, self.slice_features)  # y, x, channel: TensorFlow's order
+        with torch.autocast(volumes.device.type, enabled=False):  # the recurrence stays in float32
+            slices = F.dropout(slices.float(), self.lstm_dropout, self.training)
+            last: Tensor = self.lstm(slices)[1][0]  # (2, B, 64): state after the top slice, and after the bottom one
+            return torch.cat([last[0], last[1]], dim=1)
+
+
+class DeepLight(nn.Module):
+    """The decoder: `encoder` (volume → 128 features) and `head` (the output layer).
+
+    Parameters
+    ----------
+    shape : (X, Y, Z) of the grid, as in NIfTI
+    n_states : output neurons
+    settings : initialisation and dropout; the default is the paper's
+    """
+
+    def __init__(self, shape: tuple[int, int, int] = (91, 109, 91), n_states: int = 16, settings: ModelSettings | None = None) -> None:
+        super().__init__()
+        self.shape, self.n_states = tuple(shape), n_states
+        self.settings = settings or ModelSettings()
+        self.encoder = SliceEncoder(shape, self.settings)
+        self.head = nn.Linear(self.encoder.n_features, n_states)
+        self.initialise()
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """What a checkpoint needs to build the same model again."""
+        return {"model": "deeplight", "shape": list(self.shape), "n_states": self.n_states, "settings": self.settings.model_dump()}
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
+        for module in self.encoder.convolutions:
+            if self.settings.initialisation == "he":
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        for name, weight in self.encoder.lstm.named_parameters():
+            if name.startswith("weight"):
+                fan_in, fan_out = self.encoder.slice_features + LSTM_UNITS, 4 * LSTM_UNITS
+                nn.init.normal_(weight, std=math.sqrt(2 / (fan_in + fan_out)))
+            else:
+                nn.init.zeros_(weight)
+                if name.startswith("bias_ih"):
+                    weight[LSTM_UNITS : 2 * LSTM_UNITS] = 1  # PyTorch's gate order: input, forget, cell, output
+        nn.init.xavier_normal_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """(B, Z, Y, X) → logits (B, S)."""
+        features = F.dropout(self.encoder(volumes), self.settings.output_dropout, self.training)
+        with torch.autocast(volumes.device.type, enabled=False):
+            logits: Tensor = self.head(features)
+        return logits
+
+    def loss(self, batch: dict[str, Tensor]) -> Loss:
+        """Cross-entropy of a batch `{"volumes": (B, Z, Y, X), "labels": (B,)}`."""
+        logits = self(batch["volumes"])
+        return Loss(F.cross_entropy(logits, batch["labels"]), logits)

@@ -1,0 +1,277 @@
+"""One run: NIfTI and events to clean in-mask volumes with labels.
+
+Axis letters: T frames, V in-mask voxels, Z, Y, X slices (bottom to top), rows, columns. A NIfTI array (X, Y, Z, T) lies
+on disk in Fortran order, which is (T, Z, Y, X) in C order.
+
+Smoothing and cleaning are linear, so both are matrices: one banded matrix per axis, and one T×T matrix that detrends
+and filters. They are made by letting scipy and nilearn work on the identity, hence equal them.
+"""
+
+import re
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from deeplight_core.config import PreprocessingSettings
+from deeplight_core.tasks import TASKS
+
+__all__ = [
+    "Events",
+    "Labels",
+    "clean",
+    "cleaning_matrix",
+    "label_frames",
+    "load_bold",
+    "load_mask",
+    "read_events",
+    "smooth",
+    "smoothing_matrix",
+]
+
+_SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
+_TIME_TOLERANCE_S = 1e-6
+_CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
+
+
+@dataclass(frozen=True)
+class Events:
+    """Blocks of a run and what else its event files hold.
+
+    blocks : `onset, duration` in seconds and `state`
+    ignored : names of events that nobody asked for → their number
+    unknown : names of EV files that HCP's protocol does not have
+    empty : states without any event
+    """
+
+    blocks: pd.DataFrame
+    ignored: dict[str, int]
+    unknown: list[str]
+    empty: list[str]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """State of each kept volume, and how many were dropped why.
+
+    frames : (N,) frame numbers, ascending; states : (N,) their state
+    """
+
+    frames: np.ndarray
+    states: np.ndarray
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def load_bold(path: Path, device: str = "cpu") -> Any:
+    """A run's series as a torch tensor (T, Z, Y, X), float32.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, cut short, not 4-D, or holds NaN or infinite values.
+    """
+    import torch
+
+    data = _load(path)
+    if data.ndim != 4:
+        raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; a run has four (X, Y, Z, T)")
+    if not np.isfinite(data).all():
+        bad = int((~np.isfinite(data)).any(axis=(0, 1, 2)).sum())
+        raise ValueError(f"{path} holds NaN or infinite values in {bad} of {data.shape[3]} volumes; repair or leave out the run")
+    return torch.from_numpy(data.T).to(device)
+
+
+def load_mask(path: Path) -> np.ndarray:
+    """A mask as bool (X, Y, Z); raises ValueError if it is unreadable, not 3-D or empty."""
+    data = _load(path)
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise ValueError(f"mask {path} has {data.ndim} dimensions {data.shape}; a mask has three (X, Y, Z)")
+    mask = data > 0
+    if not mask.any():
+        raise ValueError(f"mask {path} is empty: no voxel is above zero")
+    return mask
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again") from error
+
+
+def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
+    """The n×n matrix of a Gaussian along one axis, with the boundary that `scipy.ndimage.gaussian_filter1d` keeps."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return np.asarray(gaussian_filter1d(np.eye(n), fwhm_mm * _SIGMA_PER_FWHM / voxel_mm, axis=0))
+
+
+def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float) -> Any:
+    """Smooth (T, Z, Y, X) like `nilearn.image.smooth_img`: one matrix product per axis."""
+    import torch
+
+    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))  # x, y, z
+    t, z, y, x = bold.shape
+    along_z, along_y, along_x = (
+        torch.as_tensor(smoothing_matrix(n, mm, fwhm_mm), dtype=bold.dtype, device=bold.device)
+        for n, mm in zip((z, y, x), voxel_mm[::-1], strict=True)
+    )
+    bold = along_y @ (bold @ along_x.T)
+    return (along_z @ bold.reshape(t, z, y * x)).reshape(t, z, y, x)
+
+
+@lru_cache(maxsize=32)
+def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: float | None) -> np.ndarray | None:
+    """The T×T matrix of nilearn's linear detrending and Butterworth high-pass; None if neither is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the run is too short for the filter's edge padding, or the cut-off is above the Nyquist frequency.
+    """
+    from nilearn.signal import clean as nilearn_clean
+
+    if not detrend and high_pass_hz is None:
+        return None
+    if high_pass_hz is not None and high_pass_hz >= 0.5 / tr_s:
+        raise ValueError(f"high_pass_hz {high_pass_hz:g} is not below the Nyquist frequency {0.5 / tr_s:g} Hz of TR {tr_s:g} s")
+    filtering = {} if high_pass_hz is None else {"filter": "butterworth", "high_pass": high_pass_hz, "t_r": tr_s}
+    if high_pass_hz is None:
+        filtering = {"filter": False}
+    try:
+        return np.asarray(nilearn_clean(np.eye(n_frames), detrend=detrend, standardize=None, **filtering))
+    except ValueError as error:
+        if "padlen" not in str(error):
+            raise
+        raise ValueError(
+            f"{n_frames} frames are too few for the Butterworth filter ({error}); set preprocessing.high_pass_hz to null"
+        ) from error
+
+
+def clean(series: Any, tr_s: float, settings: PreprocessingSettings) -> tuple[Any, int]:
+    """Detrend, high-pass and z-score (T, V) float32; equals `nilearn.signal.clean(standardize="zscore_sample")`.
+
+    Returns
+    -------
+    the clean series, and the number of constant voxels, which become zeros
+    """
+    import torch
+
+    if len(series) < 3:
+        raise ValueError(f"a run of {len(series)} frame(s) cannot be standardised; at least 3 are needed")
+    mean = series.mean(dim=0, dtype=torch.float64)
+    series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
+    constant = series.std(dim=0) <= _CONSTANT * mean.abs()
+    matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
+    if matrix is not None:
+        series = torch.as_tensor(matrix, dtype=series.dtype, device=series.device) @ series
+    series = series - series.mean(dim=0)
+    deviation = series.std(dim=0)  # of the sample, n - 1
+    return torch.where(constant | (deviation == 0), 0.0, series / deviation), int(constant.sum())
+
+
+def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
+    """Blocks of the wanted states, from an HCP EV folder (three-column text) or a BIDS `_events.tsv`.
+
+    Parameters
+    ----------
+    wanted : state → the EV stems or trial types that are pooled for it
+    task : the run's task; for HCP's tasks it tells which other EV files are known
+
+    Raises
+    ------
+    ValueError
+        If the file, or a wanted EV file, is missing or has a row that is not numbers, or no wanted event is left.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; correct the manifest or fetch the events")
+    names = {name: state for state, stems in wanted.items() for name in stems}
+    unknown: list[str] = []
+    if path.is_dir():
+        known = {*names, "Sync", *(n for s in TASKS[task].states.values() for n in s), *TASKS[task].other_evs} if task in TASKS else {*names, "Sync"}
+        present = {file.stem: file for file in sorted(path.glob("*.txt"))}
+        if missing := [name for name in names if name not in present]:
+            raise ValueError(f"{path} has no {', '.join(f'{m}.txt' for m in missing)}, which states {sorted({names[m] for m in missing})} need")
+        unknown = [stem for stem in present if stem not in known]
+        rows = [(o, d, stem) for stem in names for o, d in _read_ev(present[stem])]
+        ignored = {stem: 1 for stem in present if stem not in names}
+    else:
+        rows = _read_bids(path)
+        ignored = dict(Counter(name for _, _, name in rows if name not in names))
+    blocks = pd.DataFrame(
+        sorted((o, d, names[name]) for o, d, name in rows if name in names), columns=["onset", "duration", "state"]
+    )
+    if blocks.empty:
+        raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
+    empty = [state for state in wanted if state not in set(blocks["state"])]
+    return Events(blocks, ignored, unknown, empty)
+
+
+def _read_ev(path: Path) -> list[tuple[float, float]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            onset, duration = (float(cell) for cell in re.split(r"[\s,;]+", line.strip())[:2])
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: {line!r} is not `onset duration amplitude` in seconds") from None
+        rows.append(_checked(onset, duration, f"{path}, row {number}"))
+    return rows
+
+
+def _read_bids(path: Path) -> list[tuple[float, float, str]]:
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is not a tab-separated table: {error}") from error
+    if missing := [c for c in ("onset", "duration", "trial_type") if c not in table.columns]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    rows = []
+    for number, cells in enumerate(table[["onset", "duration", "trial_type"]].itertuples(index=False), start=2):
+        try:
+            onset, duration = float(cells[0]), float(cells[1])
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: onset {cells[0]!r}, duration {cells[1]!r} are not seconds") from None
+        rows.append((*_checked(onset, duration, f"{path}, row {number}"), str(cells[2])))
+    return rows
+
+
+def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
+    if not (np.isfinite(onset) and np.isfinite(duration) and duration >= 0):
+        raise ValueError(f"{where}: onset {onset}, duration {duration}; both must be finite and the duration not negative")
+    return onset, duration
+
+
+def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
+    """Give each volume its block's state.
+
+    A volume acquired at t (frame × TR) belongs to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes
+    in no block, or in two, are dropped and counted; so are blocks that end after the run or hold no volume.
+    """
+    times = np.arange(n_frames) * tr_s
+    skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
+    start = blocks["onset"].to_numpy(float) + settings.lag_s
+    inside = (times[:, None] >= start + skip_s - _TIME_TOLERANCE_S) & (
+        times[:, None] < start + blocks["duration"].to_numpy(float) - _TIME_TOLERANCE_S
+    )
+    n_blocks = inside.sum(axis=1)
+    frames = np.flatnonzero(n_blocks == 1)
+    states = blocks["state"].to_numpy(object)[inside[frames].argmax(axis=1)] if len(frames) else np.empty(0, object)
+    dropped = {
+        "volumes_in_no_block": int((n_blocks == 0).sum()),
+        "volumes_in_two_blocks": int((n_blocks > 1).sum()),
+        "blocks_past_the_end": int((start + blocks["duration"] > n_frames * tr_s + _TIME_TOLERANCE_S).sum()),
+        "blocks_without_volumes": int((~inside[frames].any(axis=0)).sum()) if len(frames) else len(blocks),
+    }
+    return Labels(frames, states, dropped)

@@ -1,0 +1,278 @@
+"""The volume store: in-mask float16 volumes of labelled frames, one safetensors file per run, a Parquet index.
+
+    store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
+    mask.nii.gz          the common mask
+    runs/<run>.safetensors   `volumes` (N, V) float16; how they were made is in the file's own metadata
+    runs.parquet         one row per run: file, sha256, what was kept and what was left out
+    index.parquet        one row per volume; written last, so that a store that has it is whole
+"""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from threadpoolctl import threadpool_limits
+
+from deeplight_core.config import Profile, digest
+from deeplight_core.manifest import file_sha256, run_key, unit_names
+from deeplight_core.preprocess import clean, label_frames, load_bold, load_mask, read_events, smooth
+from deeplight_core.progress import track
+
+__all__ = ["Store", "open_store", "prepare", "write_whole"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A whole store, opened for reading.
+
+    info : store.json
+    mask : (X, Y, Z) bool; affine : (4, 4)
+    index : one row per volume, in the order of the files
+    runs : one row per run
+    """
+
+    path: Path
+    info: dict[str, Any]
+    mask: np.ndarray
+    affine: np.ndarray
+    index: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The part of the grid (X, Y, Z) that the model sees: all of it, or the mask's bounding box."""
+        if not self.info["preprocessing"]["crop"]:
+            return tuple(slice(0, n) for n in self.mask.shape)  # type: ignore[return-value]
+        corners = [np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        return tuple(slice(int(c[0]), int(c[-1]) + 1) for c in corners)  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) of the volumes that the model sees."""
+        return tuple(s.stop - s.start for s in self.box)  # type: ignore[return-value]
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that the store holds."""
+        return digest(self.info, list(self.runs["sha256"]))
+
+    def read(self, file: str) -> Any:
+        """A run's volumes (N, V), float16, memory-mapped.
+
+        Raises
+        ------
+        ValueError
+            If the file is gone, or is not what was written (sha256).
+        """
+        path = self.path / file
+        expected = self.runs.set_index("file").at[file, "sha256"]
+        if not path.is_file():
+            raise ValueError(f"{path} is gone; run `deeplight prepare` again to restore it")
+        if file_sha256(path) != expected:
+            raise ValueError(f"{path} is damaged (its sha256 is not the index's); delete it and run `deeplight prepare` again")
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor("volumes")
+
+    def unmask(self, values: np.ndarray) -> nib.Nifti1Image:
+        """A (V,) map as NIfTI on the store's grid."""
+        data = np.zeros(self.mask.shape[::-1], np.float32)
+        data[self.mask.T] = values
+        return nib.Nifti1Image(data.T, self.affine)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, fsync it and rename it: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"partial_{os.getpid()}_{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a whole store; raises ValueError if it is missing, unfinished or unreadable."""
+    path = Path(path)
+    if not (path / "index.parquet").is_file():
+        state = "is not finished" if path.exists() else "does not exist"
+        raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
+    try:
+        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
+        image = nib.load(path / "mask.nii.gz")
+        mask = np.asarray(image.dataobj) > 0
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
+    return Store(path, info, mask, image.affine, index, runs)
+
+
+def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple[np.ndarray, np.ndarray]:
+    """The common affine and mask (X, Y, Z); every run must share grid and TR, every mask its run's grid."""
+    problems: list[str] = []
+    votes: np.ndarray | None = None
+    first: tuple[str, tuple[int, ...], np.ndarray, float] | None = None
+    seen: dict[str, np.ndarray] = {}
+    for _, row in manifest.iterrows():
+        try:
+            image = nib.load(root / row["image"])
+            shape, affine = image.shape, image.affine
+        except (OSError, nib.filebasedimages.ImageFileError) as error:
+            problems.append(f"{row['image']}: {error}")
+            continue
+        first = first or (row["image"], shape[:3], affine, row["tr_s"])
+        if shape[:3] != first[1] or not np.allclose(affine, first[2], atol=1e-3):
+            problems.append(f"{row['image']}: grid {shape[:3]} with affine {affine[:3].tolist()} differs from {first[0]}")
+        elif abs(row["tr_s"] - first[3]) > 1e-4:
+            problems.append(f"{row['image']}: TR {row['tr_s']} s differs from {first[3]} s of {first[0]}")
+        elif len(shape) != 4 or shape[3] != row["n_volumes"]:
+            problems.append(f"{row['image']}: shape {shape}, but the manifest says {row['n_volumes']} volumes")
+        else:
+            source = row["mask"] or row["image"]
+            try:
+                if source not in seen:
+                    seen[source] = load_mask(root / source) if row["mask"] else np.asarray(image.dataobj[..., 0]) != 0
+                    if row["mask"] and not np.allclose(nib.load(root / source).affine, affine, atol=1e-3):
+                        raise ValueError(f"mask {row['mask']} has another affine than {row['image']}")
+                mask = seen[source]
+                if mask.shape != first[1]:
+                    raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {first[1]}")
+                votes = mask.astype(np.int32) if votes is None else votes + mask
+            except (ValueError, OSError, EOFError) as error:
+                problems.append(f"{source}: {error}" if source not in str(error) else str(error))
+    if problems:
+        raise ValueError(f"{len(problems)} problem(s) in {root}:\n" + "\n".join(f"  {p}" for p in problems))
+    assert votes is not None and first is not None  # a manifest has rows
+    common = votes >= coverage * len(manifest) - 1e-9
+    if not common.any():
+        raise ValueError(f"no voxel lies in {coverage:.0%} of the runs' masks; lower preprocessing.mask_coverage")
+    return first[2], common
+
+
+def prepare(manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, device: str = "cpu") -> Store:
+    """Bring a manifest's runs into the profile's store; runs that are there already are kept.
+
+    Raises
+    ------
+    ValueError
+        If the store was made with other settings, or any input is bad; the store is then left as it was.
+    """
+    path, root = profile.store, profile.data_root
+    made_with = {
+        "preprocessing": profile.preprocessing.model_dump(mode="json"),
+        "events": {task: profile.data.events(task) for task in sorted(set(manifest["task"]))},
+        "split_unit": profile.data.split_unit,
+        "manifest": digest(manifest.to_dict("records")),
+        "tr_s": float(manifest["tr_s"].iloc[0]),
+    }
+    if (path / "store.json").is_file():
+        found = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        if differing := [key for key, value in made_with.items() if found.get(key) != value]:
+            raise ValueError(
+                f"store {path} was made with other {', '.join(differing)}: "
+                + "; ".join(f"{k} {json.dumps(found.get(k))}, now {json.dumps(made_with[k])}" for k in differing)
+                + ". Delete it, or give the profile another name"
+            )
+        if (path / "index.parquet").is_file():
+            store = open_store(path)
+            if all((path / file).is_file() for file in store.runs["file"]):
+                return store
+    affine, mask = _grid_and_mask(manifest, root, profile.preprocessing.mask_coverage)
+    (path / "runs").mkdir(parents=True, exist_ok=True)
+    work = partial(_prepare_run, root=root, store=path, mask=mask, affine=affine, profile=profile, device=device)
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(work, row) for _, row in manifest.iterrows()]
+        try:
+            for future in track(as_completed(futures), len(futures), "prepared runs"):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    records = [future.result() for future in futures]
+    volumes = pd.concat([pd.DataFrame(r.pop("volumes")) for r in records], ignore_index=True)
+    if volumes.empty:
+        raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
+    rows = manifest.assign(unit=unit_names(manifest, profile.data.split_unit), file=[r["file"] for r in records])
+    index = volumes.merge(
+        rows[["file", "dataset", "subject", "session", "task", "run", "unit", "split"]], on="file", how="left"
+    )
+    index = index.assign(row=index.groupby("file").cumcount())
+    info = {
+        **made_with, "shape": list(mask.shape), "n_voxels": int(mask.sum()), "n_volumes": len(index),
+        "software": {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")},
+    }  # fmt: skip
+    image = nib.Nifti1Image(mask.astype(np.uint8), affine)
+    write_whole(path / "mask.nii.gz", lambda p: nib.save(image, p))
+    write_whole(path / "store.json", lambda p: p.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8"))
+    write_whole(path / "runs.parquet", pd.DataFrame(records).to_parquet)
+    write_whole(path / "index.parquet", index.to_parquet)
+    return open_store(path)
+
+
+def _prepare_run(
+    row: pd.Series, root: Path, store: Path, mask: np.ndarray, affine: np.ndarray, profile: Profile, device: str
+) -> dict[str, Any]:
+    """Write one run's file, unless it is there as it would be written; return its record with `volumes` columns."""
+    import torch
+    from safetensors.torch import save_file
+
+    file, source = f"runs/{run_key(row)}.safetensors", root / row["image"]
+    sha256 = file_sha256(source)
+    if row["sha256"] and sha256 != row["sha256"]:
+        raise ValueError(f"{source} is not the file the manifest means: its sha256 is {sha256}, expected {row['sha256']}")
+    settings = profile.preprocessing
+    events = read_events(root / row["events"], profile.data.events(row["task"]), row["task"])
+    labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
+    made_of = digest(
+        sha256, settings, float(row["tr_s"]), np.packbits(mask).tobytes().hex(), affine.round(4).tolist(),
+        labels.frames.tolist(), labels.states.tolist(),
+    )  # fmt: skip
+    n_constant = _constant_of_finished(store / file, made_of)
+    if n_constant is None:
+        with threadpool_limits(1):
+            torch.set_num_threads(1)
+            bold = load_bold(source, device)
+            if settings.fwhm_mm is not None:
+                bold = smooth(bold, affine, settings.fwhm_mm)
+            try:
+                series, n_constant = clean(bold[:, torch.from_numpy(mask.T.copy()).to(device)], row["tr_s"], settings)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+        volumes = series[torch.from_numpy(labels.frames).to(device)].half().cpu().contiguous()
+        record = {"record": json.dumps({"made_of": made_of, "n_constant_voxels": n_constant})}
+        write_whole(store / file, lambda p: save_file({"volumes": volumes}, p, metadata=record))
+    return {
+        "file": file, "sha256": file_sha256(store / file), "run": run_key(row), "split": row["split"],
+        "n_frames": int(row["n_volumes"]), "n_kept": len(labels.frames), **labels.dropped,
+        "constant_voxels": n_constant, "states_without_events": ", ".join(events.empty),
+        "ignored_events": ", ".join(events.ignored), "unknown_events": ", ".join(events.unknown),
+        "volumes": {
+            "file": [file] * len(labels.frames), "frame": labels.frames,
+            "onset_s": labels.frames * row["tr_s"], "state": labels.states,
+        },
+    }  # fmt: skip
+
+
+def _constant_of_finished(path: Path, made_of: str) -> int | None:
+    """The number of constant voxels noted in a run's file, if the file is whole and made of just this; else None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            record = json.loads(tensors.metadata()["record"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return int(record["n_constant_voxels"]) if record["made_of"] == made_of else None
