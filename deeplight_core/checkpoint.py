@@ -14,7 +14,7 @@ from deeplight_core.manifest import file_sha256
 from deeplight_core.models import MODELS
 from deeplight_core.store import write_whole
 
-__all__ = ["data_facts", "load_model", "read_record", "save_model", "transfer"]
+__all__ = ["check_data", "data_facts", "load_model", "read_record", "save_model", "transfer"]
 
 
 def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
@@ -23,6 +23,15 @@ def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray)
         "shape": list(shape), "affine": affine.round(4).tolist(), "tr_s": info["tr_s"],
         "preprocessing": info["preprocessing"],
     }  # fmt: skip
+
+
+def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]) -> None:
+    """Raise ValueError, saying what differs, unless a checkpoint's data agree with `facts`."""
+    if differing := [key for key, value in facts.items() if record["data"].get(key) != value]:
+        raise ValueError(
+            f"checkpoint {folder} was trained on data of other {', '.join(differing)}: "
+            + "; ".join(f"{key} {record['data'].get(key)}, here {facts[key]}" for key in differing)
+        )
 
 
 def save_model(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
@@ -38,7 +47,10 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "model.json"
     if not path.is_file():
         raise ValueError(f"there is no finished checkpoint in {folder} (model.json); run the pre-training first")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return record
 
 
@@ -81,11 +93,7 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
     """
     folder = Path(folder)
     record = read_record(folder)
-    if differing := [key for key, value in facts.items() if record["data"].get(key) != value]:
-        raise ValueError(
-            f"checkpoint {folder} was trained on data of other {', '.join(differing)}: "
-            + "; ".join(f"{key} {record['data'].get(key)}, here {facts[key]}" for key in differing)
-        )
+    check_data(record, folder, facts)
     tensors = _tensors(folder, record)
     left_out = [name for name in tensors if name.startswith("head.")]
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}

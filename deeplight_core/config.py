@@ -8,12 +8,15 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "DataSettings",
@@ -23,6 +26,7 @@ __all__ = [
     "SimulationSettings",
     "SweepSettings",
     "TrainingSettings",
+    "differences",
     "digest",
     "from_parameters",
     "load_profile",
@@ -30,8 +34,8 @@ __all__ = [
 ]
 
 
-def _state_map(value: object) -> object:
-    """Write `{task: [state, …]}` out as `{task: {state: [event names]}}`, with HCP's EV names where the task is HCP's."""
+def _state_map(value: Any) -> Any:
+    """Write `{task: [state, …]}` out as `{task: {state: [event names]}}`; an HCP task's states get HCP's EV names."""
     if not isinstance(value, dict):
         return value
     written_out: dict[str, object] = {}
@@ -46,12 +50,13 @@ def _state_map(value: object) -> object:
 
 
 StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """Base of all settings: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -69,8 +74,8 @@ class DataSettings(Section):
     """Units that `deeplight manifest` holds out; a manifest that exists keeps its own split."""
     split_seed: int = 0
     """Seed of that draw."""
-    max_units: dict[Literal["train", "validation"], int] | None = None
-    """Use the first so many units of each split (None = all)."""
+    max_units: dict[Literal["train", "validation"], Annotated[int, Field(ge=1)]] | None = None
+    """Use the first so many units of a split (not named, or None: all)."""
     source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
     """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
     target: StateMap = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
@@ -78,9 +83,12 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _states_are_disjoint(self) -> "DataSettings":
-        both = {(t, s) for t in self.source for s in self.source[t]} & {(t, s) for t in self.target for s in self.target[t]}
-        if both:
+        if both := {*self.states("source")} & {*self.states("target")}:
             raise ValueError(f"states {sorted(both)} are in both source and target; a state belongs to one of them")
+        for task in {**self.source, **self.target}:
+            names = [name for events in self.events(task).values() for name in events]
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{task}: {', '.join(repeated)} named more than once; an event belongs to one state")
         return self
 
     def states(self, which: Literal["source", "target"]) -> list[tuple[str, str]]:
@@ -98,7 +106,7 @@ class SimulationSettings(Section):
     resolution_mm: float = Field(8.0, ge=2, le=10)
     """Edge of a voxel in mm."""
     contrast: float = Field(1.0, ge=0)
-    """Amplitude of the planted activation in percent of the baseline: the one difficulty setting, same for every task."""
+    """Amplitude of the planted activation in percent of the baseline: the one difficulty setting, for all tasks."""
     seed: int = 0
     """Seed of everything random in the dataset."""
 
@@ -127,11 +135,11 @@ class ModelSettings(Section):
 
     initialisation: Literal["glorot", "he"] = "glorot"
     """Normal initialisation of the convolutions: Glorot & Bengio (2010), as in the paper, or He et al. (2015)."""
-    conv_dropout: tuple[float, float, float] = (0.0, 0.2, 0.4)
+    conv_dropout: tuple[Share, Share, Share] = (0.0, 0.2, 0.4)
     """Probability that a channel is dropped, for each group of four convolution layers."""
-    lstm_dropout: float = Field(0.5, ge=0, lt=1)
+    lstm_dropout: Share = 0.5
     """Dropout on the slice features that enter the LSTM."""
-    output_dropout: float = Field(0.5, ge=0, lt=1)
+    output_dropout: Share = 0.5
     """Dropout on the 128 features that enter the output layer."""
 
 
@@ -181,6 +189,14 @@ class Profile(Section):
     sweep: SweepSettings = SweepSettings()
 
     @property
+    def provenance(self) -> str:
+        """One sentence for every page: which data its figures come from."""
+        if self.simulation is not None:
+            return f"**Simulated data** (profile `{self.name}`): made by this project, with planted activations; nobody was scanned."
+        counted = " One subject: splits, fractions and tests count runs." if self.data.split_unit == "run" else ""
+        return f"**Real data** (profile `{self.name}`): `{self.data.root.name}`.{counted}"
+
+    @property
     def folder(self) -> Path:
         """Where everything that this profile makes is kept."""
         return project_root() / "runs" / self.name
@@ -199,6 +215,25 @@ class Profile(Section):
     def data_root(self) -> Path:
         """The data's root, absolute."""
         return project_root() / self.data.root
+
+
+def differences(a: Profile, b: Profile) -> "pd.DataFrame":
+    """Settings in which two profiles differ: `section.field` → a column for each, named `paper` and `this run`."""
+    import pandas as pd
+
+    rows = {}
+    for section in ("simulation", "data", "preprocessing", "model", "pretraining", "finetuning", "sweep"):
+        one, two = (p.model_dump(mode="json")[section] or {} for p in (a, b))
+        for key in dict.fromkeys([*one, *two]):
+            if one.get(key) != two.get(key) and key not in ("manifest", "root", "layout", "max_units", "n_validation"):
+                rows[f"{section}.{key}"] = (_stated(one.get(key)), _stated(two.get(key)))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "this run"])
+
+
+def _stated(value: object) -> str:
+    if isinstance(value, dict):  # states of the tasks
+        return "; ".join(f"{task}: {', '.join(states)}" for task, states in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
 
 
 def project_root() -> Path:
@@ -264,11 +299,13 @@ def _validated(content: dict[str, Any], where: str) -> Profile:
 
 
 def _unknown_key(location: tuple[int | str, ...]) -> str:
+    sections: dict[str, type[BaseModel]] = {
+        "data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings,
+        "model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings, "sweep": SweepSettings,
+    }  # fmt: skip
     section: type[BaseModel] = Profile
     for part in location[:-1]:
-        kinds = {"data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings}
-        kinds |= {"model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings}
-        section = (kinds | {"sweep": SweepSettings}).get(str(part), section)
+        section = sections.get(str(part), section)
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known are {', '.join(known)}"

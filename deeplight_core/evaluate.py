@@ -14,7 +14,9 @@ RESULT_KEYS = ["route", "variant", "fraction", "n_subjects", "seed"]
 
 
 @torch.inference_mode()
-def predict(model: Callable[[torch.Tensor], torch.Tensor], data: Volumes, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    model: Callable[[torch.Tensor], torch.Tensor], data: Volumes, batch_size: int = 128
+) -> tuple[np.ndarray, np.ndarray]:
     """Predicted labels (N,) and cross-entropy (N,) of all volumes, in their order."""
     order = (np.arange(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size))
     labels, losses = [], []
@@ -39,10 +41,12 @@ def predictions_table(rows: pd.DataFrame, predicted: np.ndarray, states: list[tu
     ).reset_index(drop=True)  # fmt: skip
 
 
-def subject_accuracy(predictions: pd.DataFrame, **key: object) -> pd.DataFrame:
-    """The tidy results table: `route, variant, fraction, n_subjects, seed` (from `key`), `task, subject, accuracy, n_volumes`."""
-    correct = (predictions["state"] == predictions["predicted_state"]) & (predictions["task"] == predictions["predicted_task"])
-    table = correct.groupby([predictions["task"], predictions["subject"]]).agg(accuracy="mean", n_volumes="size").reset_index()
+def subject_accuracy(predictions: pd.DataFrame, **key: str | float) -> pd.DataFrame:
+    """The tidy results table: the `RESULT_KEYS` (given as `key`), then `task, subject, accuracy, n_volumes`."""
+    right_task = predictions["task"] == predictions["predicted_task"]
+    correct = right_task & (predictions["state"] == predictions["predicted_state"])
+    by_subject = correct.groupby([predictions["task"], predictions["subject"]])
+    table = by_subject.agg(accuracy="mean", n_volumes="size").reset_index()
     return table.assign(**key)[[*RESULT_KEYS, "task", "subject", "accuracy", "n_volumes"]]
 
 

@@ -1,11 +1,11 @@
 """One run of an experiment: settings → store → model → loop → run folder. A finished run is found, not repeated.
 
-    runs/<profile>/<stage>-…-<hash>/
-        config.yaml, environment.txt      what was asked for, and what it ran on
-        metrics.csv, tensorboard/         every epoch, per task and subject
-        model.safetensors, model.json     weights and their record (not for the linear baseline)
-        predictions.parquet               every validation volume, true and decoded state
-        subject_accuracy.csv              the results table; written last, so that a run that has it is finished
+runs/<profile>/<stage>-…-<hash>/
+    config.yaml, environment.txt      what was asked for, and what it ran on
+    metrics.csv, tensorboard/         every epoch, per task and subject
+    model.safetensors, model.json     weights and their record (not for the linear baseline)
+    predictions.parquet               every validation volume, true and decoded state
+    subject_accuracy.csv              the results table; written last, so that a run that has it is finished
 """
 
 import platform
@@ -19,15 +19,27 @@ import torch
 import yaml
 
 from deeplight_core import __version__
-from deeplight_core.checkpoint import data_facts, read_record, save_model, transfer
+from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, transfer
 from deeplight_core.config import Profile, SweepSettings, TrainingSettings, digest
-from deeplight_core.evaluate import linear_predictions, predictions_table, subject_accuracy
+from deeplight_core.evaluate import linear_predictions, predict, predictions_table, subject_accuracy
 from deeplight_core.loader import Volumes, draw_units, select_rows
+from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.store import Store, open_store, write_whole
+from deeplight_core.simulate import simulate
+from deeplight_core.store import Store, open_store, prepare, write_whole
 from deeplight_core.train import fit
 
-__all__ = ["VARIANTS", "Run", "finetune", "finetuning_run", "pretrain", "pretraining_run", "sweep_results"]
+__all__ = [
+    "VARIANTS",
+    "Run",
+    "evaluate",
+    "finetune",
+    "finetuning_run",
+    "prepare_data",
+    "pretrain",
+    "pretraining_run",
+    "sweep_results",
+]
 
 VARIANTS: tuple[str, ...] = get_args(get_args(SweepSettings.model_fields["variants"].annotation)[0])
 
@@ -53,7 +65,8 @@ class Run:
     @property
     def label(self) -> str:
         """What progress lines call the run."""
-        return f"{self.stage} {self.variant} {self.fraction:.0%} ({len(self.units)} {self.profile.data.split_unit}s), seed {self.seed}"
+        size = f"{self.fraction:.0%} ({len(self.units)} {self.profile.data.split_unit}s)"
+        return f"{self.stage} {self.variant} {size}, seed {self.seed}"
 
     def metrics(self) -> pd.DataFrame:
         """Accuracy per epoch, split, task and subject."""
@@ -96,7 +109,9 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     if isinstance(fraction, str) or not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units")
+        raise ValueError(
+            f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units"
+        )
     store = store or open_store(profile.store)
     states = profile.data.states("target")
     units = draw_units(_training_units(store, states), fraction, seed)
@@ -104,10 +119,20 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     if variant == "pretrained":
         checkpoint = pretraining_run(profile, profile.sweep.pretraining_seed, store).folder
         origin = read_record(checkpoint)["sha256"]
-    settings = None if variant == "linear" else [profile.model.model_dump(mode="json"), profile.finetuning.model_dump(mode="json")]
+    settings = None
+    if variant != "linear":
+        settings = [section.model_dump(mode="json") for section in (profile.model, profile.finetuning)]
     key = digest(__version__, "finetuning", store.identity, settings, states, units, variant, origin, seed)
     folder = profile.folder / f"finetuning-{variant}-{fraction:g}-seed{seed}-{key}"
     return Run(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
+
+
+def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu") -> Store:
+    """The profile's store: read the manifest, simulate the runs if the profile says so, preprocess and label them."""
+    table = select(read_manifest(profile.manifest_path, profile.data.split_unit), profile.data)
+    if profile.simulation is not None:
+        simulate(table, profile.data_root, profile.simulation, jobs)
+    return prepare(table, profile, jobs, device)
 
 
 def pretrain(profile: Profile, seed: int) -> Run:
@@ -121,6 +146,28 @@ def finetune(profile: Profile, variant: str, fraction: float, seed: int) -> Run:
     store = open_store(profile.store)
     run = finetuning_run(profile, variant, fraction, seed, store)
     return _execute(run, store, profile.data.states("target"), profile.finetuning)
+
+
+def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation") -> pd.DataFrame:
+    """The results table of a trained decoder on a split of the profile's store.
+
+    Raises
+    ------
+    ValueError
+        If there is no checkpoint, or the store differs from its data in grid, TR or preprocessing.
+    """
+    store = open_store(profile.store)
+    model, record = load_model(checkpoint)
+    check_data(record, checkpoint, data_facts(store.info, store.shape, store.affine))
+    states = [(task, state) for task, state in record["states"]]
+    rows = select_rows(store.index, states, split)
+    model.eval()
+    predicted, _ = predict(model, Volumes(store, rows))
+    training = record["training"]
+    return subject_accuracy(
+        predictions_table(rows, predicted, states), route="supervised", variant=training["variant"],
+        fraction=training["fraction"], n_subjects=len(training["units"]), seed=training["seed"],
+    )  # fmt: skip
 
 
 def _execute(run: Run, store: Store, states: list[tuple[str, str]], settings: TrainingSettings) -> Run:
@@ -137,23 +184,27 @@ def _execute(run: Run, store: Store, states: list[tuple[str, str]], settings: Tr
         torch.manual_seed(run.seed)
         model = DeepLight(store.shape, len(states), run.profile.model)
         facts = data_facts(store.info, store.shape, store.affine)
-        left_out = transfer(model, run.checkpoint, facts) if run.checkpoint else []
-        if left_out:
-            print(f"{run.label}: took all weights of {run.checkpoint.name if run.checkpoint else ''} but {', '.join(left_out)}", flush=True)
-        metrics, predicted = fit(
-            model, lambda device: Volumes(store, train_rows, device), lambda device: Volumes(store, held_out_rows, device),
+        left_out: list[str] = []
+        if run.checkpoint:
+            left_out = transfer(model, run.checkpoint, facts)
+            print(f"{run.label}: took all weights of {run.checkpoint.name} but {', '.join(left_out)}", flush=True)
+        _, predicted = fit(
+            model,
+            lambda device: Volumes(store, train_rows, device), lambda device: Volumes(store, held_out_rows, device),
             settings, run.seed, run.folder, run.label,
         )  # fmt: skip
         record = {
             "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
-            "training": {**settings.model_dump(mode="json"), "seed": run.seed, "units": run.units, "left_out": left_out,
+            "training": {**settings.model_dump(mode="json"), "variant": run.variant, "fraction": run.fraction,
+                         "seed": run.seed, "units": run.units, "left_out": left_out,
                          "from": run.checkpoint.name if run.checkpoint else None},
         }  # fmt: skip
         save_model(model, run.folder, record)
     predictions = predictions_table(held_out_rows, predicted, states)
     accuracy = subject_accuracy(
-        predictions, route="supervised", variant=run.variant, fraction=run.fraction, n_subjects=len(run.units), seed=run.seed
-    )
+        predictions, route="supervised", variant=run.variant, fraction=run.fraction, n_subjects=len(run.units),
+        seed=run.seed,
+    )  # fmt: skip
     write_whole(run.folder / "predictions.parquet", predictions.to_parquet)
     write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
     (run.folder / "state.safetensors").unlink(missing_ok=True)
@@ -165,7 +216,8 @@ def _describe(run: Run, store: Store) -> None:
         "stage": run.stage, "variant": run.variant, "fraction": run.fraction, "seed": run.seed, "units": run.units,
         "store": store.identity, "profile": run.profile.model_dump(mode="json"),
     }  # fmt: skip
-    write_whole(run.folder / "config.yaml", lambda p: p.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8"))
+    text = yaml.safe_dump(config, sort_keys=False)
+    write_whole(run.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}", *packages]
@@ -182,7 +234,11 @@ def sweep_results(profile: Profile) -> pd.DataFrame:
     """
     store = open_store(profile.store)
     sweep = profile.sweep
-    runs = [finetuning_run(profile, v, f, s, store) for s in sweep.seeds for v in sweep.variants for f in sweep.fractions]
+    runs = [
+        finetuning_run(profile, v, f, s, store) for s in sweep.seeds for v in sweep.variants for f in sweep.fractions
+    ]
     if missing := [run.label for run in runs if not run.finished]:
-        raise ValueError(f"{len(missing)} of {len(runs)} runs are not finished:\n" + "\n".join(f"  {m}" for m in missing))
+        raise ValueError(
+            f"{len(missing)} of {len(runs)} runs are not finished:\n" + "\n".join(f"  {m}" for m in missing)
+        )
     return pd.concat([run.results() for run in runs], ignore_index=True)

@@ -23,8 +23,10 @@ _PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
 _SHARE_OF_MEMORY = 0.5
 
 
-def select_rows(index: pd.DataFrame, states: list[tuple[str, str]], split: str, units: list[str] | None = None) -> pd.DataFrame:
-    """The index rows of the given (task, state) pairs, split and units, with their `label`: the position in `states`."""
+def select_rows(
+    index: pd.DataFrame, states: list[tuple[str, str]], split: str, units: list[str] | None = None
+) -> pd.DataFrame:
+    """The index rows of (task, state) pairs, a split and units, with their `label`: the position in `states`."""
     labels = pd.Series({pair: label for label, pair in enumerate(states)}, dtype="int64")
     rows = index[index["split"] == split]
     if units is not None:
@@ -32,7 +34,8 @@ def select_rows(index: pd.DataFrame, states: list[tuple[str, str]], split: str, 
     label = labels.reindex(pd.MultiIndex.from_frame(rows[["task", "state"]])).to_numpy()
     rows = rows.assign(label=label).dropna(subset="label").astype({"label": "int64"}).reset_index(drop=True)
     if rows.empty:
-        raise ValueError(f"the store has no {split} volumes of {sorted({t for t, _ in states})}" + (f" for {units}" if units else ""))
+        of_units = f" for {units}" if units else ""
+        raise ValueError(f"the store has no {split} volumes of {sorted({t for t, _ in states})}{of_units}")
     return rows
 
 
@@ -65,7 +68,9 @@ class Volumes:
     in_memory : keep all volumes in memory; by default if they take less than half of what is free
     """
 
-    def __init__(self, store: Store, rows: pd.DataFrame, device: torch.device | str = "cpu", in_memory: bool | None = None) -> None:
+    def __init__(
+        self, store: Store, rows: pd.DataFrame, device: torch.device | str = "cpu", in_memory: bool | None = None
+    ) -> None:
         self.store, self.rows, self.device = store, rows, torch.device(device)
         self.labels = torch.tensor(rows["label"].to_numpy(), device=self.device)
         box = store.box
@@ -79,7 +84,8 @@ class Volumes:
         self._files, self._of_file = files, list(zip(rows["file"], rows["row"], strict=True))
         if in_memory:
             parts = rows.groupby("file", sort=False)["row"]
-            self._all = torch.cat([files[str(file)][torch.from_numpy(part.to_numpy())] for file, part in parts]).to(self.device)
+            picked = [files[str(file)][torch.tensor(part.to_numpy())] for file, part in parts]
+            self._all = torch.cat(picked).to(self.device)
             order = np.concatenate(list(parts.indices.values()))
             self._place = torch.from_numpy(np.argsort(order)).to(self.device)
             self._files = {}

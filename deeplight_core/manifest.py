@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -10,13 +11,15 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from deeplight_core.config import DataSettings
 from deeplight_core.tasks import TASKS
 
 __all__ = [
     "COLUMNS",
+    "UNREADABLE",
     "assign_splits",
     "file_sha256",
     "read_manifest",
@@ -32,32 +35,8 @@ COLUMNS = (
     "dataset", "subject", "session", "task", "run", "image", "events", "mask",
     "tr_s", "n_volumes", "split", "family", "sha256",
 )  # fmt: skip
-SPLITS = ("train", "validation")
-
-_TEXT = pa.Check.str_matches(r"\S", error="must not be empty")
-_RELATIVE = pa.Check(
-    lambda path: not (Path(path).is_absolute() or ".." in Path(path).parts),
-    element_wise=True,
-    error="leaves the data root; paths are relative to it and go downwards only",
-)
-_NAME = pa.Check.str_matches(r"^[\w.+-]*$", error="may hold letters, digits and . _ + - only")
-_SCHEMA = pa.DataFrameSchema(
-    {
-        "dataset": pa.Column(str, _TEXT),
-        "subject": pa.Column(str, [_TEXT, _NAME]),
-        "session": pa.Column(str, _NAME),
-        "task": pa.Column(str, [_TEXT, _NAME]),
-        "run": pa.Column(str, [_TEXT, _NAME]),
-        "image": pa.Column(str, [_TEXT, _RELATIVE]),
-        "events": pa.Column(str, [_TEXT, _RELATIVE]),
-        "mask": pa.Column(str, _RELATIVE),
-        "tr_s": pa.Column(float, pa.Check.in_range(0.1, 20, error="must be seconds between 0.1 and 20"), coerce=True),
-        "n_volumes": pa.Column(int, pa.Check.ge(1, error="must be at least 1"), coerce=True),
-        "split": pa.Column(str, pa.Check.isin(SPLITS, error=f"must be one of {', '.join(SPLITS)}")),
-        "family": pa.Column(str),
-        "sha256": pa.Column(str, pa.Check.str_matches(r"^([0-9a-f]{64})?$", error="must be 64 hex digits or empty")),
-    }
-)
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)  # of damaged NIfTI files
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 
 def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "subject") -> pd.DataFrame:
@@ -82,28 +61,65 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
         raise ValueError(f"{path} is not a UTF-8 CSV table: {error}") from error
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    problems: list[tuple[int, str]] = []
-    checked = table
-    try:
-        checked = _SCHEMA.validate(table, lazy=True)
-    except pa.errors.SchemaErrors as error:
-        for case in error.failure_cases.itertuples():
-            row = 0 if case.index is None or pd.isna(case.index) else int(case.index)
-            reason = "must be a number" if str(case.check).startswith("coerce_dtype") else case.check
-            if not str(case.check).startswith("dtype("):
-                problems.append((row, f"{case.column} = {case.failure_case!r} {reason}"))
-    problems += _split_problems(table, split_unit)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"{path}: rows have more cells than the header; is there a comma too many?")
+    problems = _cell_problems(table) + _split_problems(table, split_unit)
     if len(table) == 0:
         problems.append((-1, "the manifest has no rows"))
     if problems:
         lines = [f"  row {row + 2}: {text}" for row, text in sorted(set(problems))]
         raise ValueError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
-    return checked
+    return table.astype({"tr_s": float, "n_volumes": int})
+
+
+def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    import pandera.pandas as pa  # slow to import, and only a manifest that is read needs it
+
+    text = pa.Check.str_matches(r"\S", error="must not be empty")
+    relative = pa.Check(
+        lambda path: not (Path(path).is_absolute() or ".." in Path(path).parts),
+        element_wise=True,
+        error="leaves the data root; paths are relative to it and go downwards only",
+    )
+    seconds = pa.Check(_is_tr, element_wise=True, error="must be seconds between 0.1 and 20")
+    name = pa.Check.str_matches(r"^[\w.+-]*$", error="may hold letters, digits and . _ + - only")
+    schema = pa.DataFrameSchema(
+        {
+            "dataset": pa.Column(str, text),
+            "subject": pa.Column(str, [text, name]),
+            "session": pa.Column(str, name),
+            "task": pa.Column(str, [text, name]),
+            "run": pa.Column(str, [text, name]),
+            "image": pa.Column(str, [text, relative]),
+            "events": pa.Column(str, [text, relative]),
+            "mask": pa.Column(str, relative),
+            "tr_s": pa.Column(str, seconds),
+            "n_volumes": pa.Column(str, pa.Check.str_matches(r"^[1-9]\d{0,6}$", error="must be a whole number from 1")),
+            "split": pa.Column(str, pa.Check.isin(SPLITS, error=f"must be one of {', '.join(SPLITS)}")),
+            "family": pa.Column(str),
+            "sha256": pa.Column(
+                str, pa.Check.str_matches(r"^([0-9a-f]{64})?$", error="must be 64 hex digits or empty")
+            ),
+        }
+    )
+    try:
+        schema.validate(table, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases.itertuples()
+        return [(int(case.index), f"{case.column} = {case.failure_case!r} {case.check}") for case in cases]
+    return []
+
+
+def _is_tr(cell: str) -> bool:
+    try:
+        return 0.1 <= float(cell) <= 20
+    except ValueError:
+        return False
 
 
 def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str]]:
     problems = []
-    keys = ["dataset", "subject", "session", "task", "run"]
+    keys = ["subject", "session", "task", "run"]  # what names a run in the store
     for row in np.flatnonzero(table.duplicated(keys)):
         problems.append((int(row), f"repeats the run {run_key(table.iloc[row])} of an earlier row"))
     for row in np.flatnonzero(table.duplicated("image")):
@@ -146,13 +162,15 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
     """The rows that an experiment uses: its tasks, and the first `max_units` units of each split."""
     tasks = {*data.source, *data.target}
     if missing := sorted(tasks - set(table["task"])):
-        raise ValueError(f"the manifest has no runs of {', '.join(missing)}; it has {', '.join(sorted(set(table['task'])))}")
+        raise ValueError(
+            f"the manifest has no runs of {', '.join(missing)}; it has {', '.join(sorted(set(table['task'])))}"
+        )
     chosen = table[table["task"].isin(tasks)]
     if data.max_units:
         units = unit_names(chosen, data.split_unit)
         keep: set[str] = set()
-        for split, n in data.max_units.items():
-            keep |= set(sorted(units[chosen["split"] == split].unique())[:n])
+        for split in SPLITS:
+            keep |= set(sorted(units[chosen["split"] == split].unique())[: data.max_units.get(split)])
         chosen = chosen[units.isin(keep)]
     for split in SPLITS:
         if split not in set(chosen["split"]):
@@ -166,7 +184,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def assign_splits(table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int) -> pd.DataFrame:
+def assign_splits(
+    table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int
+) -> pd.DataFrame:
     """Hold out `n_validation` units, drawn with `seed`; members of a family stay together."""
     units = unit_names(table, split_unit)
     groups = units.where(table["family"] == "", table["family"]) if split_unit == "subject" else units
@@ -221,14 +241,21 @@ def scan_bids(root: str | Path, tasks: Iterable[str] | None = None) -> tuple[pd.
         if not events.is_file():
             warnings.append(f"{image.relative_to(root)} left out: no {events.name} beside it")
             continue
-        masks = [p for p in image.parent.glob("*_mask.nii*") if stem.startswith(re.split(r"_(desc|space)-", p.name)[0])]
+        masks = [p for p in image.parent.glob("*_mask.nii*") if f"{stem}_".startswith(_mask_of(p))]
         if len(masks) > 1:
-            warnings.append(f"{image.relative_to(root)}: {len(masks)} masks fit, none is used; name one in the manifest")
+            warnings.append(
+                f"{image.relative_to(root)}: {len(masks)} masks fit, none is used; name one in the manifest"
+            )
         rows.append(
             _row(root, _bids_name(root), entities["sub"], entities.get("ses", ""), entities["task"],
                  entities.get("run", "1"), image, events, masks[0] if len(masks) == 1 else None)
         )  # fmt: skip
     return _scanned(rows, root, "BIDS runs (sub-*/func/*_bold.nii.gz)"), warnings
+
+
+def _mask_of(mask: Path) -> str:
+    """The start of the names that a mask is for: `sub-01_` of `sub-01_desc-brain_mask.nii.gz`."""
+    return re.split(r"(?<=_)(?:desc-|space-|mask\.)", mask.name)[0]
 
 
 def _bids_name(root: Path) -> str:
@@ -249,11 +276,14 @@ def _row(
         n_volumes = header.get_data_shape()[3]
         tr_s = float(header.get_zooms()[3])
         unit = header.get_xyzt_units()[1]
-    except (OSError, IndexError, nib.filebasedimages.ImageFileError) as error:
+    except (*UNREADABLE, IndexError) as error:
         raise ValueError(f"{image} is not a readable 4-D NIfTI: {error}") from error
     sidecar = image.with_name(image.name.split(".nii")[0] + ".json")
     if sidecar.is_file():  # BIDS: the sidecar is the authority on the repetition time
-        tr_s = float(json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime", tr_s))
+        try:
+            tr_s = float(json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime", tr_s))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{sidecar} holds no readable RepetitionTime: {error}") from error
     elif unit == "msec":
         tr_s /= 1000
     return {

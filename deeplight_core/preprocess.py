@@ -8,7 +8,6 @@ and filters. They are made by letting scipy and nilearn work on the identity, he
 """
 
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import PreprocessingSettings
+from deeplight_core.manifest import UNREADABLE
 from deeplight_core.tasks import TASKS
 
 __all__ = [
@@ -83,7 +83,9 @@ def load_bold(path: Path, device: str = "cpu") -> Any:
         raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; a run has four (X, Y, Z, T)")
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).any(axis=(0, 1, 2)).sum())
-        raise ValueError(f"{path} holds NaN or infinite values in {bad} of {data.shape[3]} volumes; repair or leave out the run")
+        raise ValueError(
+            f"{path} holds NaN or infinite values in {bad} of {data.shape[3]} volumes; repair or leave out the run"
+        )
     return torch.from_numpy(data.T).to(device)
 
 
@@ -105,7 +107,7 @@ def _load(path: Path) -> np.ndarray:
         return np.asarray(nib.load(path).dataobj, dtype=np.float32)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again") from error
 
 
@@ -144,7 +146,9 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
     if not detrend and high_pass_hz is None:
         return None
     if high_pass_hz is not None and high_pass_hz >= 0.5 / tr_s:
-        raise ValueError(f"high_pass_hz {high_pass_hz:g} is not below the Nyquist frequency {0.5 / tr_s:g} Hz of TR {tr_s:g} s")
+        raise ValueError(
+            f"high_pass_hz {high_pass_hz:g} is not below the Nyquist frequency {0.5 / tr_s:g} Hz of TR {tr_s:g} s"
+        )
     filtering = {} if high_pass_hz is None else {"filter": "butterworth", "high_pass": high_pass_hz, "t_r": tr_s}
     if high_pass_hz is None:
         filtering = {"filter": False}
@@ -154,7 +158,8 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
         if "padlen" not in str(error):
             raise
         raise ValueError(
-            f"{n_frames} frames are too few for the Butterworth filter ({error}); set preprocessing.high_pass_hz to null"
+            f"{n_frames} frames are too few for the Butterworth filter ({error}); "
+            "set preprocessing.high_pass_hz to null"
         ) from error
 
 
@@ -198,13 +203,16 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     names = {name: state for state, stems in wanted.items() for name in stems}
     unknown: list[str] = []
     if path.is_dir():
-        known = {*names, "Sync", *(n for s in TASKS[task].states.values() for n in s), *TASKS[task].other_evs} if task in TASKS else {*names, "Sync"}
+        known = {*names, "Sync"}
+        if task in TASKS:
+            known |= {*(n for stems in TASKS[task].states.values() for n in stems), *TASKS[task].other_evs}
         present = {file.stem: file for file in sorted(path.glob("*.txt"))}
         if missing := [name for name in names if name not in present]:
-            raise ValueError(f"{path} has no {', '.join(f'{m}.txt' for m in missing)}, which states {sorted({names[m] for m in missing})} need")
+            states = sorted({names[name] for name in missing})
+            raise ValueError(f"{path} has no {', '.join(f'{m}.txt' for m in missing)}, which states {states} need")
         unknown = [stem for stem in present if stem not in known]
         rows = [(o, d, stem) for stem in names for o, d in _read_ev(present[stem])]
-        ignored = {stem: 1 for stem in present if stem not in names}
+        ignored = {stem: len(_lines(file)) for stem, file in present.items() if stem not in names}
     else:
         rows = _read_bids(path)
         ignored = dict(Counter(name for _, _, name in rows if name not in names))
@@ -217,11 +225,18 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     return Events(blocks, ignored, unknown, empty)
 
 
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def _read_ev(path: Path) -> list[tuple[float, float]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
             onset, duration = (float(cell) for cell in re.split(r"[\s,;]+", line.strip())[:2])
         except ValueError:
@@ -242,14 +257,18 @@ def _read_bids(path: Path) -> list[tuple[float, float, str]]:
         try:
             onset, duration = float(cells[0]), float(cells[1])
         except ValueError:
-            raise ValueError(f"{path}, row {number}: onset {cells[0]!r}, duration {cells[1]!r} are not seconds") from None
+            raise ValueError(
+                f"{path}, row {number}: onset {cells[0]!r}, duration {cells[1]!r} are not seconds"
+            ) from None
         rows.append((*_checked(onset, duration, f"{path}, row {number}"), str(cells[2])))
     return rows
 
 
 def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
     if not (np.isfinite(onset) and np.isfinite(duration) and duration >= 0):
-        raise ValueError(f"{where}: onset {onset}, duration {duration}; both must be finite and the duration not negative")
+        raise ValueError(
+            f"{where}: onset {onset}, duration {duration}; both must be finite and the duration not negative"
+        )
     return onset, duration
 
 

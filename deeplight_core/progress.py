@@ -19,10 +19,8 @@ def duration(seconds: float) -> str:
 def track(items: Iterable[T], total: int, what: str, every_s: float = 5.0) -> Iterator[T]:
     """Yield the items; print `what done/total, time left` every few seconds and at the end."""
     start = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, start=1):
         yield item
-        done += 1
         now = time.monotonic()
         if done == total or now - last >= every_s:
             last = now

@@ -22,6 +22,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter
 from scipy.signal import lfilter
 from threadpoolctl import threadpool_limits
@@ -53,8 +54,12 @@ class Anatomy:
     """
 
     def __init__(self, resolution_mm: float) -> None:
-        from nilearn.datasets import fetch_coords_seitzman_2018, load_mni152_brain_mask, load_mni152_gm_template
-        from nilearn.datasets import load_mni152_template
+        from nilearn.datasets import (
+            fetch_coords_seitzman_2018,
+            load_mni152_brain_mask,
+            load_mni152_gm_template,
+            load_mni152_template,
+        )
         from nilearn.image import new_img_like, resample_img
 
         self.shape, self.affine = grid(resolution_mm)
@@ -73,10 +78,10 @@ class Anatomy:
             ).get_fdata()  # fmt: skip
         self.mask = values["brain"] > 0.4
         inside = self.mask.T  # (Z, Y, X): in-mask voxels in the order of the file
-        self.brain, self.grey, intensity = (values[n].T[inside].astype(np.float32) for n in ("brain", "grey", "intensity"))
+        self.brain, self.grey, intensity = (values[name].T[inside].astype(np.float32) for name in templates)
         self.intensity = intensity / intensity.mean()
         z, y, x = np.nonzero(inside)
-        self.xyz_mm = nib.affines.apply_affine(self.affine, np.stack([x, y, z], axis=1)).astype(np.float32)
+        self.xyz_mm = apply_affine(self.affine, np.stack([x, y, z], axis=1)).astype(np.float32)
         nodes = fetch_coords_seitzman_2018()
         names = np.asarray(nodes.networks)
         self.network_names = sorted(set(names) - {"unassigned"})
@@ -140,7 +145,9 @@ def plan(n_train: int, n_validation: int, tr_s: float = HCP_TR_S, runs: tuple[st
 
 
 def design(task: str, run: str, seed: int) -> dict[str, pd.DataFrame]:
-    """EV files of a run: stem → table of `onset, duration, amplitude` in seconds; the same for every subject, as in HCP."""
+    """EV files of a run: stem → table of `onset, duration, amplitude` in seconds; the same for every subject."""
+    if task not in TASKS:
+        raise ValueError(f"no design for task {task!r}; the simulated tasks are {', '.join(TASKS)}")
     random = _generator(seed, "design", task, run)
     evs: dict[str, list[tuple[float, float]]] = {
         name: [] for name in [*sum(TASKS[task].states.values(), ()), *TASKS[task].other_evs]
@@ -192,8 +199,6 @@ def design(task: str, run: str, seed: int) -> dict[str, pd.DataFrame]:
         first = random.permutation(["fear", "neut"])
         for name, onset in zip([*first] * 3, _block_onsets(6, 21, 0, every=6, start=0), strict=True):
             evs[name].append((onset, 21))
-    else:
-        raise ValueError(f"no design for task {task!r}; the simulated tasks are {', '.join(TASKS)}")
     return {
         name: pd.DataFrame([(*b, 1.0) for b in sorted(blocks)], columns=["onset", "duration", "amplitude"])
         for name, blocks in evs.items()
@@ -207,7 +212,7 @@ def _block_onsets(n: int, length_s: float, fixation_s: float, every: int, start:
 def planted_maps(task: str, anatomy: Anatomy, seed: int, subject: str | None = None) -> dict[str, np.ndarray]:
     """State → (V,) activation map in units of `contrast`; of one subject, or (None) without individual differences.
 
-    A subject's foci are shifted by 3 mm (SD per axis), vary in gain (SD 20%) and width (15%); its network mixture by 20%.
+    A subject's foci are shifted by 3 mm (SD per axis), vary in gain (SD 20%) and width (15%), network mixtures by 20%.
     """
     table = foci()
     table = table[table["task"] == task].reset_index(drop=True)
@@ -233,7 +238,9 @@ def planted_maps(task: str, anatomy: Anatomy, seed: int, subject: str | None = N
     return maps
 
 
-def simulate_run(row: pd.Series, settings: SimulationSettings) -> tuple[nib.Nifti1Image, nib.Nifti1Image, dict[str, pd.DataFrame]]:
+def simulate_run(
+    row: pd.Series, settings: SimulationSettings
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image, dict[str, pd.DataFrame]]:
     """One run of the manifest: BOLD series (X, Y, Z, T), the subject's brain mask, its EV tables."""
     from nilearn.glm.first_level.hemodynamic_models import compute_regressor
 
@@ -263,10 +270,13 @@ def simulate_run(row: pd.Series, settings: SimulationSettings) -> tuple[nib.Nift
     return bold, anatomy.image(mask.astype(np.float32)), evs
 
 
-def _noise(n_frames: int, tr_s: float, anatomy: Anatomy, resolution_mm: float, random: np.random.Generator) -> np.ndarray:
+def _noise(
+    n_frames: int, tr_s: float, anatomy: Anatomy, resolution_mm: float, random: np.random.Generator
+) -> np.ndarray:
     """(T, V) noise in percent: thermal, smooth and autocorrelated, network-shaped, global, drift, spikes."""
     n_voxels = len(anatomy.brain)
-    total = np.float32(_THERMAL_2MM * (2 / resolution_mm) ** 1.5) * random.standard_normal((n_frames, n_voxels), np.float32)
+    total = random.standard_normal((n_frames, n_voxels), np.float32)
+    total *= np.float32(_THERMAL_2MM * (2 / resolution_mm) ** 1.5)
     total += np.float32(_SMOOTH_NOISE) * _autocorrelated(
         np.stack([_smooth_field(anatomy, resolution_mm, random) for _ in range(n_frames)]), tr_s, 3.0
     )
@@ -315,8 +325,8 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
     record, stated = root / "simulation.json", settings.model_dump(mode="json")
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != stated:
         raise ValueError(
-            f"{root} holds a dataset simulated with {record.read_text(encoding='utf-8').strip()}, not {json.dumps(stated)}; "
-            "choose another folder, or delete this one"
+            f"{root} holds a dataset simulated with {record.read_text(encoding='utf-8').strip()}, "
+            f"not {json.dumps(stated)}; choose another folder, or delete this one"
         )
     if not record.is_file():
         _write_planted(root / "planted", settings)

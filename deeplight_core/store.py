@@ -1,12 +1,13 @@
 """The volume store: in-mask float16 volumes of labelled frames, one safetensors file per run, a Parquet index.
 
-    store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
-    mask.nii.gz          the common mask
-    runs/<run>.safetensors   `volumes` (N, V) float16; how they were made is in the file's own metadata
-    runs.parquet         one row per run: file, sha256, what was kept and what was left out
-    index.parquet        one row per volume; written last, so that a store that has it is whole
+store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
+mask.nii.gz          the common mask
+runs/<run>.safetensors   `volumes` (N, V) float16; how they were made is in the file's own metadata
+runs.parquet         one row per run: file, sha256, what was kept and what was left out
+index.parquet        one row per volume; written last, so that a store that has it is whole
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import Profile, digest
-from deeplight_core.manifest import file_sha256, run_key, unit_names
+from deeplight_core.manifest import UNREADABLE, file_sha256, run_key, unit_names
 from deeplight_core.preprocess import clean, label_frames, load_bold, load_mask, read_events, smooth
 from deeplight_core.progress import track
 
@@ -60,7 +61,7 @@ class Store:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z) of the volumes that the model sees."""
-        return tuple(s.stop - s.start for s in self.box)  # type: ignore[return-value]
+        return tuple(s.stop - s.start for s in self.box)
 
     @property
     def identity(self) -> str:
@@ -80,7 +81,9 @@ class Store:
         if not path.is_file():
             raise ValueError(f"{path} is gone; run `deeplight prepare` again to restore it")
         if file_sha256(path) != expected:
-            raise ValueError(f"{path} is damaged (its sha256 is not the index's); delete it and run `deeplight prepare` again")
+            raise ValueError(
+                f"{path} is damaged (its sha256 is not the index's); delete it and run `deeplight prepare` again"
+            )
         with safe_open(path, framework="pt") as tensors:
             return tensors.get_tensor("volumes")
 
@@ -115,7 +118,7 @@ def open_store(path: str | Path) -> Store:
         index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
         image = nib.load(path / "mask.nii.gz")
         mask = np.asarray(image.dataobj) > 0
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
     return Store(path, info, mask, image.affine, index, runs)
 
@@ -130,12 +133,14 @@ def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple
         try:
             image = nib.load(root / row["image"])
             shape, affine = image.shape, image.affine
-        except (OSError, nib.filebasedimages.ImageFileError) as error:
+        except UNREADABLE as error:
             problems.append(f"{row['image']}: {error}")
             continue
         first = first or (row["image"], shape[:3], affine, row["tr_s"])
         if shape[:3] != first[1] or not np.allclose(affine, first[2], atol=1e-3):
-            problems.append(f"{row['image']}: grid {shape[:3]} with affine {affine[:3].tolist()} differs from {first[0]}")
+            problems.append(
+                f"{row['image']}: grid {shape[:3]} with affine {affine[:3].tolist()} differs from {first[0]}"
+            )
         elif abs(row["tr_s"] - first[3]) > 1e-4:
             problems.append(f"{row['image']}: TR {row['tr_s']} s differs from {first[3]} s of {first[0]}")
         elif len(shape) != 4 or shape[3] != row["n_volumes"]:
@@ -151,11 +156,12 @@ def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple
                 if mask.shape != first[1]:
                     raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {first[1]}")
                 votes = mask.astype(np.int32) if votes is None else votes + mask
-            except (ValueError, OSError, EOFError) as error:
+            except UNREADABLE as error:
                 problems.append(f"{source}: {error}" if source not in str(error) else str(error))
     if problems:
         raise ValueError(f"{len(problems)} problem(s) in {root}:\n" + "\n".join(f"  {p}" for p in problems))
-    assert votes is not None and first is not None  # a manifest has rows
+    assert first is not None  # a manifest has rows
+    assert votes is not None
     common = votes >= coverage * len(manifest) - 1e-9
     if not common.any():
         raise ValueError(f"no voxel lies in {coverage:.0%} of the runs' masks; lower preprocessing.mask_coverage")
@@ -232,7 +238,9 @@ def _prepare_run(
     file, source = f"runs/{run_key(row)}.safetensors", root / row["image"]
     sha256 = file_sha256(source)
     if row["sha256"] and sha256 != row["sha256"]:
-        raise ValueError(f"{source} is not the file the manifest means: its sha256 is {sha256}, expected {row['sha256']}")
+        raise ValueError(
+            f"{source} is not the file the manifest means: its sha256 is {sha256}, expected {row['sha256']}"
+        )
     settings = profile.preprocessing
     events = read_events(root / row["events"], profile.data.events(row["task"]), row["task"])
     labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
@@ -252,7 +260,8 @@ def _prepare_run(
             except ValueError as error:
                 raise ValueError(f"{source}: {error}") from error
         volumes = series[torch.from_numpy(labels.frames).to(device)].half().cpu().contiguous()
-        record = {"record": json.dumps({"made_of": made_of, "n_constant_voxels": n_constant})}
+        facts = {"made_of": made_of, "n_constant_voxels": n_constant, "sha256": _sha256(volumes)}
+        record = {"record": json.dumps(facts)}
         write_whole(store / file, lambda p: save_file({"volumes": volumes}, p, metadata=record))
     return {
         "file": file, "sha256": file_sha256(store / file), "run": run_key(row), "split": row["split"],
@@ -273,6 +282,11 @@ def _constant_of_finished(path: Path, made_of: str) -> int | None:
     try:
         with safe_open(path, framework="pt") as tensors:
             record = json.loads(tensors.metadata()["record"])
+            whole = record["made_of"] == made_of and record["sha256"] == _sha256(tensors.get_tensor("volumes"))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
-    return int(record["n_constant_voxels"]) if record["made_of"] == made_of else None
+    return int(record["n_constant_voxels"]) if whole else None
+
+
+def _sha256(volumes: Any) -> str:
+    return hashlib.sha256(volumes.numpy().tobytes()).hexdigest()

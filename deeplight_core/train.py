@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ _WARM_UP = 0.05
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of giving it back to the system after every step (2.9× at 2 mm on a CPU)."""
+    """Tell glibc to keep freed memory instead of giving it back to the system each step (2.9× at 2 mm on a CPU)."""
     import ctypes
 
     try:
@@ -108,12 +109,15 @@ def fit(
         loss, logits = wrapped.loss(batch)
         if not torch.isfinite(loss):
             runs = sorted({str(f) for f in data.rows["file"].iloc[numbers]})
-            raise ValueError(f"{label}: loss is {loss.item()} at step {step}, runs {', '.join(runs)}; lower learning_rate")
+            raise ValueError(
+                f"{label}: loss is {loss.item()} at step {step}, runs {', '.join(runs)}; lower learning_rate"
+            )
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
         right = (logits.detach().argmax(dim=1) == batch["labels"]).float().cpu()
-        tally[numbers] += torch.stack([torch.ones_like(right), right, loss.detach().float().cpu().expand_as(right)], dim=1)
+        each = loss.detach().float().cpu().expand_as(right)
+        tally[numbers] += torch.stack([torch.ones_like(right), right, each], dim=1)
         step += 1
         if step % per_epoch == 0:
             wrapped.eval()
@@ -124,9 +128,10 @@ def fit(
             rows.append(_epoch_rows(held_out.rows, seen, "validation"))
             epoch = step // per_epoch
             metrics = pd.concat([metrics, pd.concat(rows).assign(epoch=epoch, step=step)], ignore_index=True)
-            _report(label, metrics, epoch, settings.epochs, (time.monotonic() - started) / (step - first) * (n_steps - step), writer)
+            left_s = (time.monotonic() - started) / (step - first) * (n_steps - step)
+            _report(label, metrics, epoch, settings.epochs, left_s, writer)
             tally.zero_()
-            write_whole(folder / "metrics.csv", lambda p, m=metrics: m.to_csv(p, index=False))
+            write_whole(folder / "metrics.csv", partial(metrics.to_csv, index=False))
         if step % per_epoch == 0 or time.monotonic() - saved > checkpoint_every_s:
             _save_state(folder, model, optimizer, tally, step)
             saved = time.monotonic()
@@ -140,7 +145,7 @@ def fit(
 
 def _epoch_rows(rows: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFrame:
     """Accuracy and loss per task and subject from (N, 3) seen, right, summed loss."""
-    table = pd.DataFrame({"task": rows["task"], "subject": rows["unit"], "n": tally[:, 0], "right": tally[:, 1], "loss": tally[:, 2]})
+    table = rows[["task"]].assign(subject=rows["unit"], n=tally[:, 0], right=tally[:, 1], loss=tally[:, 2])
     sums = table.groupby(["task", "subject"]).sum().reset_index()
     sums = sums[sums["n"] > 0]
     return pd.DataFrame(
@@ -153,18 +158,24 @@ def _epoch_rows(rows: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFra
 
 def _report(label: str, metrics: pd.DataFrame, epoch: int, epochs: int, left_s: float, writer: object) -> None:
     now = metrics[metrics["epoch"] == epoch]
-    mean = {s: g[["accuracy", "loss"]].mul(g["n_volumes"], axis=0).sum() / g["n_volumes"].sum() for s, g in now.groupby("split")}
+    mean = {
+        str(split): group[["accuracy", "loss"]].mul(group["n_volumes"], axis=0).sum() / group["n_volumes"].sum()
+        for split, group in now.groupby("split")
+    }
     for split, values in mean.items():
-        for name, value in values.items():
-            writer.add_scalar(f"{name}/{split}", value, int(now["step"].iloc[0]))  # type: ignore[attr-defined]
+        for name in ("accuracy", "loss"):
+            writer.add_scalar(f"{name}/{split}", values[name], int(now["step"].iloc[0]))  # type: ignore[attr-defined]
     print(
-        f"{label}: epoch {epoch}/{epochs}, loss {mean['train']['loss']:.3f}, accuracy {mean['train']['accuracy']:.1%} in training, "
+        f"{label}: epoch {epoch}/{epochs}, loss {mean['train']['loss']:.3f}, "
+        f"accuracy {mean['train']['accuracy']:.1%} in training, "
         f"{mean['validation']['accuracy']:.1%} in validation, {duration(left_s)} left",
         flush=True,
     )
 
 
-def _save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tally: torch.Tensor, step: int) -> None:
+def _save_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, tally: torch.Tensor, step: int
+) -> None:
     tensors = {"tally": tally}
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter
@@ -187,7 +198,10 @@ def _resume(
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors.get_tensor(f"model.{name}"))
             state = {key: tensors.get_tensor(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter).clone(memory_format=torch.preserve_format) for k, v in state.items()}
+            optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(parameter).clone(memory_format=torch.preserve_format)
+                for k, v in state.items()
+            }
     if (folder / "metrics.csv").is_file():
         metrics = pd.read_csv(folder / "metrics.csv", dtype={"subject": str})
         metrics = metrics[metrics["epoch"] <= step // per_epoch]

@@ -1,4 +1,4 @@
-"""DeepLight (Thomas, Müller & Samek 2019, section 2.2; Thomas et al. 2018): axial slices → convolutions → bi-LSTM → softmax.
+"""DeepLight (Thomas, Müller & Samek 2019, section 2.2; Thomas et al. 2018): slices → convolutions → bi-LSTM → softmax.
 
 What the paper leaves open, and what is done here:
 - which tensors the LSTM's and the output layer's 50% dropout act on: here the slice features that enter the LSTM, and
@@ -11,6 +11,7 @@ Axis letters: B batch, Z slices (bottom to top), Y, X; C channels, H, W rows and
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,8 @@ def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
 class SameConv2d(nn.Conv2d):
     """3×3 convolution with TensorFlow's SAME padding, ReLU and whole-channel dropout."""
 
+    bias: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__(in_channels, out_channels, KERNEL, stride)
         self.dropout = dropout
@@ -63,9 +66,8 @@ class SliceEncoder(nn.Module):
     def __init__(self, shape: tuple[int, int, int], settings: ModelSettings) -> None:
         super().__init__()
         dropout = [p for p in settings.conv_dropout for _ in range(4)]
-        self.convolutions = nn.Sequential(
-            *(SameConv2d(*io, stride, p) for io, stride, p in zip(zip((1, *CHANNELS), CHANNELS), STRIDES, dropout, strict=True))
-        )
+        layers = zip(pairwise((1, *CHANNELS)), STRIDES, dropout, strict=True)
+        self.convolutions = nn.Sequential(*(SameConv2d(*in_out, stride, p) for in_out, stride, p in layers))
         height, width = shape[1], shape[0]  # Y, X
         for stride in STRIDES:
             height, width = -(-height // stride), -(-width // stride)
@@ -73,7 +75,7 @@ class SliceEncoder(nn.Module):
         self.lstm = nn.LSTM(self.slice_features, LSTM_UNITS, batch_first=True, bidirectional=True)
         self.lstm_dropout = settings.lstm_dropout
         self.n_features = 2 * LSTM_UNITS
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
 
     def forward(self, volumes: Tensor) -> Tensor:
         """(B, Z, Y, X) → (B, 128)."""
@@ -96,7 +98,9 @@ class DeepLight(nn.Module):
     settings : initialisation and dropout; the default is the paper's
     """
 
-    def __init__(self, shape: tuple[int, int, int] = (91, 109, 91), n_states: int = 16, settings: ModelSettings | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int] = (91, 109, 91), n_states: int = 16, settings: ModelSettings | None = None
+    ) -> None:
         super().__init__()
         self.shape, self.n_states = tuple(shape), n_states
         self.settings = settings or ModelSettings()
@@ -107,12 +111,18 @@ class DeepLight(nn.Module):
     @property
     def architecture(self) -> dict[str, object]:
         """What a checkpoint needs to build the same model again."""
-        return {"model": "deeplight", "shape": list(self.shape), "n_states": self.n_states, "settings": self.settings.model_dump()}
+        return {
+            "model": "deeplight",
+            "shape": list(self.shape),
+            "n_states": self.n_states,
+            "settings": self.settings.model_dump(),
+        }
 
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
         for module in self.encoder.convolutions:
+            assert isinstance(module, SameConv2d)
             if self.settings.initialisation == "he":
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             else:

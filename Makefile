@@ -1,0 +1,51 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROFILE ?= demo
+DATA ?=
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test test-unit lint lab clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
+
+reproduce: $(VENV)/ready ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
+	@flock --nonblock .snakemake.lock snakemake --nolock --rerun-incomplete --cores $(CORES) \
+		--quiet rules host --config profile=$(PROFILE) $(if $(DATA),data="$(DATA)") \
+		|| { status=$$?; echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
+	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
+
+test: lint ## lint, unit tests, integration tests on profile smoke
+	pytest
+
+test-unit: $(VENV)/ready ## unit tests only
+	pytest --ignore tests/integration
+
+lint: $(VENV)/ready ## ruff, mypy, import contract, notebooks without outputs
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	nbstripout --verify notebooks/*.ipynb
+
+lab: $(VENV)/ready-lab ## explore in JupyterLab
+	jupyter lab notebooks
+
+clean: ## remove all results (runs/); data of your own stay
+	rm -rf runs .snakemake .snakemake.lock
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[book,hpc,dev]'
+	touch $@
+
+$(VENV)/ready-lab: $(VENV)/ready
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[lab]'
+	touch $@

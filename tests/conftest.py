@@ -1,0 +1,102 @@
+"""A hand-made HCP-layout dataset on a 7×8×9 grid, small enough that every test can afford it, and its store."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.manifest import COLUMNS
+from deeplight_core.simulate import plan, simulate
+from deeplight_core.store import Store, prepare
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
+
+SHAPE = (7, 8, 9)
+AFFINE = np.array([[-3.0, 0, 0, 9], [0, 3.5, 0, -12], [0, 0, 4, -16], [0, 0, 0, 1]])  # unequal edges of a voxel
+TR_S = 2.0
+N_FRAMES = {"EMOTION": 40, "SOCIAL": 44}
+EVENTS = {"EMOTION": ("fear", "neut"), "SOCIAL": ("mental", "rnd")}
+ONSETS_S = (2, 14, 26, 38, 50, 62)  # blocks of 10 s, the two events in turn
+N_KEPT = 18  # volumes per run: three of each block, after the two TRs that are dropped
+SUBJECTS = {"s1": "train", "s2": "train", "s3": "train", "s4": "train", "s5": "validation", "s6": "validation"}
+
+
+def use_threads(patch: pytest.MonkeyPatch) -> None:
+    """Let threads prepare runs, because each process needs seconds to import torch."""
+    patch.setattr("deeplight_core.store.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
+    """Manifest and root: six subjects × two tasks; each event adds its own map to noise, and masks differ a little."""
+    root, random = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    maps = {name: random.normal(size=SHAPE) for names in EVENTS.values() for name in names}
+    rows = []
+    for subject, split in SUBJECTS.items():
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[1:6, 2:7, 1:8] = random.random((5, 5, 7)) < 0.7  # an uneven margin on every side
+        for task, names in EVENTS.items():
+            folder = root / f"{subject}/MNINonLinear/Results/tfMRI_{task}_LR"
+            (folder / "EVs").mkdir(parents=True)
+            bold = random.normal(100, 1, (*SHAPE, N_FRAMES[task]))
+            for i, onset in enumerate(ONSETS_S):
+                bold[..., onset // 2 : onset // 2 + 5] += maps[names[i % 2]][..., None]
+            for i, name in enumerate(names):
+                (folder / f"EVs/{name}.txt").write_text("".join(f"{onset}\t10\t1\n" for onset in ONSETS_S[i::2]))
+            nib.save(nib.Nifti1Image(bold.astype(np.float32), AFFINE), folder / f"tfMRI_{task}_LR.nii.gz")
+            nib.save(nib.Nifti1Image(mask, AFFINE), folder / "brainmask_fs.2.nii.gz")
+            where = folder.relative_to(root).as_posix()
+            rows.append(
+                ["tiny", subject, "", task, "LR", f"{where}/{folder.name}.nii.gz", f"{where}/EVs",
+                 f"{where}/brainmask_fs.2.nii.gz", TR_S, N_FRAMES[task], split, "", ""]
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=list(COLUMNS)), root
+
+
+@pytest.fixture(scope="session")
+def tiny_profile(dataset: tuple[pd.DataFrame, Path]) -> Profile:
+    """Pre-trains on EMOTION, fine-tunes on SOCIAL, each within a second; its folders are in the working directory."""
+    training = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "threads": 1}
+    return Profile.model_validate(
+        {
+            "name": "tiny",
+            "data": {
+                "root": dataset[1], "source": {"EMOTION": ["fear", "neutral"]},
+                "target": {"SOCIAL": ["interaction", "no interaction"]},
+            },
+            "model": {"initialisation": "he"}, "pretraining": training, "finetuning": training,
+            "sweep": {"fractions": [0.5]},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def store(dataset: tuple[pd.DataFrame, Path], tiny_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The dataset's store, to be read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("project"))
+        use_threads(patch)
+        return prepare(dataset[0], tiny_profile, jobs=1)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path, SimulationSettings]:
+    """Manifest, root and settings of a simulated dataset, to be read only: two subjects × two tasks at 10 mm, TR 2.88 s."""
+    manifest = plan(1, 1, 4 * 0.72, ("LR",))
+    manifest = manifest[manifest["task"].isin(["GAMBLING", "EMOTION"])].reset_index(drop=True)
+    root, settings = tmp_path_factory.mktemp("simulated"), SimulationSettings(resolution_mm=10, seed=3)
+    simulate(manifest, root, settings, jobs=2)
+    return manifest, root, settings
+
+
+def real_data(name: str) -> Path:
+    """A folder of real data beside the repository; the test is skipped where it is absent."""
+    folder = Path(__file__).parents[2] / "shared/data" / name
+    if not folder.is_dir():
+        pytest.skip(f"real data {folder} is not on this machine")
+    return folder

@@ -1,0 +1,227 @@
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+import deeplight_core
+from deeplight_core.config import (
+    DataSettings,
+    PreprocessingSettings,
+    Profile,
+    SimulationSettings,
+    TrainingSettings,
+    differences,
+    digest,
+    from_parameters,
+    load_profile,
+    project_root,
+)
+
+PROFILES = sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml"))
+shipped = pytest.mark.parametrize("path", PROFILES, ids=[path.stem for path in PROFILES])
+
+TINY = """
+name: tiny
+data:
+  source: {EMOTION: [fear, neutral]}
+simulation: {resolution_mm: 8, contrast: 1.5, seed: 3}
+preprocessing: {lag_s: 5}
+pretraining: {epochs: 2}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@shipped
+def test_shipped_profile_is_valid_and_named_like_its_file(path: Path) -> None:
+    assert load_profile(path).name == path.stem
+
+
+@shipped
+def test_notebooks_get_the_same_by_name_and_by_all_parameters(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[1])
+    assert from_parameters(**yaml.safe_load(path.read_text())) == from_parameters(path.stem) == load_profile(path)
+
+
+def test_defaults_are_the_papers_recipe() -> None:
+    profile = Profile()
+    assert (profile.pretraining.epochs, profile.finetuning.epochs) == (40, 50)
+    assert profile.pretraining == TrainingSettings(learning_rate=1e-4, batch_size=24, schedule="constant")
+    assert profile.preprocessing == PreprocessingSettings(fwhm_mm=3, high_pass_hz=1 / 128, lag_s=0, skip_s=None)
+    assert profile.model.conv_dropout == (0.0, 0.2, 0.4)
+    assert profile.sweep.fractions == [0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0]
+    assert len(profile.data.states("source")) == 16
+    assert profile.data.states("target") == [("WM", state) for state in ("body", "face", "place", "tool")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preprocessing: {fhwm_mm: 3}", "preprocessing.fhwm_mm: unknown key; did you mean 'fwhm_mm'"),
+        ("pretraining: {learning_rat: 3}", "did you mean 'learning_rate'"),
+        ("data: {slpit_seed: 3}", "did you mean 'split_seed'"),
+        ("simulation: {contrst: 3}", "did you mean 'contrast'"),
+        ("sweep: {fraction: [1]}", "did you mean 'fractions'"),
+        ("fine-tuning: {}", "fine-tuning: unknown key; did you mean 'finetuning'"),
+        ("model: {zzz: 3}", "unknown key; known are initialisation, conv_dropout, lstm_dropout, output_dropout"),
+        ("data: {source: {WM: [bodies]}}", r"WM has no state \['bodies'\]; it has \['body', 'face', 'place', 'tool'\]"),
+        ("data: {source: {WM: [body]}}", r"\('WM', 'body'\)\] are in both source and target"),
+        ("data: {source: {x: {a: [e1], b: [e2, e1]}}}", "x: e1 named more than once; an event belongs to one state"),
+        ("data: {max_units: {train: 0}}", "data.max_units.train: .* greater than or equal to 1, got 0"),
+        ("data: {max_units: {test: 1}}", "data.max_units.test.*'train' or 'validation'"),
+        ("model: {conv_dropout: [0, 0.2, 1.4]}", "model.conv_dropout.2: .* less than 1, got 1.4"),
+        ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
+        ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),
+        ("sweep: {variants: [frozen]}", "sweep.variants.0: .* 'pretrained', 'scratch' or 'linear'"),
+        ("simulation: {resolution_mm: 1}", "simulation.resolution_mm: .* greater than or equal to 2, got 1"),
+        ("name: ../else", "name: .* pattern"),
+        ("- a\n- b", "must hold `key: value` lines, found list"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_profile_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_profile(path)
+    assert str(path) in str(error.value)
+
+
+def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
+    path = written(tmp_path, "pretraining: {epochs: 0, batchsize: 2}\nsimulation: {contrast: -1}\ndta: {}")
+    with pytest.raises(ValueError, match=r"has 4 problem\(s\)") as error:
+        load_profile(path)
+    for key in ("pretraining.epochs", "pretraining.batchsize", "simulation.contrast", "dta"):
+        assert f"\n  {key}: " in str(error.value)
+
+
+def test_a_profile_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"name: M\xfcller")
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        load_profile(path)
+
+
+def test_a_missing_profile_lists_those_that_ship(project: Path) -> None:
+    for ask in (lambda: load_profile("profiles/tniy.yaml"), lambda: from_parameters("tniy")):
+        with pytest.raises(ValueError, match=r"no profile .*tniy.yaml; shipped profiles: tiny"):
+            ask()
+
+
+@pytest.mark.parametrize("section", [Profile(), DataSettings(), TrainingSettings()], ids=lambda s: type(s).__name__)
+def test_settings_are_frozen(section: BaseModel) -> None:
+    for name in type(section).model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, getattr(section, name))
+
+
+def test_parameters_take_the_place_of_the_files_sections(project: Path) -> None:
+    profile = from_parameters("tiny", pretraining={"epochs": 7}, finetuning={}, simulation=None)
+    expected = load_profile("profiles/tiny.yaml").model_dump() | {"pretraining": TrainingSettings(epochs=7)}
+    assert profile == Profile.model_validate(expected)
+    assert from_parameters("tiny") == from_parameters(**yaml.safe_load(TINY))
+
+
+def test_wrong_parameters_are_refused_by_name(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"parameters of profile tiny .*\n  pretrainig: .*did you mean 'pretraining'"):
+        from_parameters("tiny", pretrainig={"epochs": 7})
+
+
+def test_parameters_can_do_without_a_file(project: Path) -> None:
+    assert from_parameters("other", pretraining={"epochs": 7}) == Profile(
+        name="other", pretraining=TrainingSettings(epochs=7)
+    )
+
+
+def test_state_lists_stand_for_hcps_event_files() -> None:
+    data = DataSettings(source={"EMOTION": ["fear"], "viewing": ["cat"]}, target={"WM": {"all": ["0bk_body"]}})
+    assert data.source == {"EMOTION": {"fear": ["fear"]}, "viewing": {"cat": ["cat"]}}
+    assert data.events("WM") == {"all": ["0bk_body"]}
+    assert data.states("source") == [("EMOTION", "fear"), ("viewing", "cat")]
+
+
+def test_a_task_may_serve_source_and_target_with_different_states() -> None:
+    data = DataSettings(source={"WM": ["body", "face"]}, target={"WM": ["tool"]})
+    assert list(data.events("WM")) == ["body", "face", "tool"]
+
+
+def test_paths_are_below_the_folder_that_holds_profiles(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "notebooks").mkdir()
+    monkeypatch.chdir(project / "notebooks")
+    profile = from_parameters("tiny")
+    assert project_root() == project
+    assert profile.store == project / "runs/tiny/store"
+    assert profile.manifest_path == project / "data_manifest.csv"
+    assert profile.data_root == project / "data"
+    assert Profile(data={"root": "/elsewhere"}).data_root == Path("/elsewhere")
+
+
+def test_digest_depends_on_values_not_on_order() -> None:
+    assert digest({"a": 1, "b": 2}, Profile()) == digest({"b": 2, "a": 1}, Profile())
+    assert digest(Profile()) != digest(Profile(pretraining=TrainingSettings(epochs=41)))
+    assert len(digest(1)) == 12
+
+
+def test_differences_lists_what_is_not_the_papers() -> None:
+    mine = Profile(
+        name="mine",
+        simulation=SimulationSettings(contrast=2),
+        data=DataSettings(root="elsewhere", source={"EMOTION": ["fear"]}),
+        preprocessing=PreprocessingSettings(fwhm_mm=None),
+    )
+    table = differences(Profile(), mine)
+    assert list(table.index) == [
+        "simulation.resolution_mm", "simulation.contrast", "simulation.seed", "data.source", "preprocessing.fwhm_mm",
+    ]  # fmt: skip
+    assert list(table.loc["preprocessing.fwhm_mm"]) == ["3.0", "–"]
+    assert table.loc["data.source", "this run"] == "EMOTION: fear"
+    assert differences(mine, mine).empty
+
+
+def test_provenance_tells_simulated_from_real() -> None:
+    assert Profile(simulation=SimulationSettings()).provenance.startswith("**Simulated data**")
+    assert Profile().provenance.startswith("**Real data**")
+    assert "count runs" in Profile(data={"split_unit": "run"}).provenance
+
+
+def sections(model: type[BaseModel] = Profile) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections(kind)
+
+
+FIELDS = [(section.__name__, name) for section in dict.fromkeys(sections()) for name in section.model_fields]
+
+
+@pytest.fixture(scope="session")
+def names_read() -> set[str]:
+    """Every `.name` and `["name"]` in the package's source, wherever a value is read."""
+    names = set()
+    for file in Path(deeplight_core.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
+            elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                names.add(node.slice.value)
+    return names
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS, ids=[".".join(field) for field in FIELDS])
+def test_every_setting_is_read_somewhere(section: str, field: str, names_read: set[str]) -> None:
+    assert field in names_read, f"nobody reads {section}.{field}"

@@ -1,0 +1,200 @@
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import N_KEPT, SHAPE
+
+from deeplight_core.loader import Volumes, draw_units, rows_of_step, select_rows, steps_per_pass
+from deeplight_core.store import Store
+
+STATES = [("SOCIAL", "no interaction"), ("EMOTION", "fear"), ("SOCIAL", "interaction")]
+
+
+@pytest.fixture(scope="module")
+def rows(store: Store) -> pd.DataFrame:
+    """Rows of all training runs, in an order that is neither the files' nor the frames'."""
+    rows = select_rows(store.index, STATES, "train")
+    return rows.sample(frac=1, random_state=0).reset_index(drop=True)
+
+
+def cropped(store: Store) -> Store:
+    return replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": True}})
+
+
+# ---- which volumes
+
+
+@pytest.mark.parametrize(("n", "batch_size", "steps"), [(10, 3, 4), (9, 3, 3), (1, 4, 1), (7, 7, 1), (8, 1, 8)])
+def test_each_pass_has_each_volume_once(n: int, batch_size: int, steps: int) -> None:
+    assert steps_per_pass(n, batch_size) == steps
+    for number in range(3):
+        batches = [rows_of_step(n, batch_size, 5, number * steps + i) for i in range(steps)]
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        assert sorted(np.concatenate(batches)) == list(range(n))
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    def run(seed: int, steps: range) -> list[list[int]]:
+        return [rows_of_step(30, 8, seed, step).tolist() for step in steps]
+
+    assert run(1, range(12)) == run(1, range(12))
+    assert run(1, range(7, 12)) == run(1, range(12))[7:]  # wherever one starts
+    assert run(1, range(4)) != run(2, range(4))
+    assert run(1, range(4)) != run(1, range(4, 8))  # the next pass
+
+
+def test_draws_are_nested_within_a_seed() -> None:
+    units = [f"{i:03d}" for i in range(300)]
+    draws = [draw_units(units, fraction, seed=3) for fraction in (0.001, 0.01, 0.05, 0.2, 0.6, 1.0)]
+    assert [len(draw) for draw in draws] == [1, 3, 15, 60, 180, 300]
+    for smaller, larger in pairwise(draws):
+        assert set(smaller) < set(larger)
+    assert sorted(draws[-1]) == units
+    assert draws[1] == draw_units(units[::-1], 0.01, seed=3)  # the order of the units is not part of the draw
+    assert set(draws[2]) != set(draw_units(units, 0.05, seed=4))
+
+
+@pytest.mark.parametrize("fraction", [0, 1.2, -0.1, float("nan")])
+def test_fractions_that_are_none(fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got {fraction}"):
+        draw_units(["a", "b"], fraction, seed=0)
+
+
+def test_labels_are_positions_in_the_states() -> None:
+    pairs = [
+        ("EMOTION", "neutral"),
+        ("GAMBLING", "neutral"),
+        ("GAMBLING", "win"),
+        ("EMOTION", "neutral"),
+        ("WM", "body"),
+    ]
+    index = pd.DataFrame(pairs, columns=["task", "state"]).assign(
+        unit=list("aabca"), split=["train"] * 3 + ["validation", "train"]
+    )
+    states = [("GAMBLING", "win"), ("GAMBLING", "neutral"), ("EMOTION", "neutral")]
+    assert select_rows(index, states, "train")["label"].tolist() == [2, 1, 0]
+    assert select_rows(index, states, "validation")["label"].tolist() == [2]
+    assert select_rows(index, states, "train", ["b"])["label"].tolist() == [0]
+    with pytest.raises(ValueError, match=r"no validation volumes of \['WM'\]"):
+        select_rows(index, [("WM", "body")], "validation")
+    with pytest.raises(ValueError, match=r"no train volumes of .* for \['z'\]"):
+        select_rows(index, states, "train", ["z"])
+
+
+def test_rows_of_the_store(store: Store) -> None:
+    rows = select_rows(store.index, STATES, "train", ["s2", "s4"])
+    assert set(rows["unit"]) == {"s2", "s4"}
+    assert len(rows) == 2 * (N_KEPT + N_KEPT // 2)
+    assert [STATES[label] for label in rows["label"]] == list(zip(rows["task"], rows["state"], strict=True))
+
+
+# ---- what is in a batch
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("crop", [True, False])
+def test_voxels_are_at_their_places(store: Store, rows: pd.DataFrame, in_memory: bool, crop: bool) -> None:
+    store = cropped(store) if crop else store
+    data = Volumes(store, rows, in_memory=in_memory)
+    numbers = np.array([50, 3, 77, 3])
+    batch = data.batch(numbers)
+    assert batch["volumes"].dtype == torch.float32
+    assert batch["volumes"].shape == (4, *((7, 5, 5) if crop else SHAPE[::-1]))
+    assert batch["labels"].tolist() == rows["label"].iloc[numbers].tolist()
+    for volume, row in zip(batch["volumes"].numpy(), rows.iloc[numbers].itertuples(), strict=True):
+        image = store.unmask(store.read(row.file)[row.row].numpy())
+        np.testing.assert_array_equal(volume, image.get_fdata()[store.box].T)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_masked_volumes(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
+    masked = Volumes(store, rows, in_memory=in_memory).masked(np.arange(len(rows)))
+    assert masked.dtype == torch.float16
+    expected = torch.stack([store.read(row.file)[row.row] for row in rows.itertuples()])
+    assert torch.equal(masked, expected)
+
+
+def test_streaming_gives_the_same_batches(store: Store, rows: pd.DataFrame) -> None:
+    def batches(in_memory: bool | None) -> list[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        order = (rows_of_step(len(rows), 16, 1, step) for step in range(12))
+        return list(Volumes(store, rows, in_memory=in_memory).batches(order))
+
+    streamed, in_memory = batches(False), batches(True)
+    assert len(streamed) == len(in_memory) == 12
+    for step, ((numbers, batch), (same_numbers, same_batch)) in enumerate(zip(streamed, in_memory, strict=True)):
+        np.testing.assert_array_equal(numbers, rows_of_step(len(rows), 16, 1, step))
+        np.testing.assert_array_equal(numbers, same_numbers)
+        assert torch.equal(batch["volumes"], same_batch["volumes"])
+        assert torch.equal(batch["labels"], same_batch["labels"])
+
+
+# ---- streaming
+
+
+class Order:
+    """Row numbers without end; counts how many were taken."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while True:
+            self.taken += 1
+            yield np.arange(4)
+
+
+def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, rows: pd.DataFrame) -> None:
+    threads, order = threading.active_count(), Order()
+    batches = Volumes(store, rows, in_memory=False).batches(iter(order))
+    next(batches)
+    assert threading.active_count() == threads + 1
+    while order.taken < 6:  # one given, four in the buffer, one waiting for its place
+        time.sleep(0.001)
+    time.sleep(0.1)
+    assert order.taken == 6
+    batches.close()
+    assert threading.active_count() == threads
+
+
+def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, rows: pd.DataFrame) -> None:
+    threads, data = threading.active_count(), Volumes(store, rows, in_memory=False)
+    assert len(list(data.batches(iter([np.arange(3)] * 9)))) == 9
+    assert threading.active_count() == threads
+
+    def consume() -> None:
+        for _ in data.batches(iter(Order())):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert threading.active_count() == threads
+
+
+def test_memory_needs_no_thread(store: Store, rows: pd.DataFrame) -> None:
+    threads = threading.active_count()
+    next(Volumes(store, rows).batches(iter(Order())))  # so few volumes are kept in memory by default
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_errors_reach_the_consumer(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
+    given = Volumes(store, rows, in_memory=in_memory).batches(iter([np.arange(3), np.array([len(rows)])]))
+    assert len(next(given)[0]) == 3
+    with pytest.raises(IndexError):
+        next(given)
+
+
+def test_damaged_file_is_an_error(store: Store, rows: pd.DataFrame, tmp_path: Path) -> None:
+    store = replace(store, path=Path(shutil.copytree(store.path, tmp_path / "store")))
+    file = str(rows["file"].iloc[7])
+    (store.path / file).write_bytes((store.path / file).read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        Volumes(store, rows)

@@ -1,0 +1,277 @@
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import N_KEPT
+from killing import run_script
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deeplight_core.config import ModelSettings, TrainingSettings
+from deeplight_core.evaluate import predict
+from deeplight_core.loader import Batch, Volumes, rows_of_step, select_rows
+from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.store import Store
+from deeplight_core.train import fit, learning_rate
+
+STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
+N_TRAIN = 4 * N_KEPT
+SETTINGS = TrainingSettings(
+    epochs=2, steps_per_epoch=3, batch_size=16, learning_rate=1e-3, schedule="cosine", threads=1
+)
+MODEL = ModelSettings(initialisation="he")
+UNBROKEN = 6  # steps of SETTINGS
+
+
+class Killed(Volumes):
+    """Training data that end the process, so to speak, after so many batches."""
+
+    left = math.inf
+
+    def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+        for numbers, batch in super().batches(order):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield numbers, batch
+
+
+def train(
+    store: Store,
+    folder: Path,
+    settings: TrainingSettings = SETTINGS,
+    model: ModelSettings = MODEL,
+    seed: int = 1,
+    every_s: float = 60,
+    steps: float = math.inf,
+) -> tuple[pd.DataFrame, np.ndarray, dict[str, Tensor]]:
+    """Metrics, predictions and weights of a run; it is interrupted after so many steps."""
+
+    def volumes(split: str) -> Callable[[torch.device], Volumes]:
+        def make(device: torch.device) -> Volumes:
+            data = Killed(store, select_rows(store.index, STATES, split), device)
+            data.left = steps if split == "train" else math.inf
+            return data
+
+        return make
+
+    torch.manual_seed(seed)
+    net = DeepLight(store.shape, len(STATES), model)
+    metrics, predicted = fit(
+        net, volumes("train"), volumes("validation"), settings, seed, folder, "run", checkpoint_every_s=every_s
+    )
+    assert not net.training
+    return metrics, predicted, net.state_dict()
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pd.DataFrame, np.ndarray, dict[str, Tensor], bytes]:
+    """A run without interruption: what `train` gives, and the bytes of its metrics.csv."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return *train(store, folder), (folder / "metrics.csv").read_bytes()
+
+
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+# ---- determinism
+
+
+def test_same_seed_same_metrics_and_weights(unbroken: tuple, store: Store, tmp_path: Path) -> None:
+    metrics, predicted, weights = train(store, tmp_path)
+    pd.testing.assert_frame_equal(metrics, unbroken[0], check_exact=True)
+    np.testing.assert_array_equal(predicted, unbroken[1])
+    assert_same_weights(weights, unbroken[2])
+    assert (tmp_path / "metrics.csv").read_bytes() == unbroken[3]
+
+
+def test_other_seed_other_weights(unbroken: tuple, store: Store, tmp_path: Path) -> None:
+    _, _, weights = train(store, tmp_path, seed=2)
+    assert not torch.equal(weights["head.weight"], unbroken[2]["head.weight"])
+
+
+@pytest.mark.parametrize("every_s", [0, 60])  # after each step; after each epoch only
+@pytest.mark.parametrize("steps", range(UNBROKEN + 1))
+def test_resumed_equals_unbroken(unbroken: tuple, store: Store, tmp_path: Path, steps: int, every_s: float) -> None:
+    if steps < UNBROKEN:
+        with pytest.raises(KeyboardInterrupt):
+            train(store, tmp_path, every_s=every_s, steps=steps)
+    else:  # done, but for what comes after the training
+        train(store, tmp_path)
+    metrics, predicted, weights = train(store, tmp_path, every_s=every_s)
+    pd.testing.assert_frame_equal(metrics, unbroken[0], check_exact=True)
+    np.testing.assert_array_equal(predicted, unbroken[1])
+    assert_same_weights(weights, unbroken[2])
+    assert (tmp_path / "metrics.csv").read_bytes() == unbroken[3]
+
+
+def test_interrupted_at_every_step(unbroken: tuple, store: Store, tmp_path: Path) -> None:
+    for _ in range(UNBROKEN):
+        with pytest.raises(KeyboardInterrupt):
+            train(store, tmp_path, every_s=0, steps=1)
+    metrics, _, weights = train(store, tmp_path, every_s=0, steps=0)
+    pd.testing.assert_frame_equal(metrics, unbroken[0], check_exact=True)
+    assert_same_weights(weights, unbroken[2])
+
+
+def test_killed_at_any_time_it_becomes_the_same(unbroken: tuple, store: Store, tmp_path: Path) -> None:
+    script = f"""
+        from pathlib import Path
+
+        from safetensors.torch import save_file
+        import torch.utils.tensorboard
+
+        from deeplight_core.store import open_store
+        from killing import kill_until_done
+        from test_train import train
+
+        def job():
+            metrics, predicted, weights = train(open_store({str(store.path)!r}), Path("run"), every_s=0)
+            save_file({{"predicted": torch.tensor(predicted), **weights}}, "weights.safetensors")
+
+        kill_until_done(job, times=8, within_s=0.8)
+    """
+    run_script(script, tmp_path)
+    weights = load_file(tmp_path / "weights.safetensors")
+    np.testing.assert_array_equal(weights.pop("predicted"), unbroken[1])
+    assert_same_weights(weights, unbroken[2])
+    assert (tmp_path / "run/metrics.csv").read_bytes() == unbroken[3]
+
+
+# ---- what is counted
+
+
+def test_metrics_have_each_epoch_split_task_and_subject(unbroken: tuple) -> None:
+    metrics = unbroken[0]
+    assert list(metrics.columns) == ["epoch", "step", "split", "task", "subject", "accuracy", "n_volumes", "loss"]
+    assert metrics.groupby("epoch")["step"].unique().map(list).to_dict() == {1: [3], 2: [6]}
+    for _, epoch in metrics.groupby("epoch"):
+        train, held_out = epoch[epoch["split"] == "train"], epoch[epoch["split"] == "validation"]
+        assert sorted(train["subject"]) == ["s1", "s2", "s3", "s4"]
+        assert train["n_volumes"].sum() == 3 * 16
+        assert dict(zip(held_out["subject"], held_out["n_volumes"], strict=True)) == {"s5": N_KEPT, "s6": N_KEPT}
+    assert set(metrics["task"]) == {"EMOTION"}
+
+
+def test_last_metrics_are_those_of_the_predictions(unbroken: tuple, store: Store) -> None:
+    metrics, predicted = unbroken[:2]
+    rows = select_rows(store.index, STATES, "validation")
+    last = metrics[(metrics["epoch"] == 2) & (metrics["split"] == "validation")]
+    for row in last.itertuples():
+        of_subject = (rows["unit"] == row.subject).to_numpy()
+        assert row.accuracy == pytest.approx((predicted == rows["label"])[of_subject].mean())
+
+
+def test_an_epoch_is_one_pass_unless_its_steps_are_given(store: Store, tmp_path: Path) -> None:
+    one_pass = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": None})
+    metrics = train(store, tmp_path / "pass", one_pass)[0]
+    assert set(metrics["step"]) == {5}  # 72 volumes, 16 at a time
+    assert metrics.loc[metrics["split"] == "train", "n_volumes"].tolist() == [N_KEPT] * 4
+    two_passes = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 10})
+    metrics = train(store, tmp_path / "passes", two_passes)[0]
+    assert metrics.loc[metrics["split"] == "train", "n_volumes"].tolist() == [2 * N_KEPT] * 4
+
+
+def test_training_accuracy_is_counted_per_subject(store: Store, tmp_path: Path) -> None:
+    """With a step size of next to nothing and without dropout, it is that of the untrained model."""
+    model = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-30})
+    metrics, _, weights = train(store, tmp_path, settings, model)
+    data = Volumes(store, select_rows(store.index, STATES, "train"))
+    untrained = DeepLight(store.shape, 2, model).eval()
+    untrained.load_state_dict(weights)
+    predicted, losses = predict(untrained, data)
+    batches = [rows_of_step(N_TRAIN, 16, 1, step) for step in range(3)]
+    for row in metrics[metrics["split"] == "train"].itertuples():
+        seen = [(i, losses[batch].mean()) for batch in batches for i in batch if data.rows["unit"][i] == row.subject]
+        hits = [predicted[i] == data.rows["label"][i] for i, _ in seen]
+        assert row.n_volumes == len(seen)
+        assert row.accuracy == pytest.approx(np.mean(hits))
+        assert row.loss == pytest.approx(np.mean([loss for _, loss in seen]), rel=1e-5)  # its batches' mean loss
+
+
+def test_learns(store: Store, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 60, "schedule": "constant"})
+    model = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
+    metrics, *_ = train(store, tmp_path, settings, model)
+    assert metrics.groupby("split")["accuracy"].mean()["validation"] > 0.9
+
+
+# ---- the rest
+
+
+def test_bfloat16(store: Store, tmp_path: Path, unbroken: tuple) -> None:
+    metrics, _, weights = train(store, tmp_path, SETTINGS.model_copy(update={"precision": "bf16-mixed"}))
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
+    assert not torch.equal(weights["head.weight"], unbroken[2]["head.weight"])
+    np.testing.assert_allclose(metrics["loss"], unbroken[0]["loss"], rtol=0.1)  # bfloat16 has 8 binary places
+
+
+def test_learning_rates() -> None:
+    constant = TrainingSettings(learning_rate=3e-4)
+    assert {learning_rate(constant, step, 100) for step in range(100)} == {3e-4}
+    cosine = TrainingSettings(learning_rate=2.0, schedule="cosine")
+    rates = [learning_rate(cosine, step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])  # warm-up over 5%
+    assert rates[5] == 2.0
+    assert rates[5 + 95 * 2 // 5] == pytest.approx(1 + math.cos(math.pi * 2 / 5))
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+    assert [learning_rate(cosine, step, 1) for step in range(1)] == [2.0]
+
+
+def test_learning_rate_reaches_the_optimizer(store: Store, tmp_path: Path) -> None:
+    """Adam's first step moves each weight by its step size, whatever the gradient's."""
+    settings = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 1, "learning_rate": 0.01})
+    torch.manual_seed(1)
+    before = DeepLight(store.shape, 2, MODEL).head.bias.detach()
+    after = train(store, tmp_path, settings)[2]["head.bias"]
+    torch.testing.assert_close((after - before).abs(), torch.full((2,), 0.01), rtol=1e-3, atol=0)
+
+
+def test_loss_that_is_not_finite_is_an_error(store: Store, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e38, "schedule": "constant"})
+    with pytest.raises(ValueError, match=r"run: loss is nan at step \d, runs runs/sub-s1.*; lower learning_rate"):
+        train(store, tmp_path, settings)
+
+
+def test_tensorboard_holds_the_epochs(store: Store, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics, *_ = train(store, tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == [
+        "accuracy/train",
+        "accuracy/validation",
+        "loss/train",
+        "loss/validation",
+    ]
+    for tag in events.Tags()["scalars"]:
+        name, split = tag.split("/")
+        of_split = metrics[metrics["split"] == split]
+        for scalar, (step, rows) in zip(events.Scalars(tag), of_split.groupby("step"), strict=True):
+            assert scalar.step == step
+            assert scalar.value == pytest.approx(np.average(rows[name], weights=rows["n_volumes"]), rel=1e-6)
+
+
+def test_says_how_far_it_is(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path, every_s=0, steps=4)
+    first = capsys.readouterr().out
+    assert first.startswith("run: epoch 1/2, loss ")
+    assert first.endswith(" left\n")
+    train(store, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run: going on at step 4 of 6"
+    assert lines[1].startswith("run: epoch 2/2, loss ")
+    assert len(lines) == 2
