@@ -56,8 +56,8 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
             shutil.copy(source / "figures" / "headline.png", generated / f"{part}.png")
             headline = (source / "figures" / "headline.md").read_text(encoding="utf-8")
             figure = (
-                f"```{{figure}} generated/{part}.png\n:alt: Validation accuracy against the amount of training data, for the "
-                f"pre-trained decoder, the one from scratch and logistic regression\n:width: 640px\n\n"
+                f"```{{figure}} generated/{part}.png\n:alt: Validation accuracy against the amount of training data, "
+                "for the pre-trained decoder, the one from scratch and logistic regression\n:width: 640px\n\n"
                 f"Validation accuracy against the amount of training data (profile `{profile}`); 95% intervals.\n```\n"
             )
             text = f"{headline}\n{figure}"
@@ -71,7 +71,7 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
 
 
 def _page(source: Path, target: Path) -> None:
-    """Copy an executed notebook; fold its code; give the page of a fine-tuning run a title of its own."""
+    """Copy an executed notebook with its code folded; give the page of a fine-tuning run a title of its own."""
     notebook = nbformat.read(source, as_version=4)
     failed = [c for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     if failed or notebook.metadata.get("papermill", {}).get("exception"):
@@ -95,5 +95,7 @@ def _fold(cell: NotebookNode) -> None:
         tags.append("remove-cell")  # the injected ones follow
     elif "hide-output" in tags:
         tags[:] = ["hide-cell"]
+    elif all("text/markdown" in output.get("data", {}) for output in cell.outputs):
+        tags.append("remove-input")  # prose with computed numbers
     else:
         tags.append("hide-input")

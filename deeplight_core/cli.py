@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Transfer learning for whole-brain fMRI: simulate, prepare, pre-train, fine-tune, evaluate.",
 )  # fmt: skip
-ProfileName = Annotated[str, typer.Argument(help="A profile: the name of one in profiles/, or a YAML file.", metavar="PROFILE")]
+ProfileName = Annotated[str, typer.Argument(help="Name of a profile in profiles/, or a YAML file.", metavar="PROFILE")]
 DataRoot = Annotated[Path | None, typer.Option("--data", help="Use this data folder instead of the profile's.")]
 Jobs = Annotated[int | None, typer.Option(help="Worker processes; one per core by default.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the initialisation, the batches and the draw of subjects.", min=0)]
@@ -65,7 +65,7 @@ def make_manifest(
     hcp: Annotated[Path | None, typer.Option(help="Root of a folder in HCP's layout.")] = None,
     bids: Annotated[Path | None, typer.Option(help="Root of a BIDS folder.")] = None,
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeat for several.")] = None,
-    split_unit: Annotated[str, typer.Option(help="What is split: subject, or run where there is one subject.")] = "subject",
+    split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
 ) -> None:

@@ -192,7 +192,8 @@ class Profile(Section):
     def provenance(self) -> str:
         """One sentence for every page: which data its figures come from."""
         if self.simulation is not None:
-            return f"**Simulated data** (profile `{self.name}`): made by this project, with planted activations; nobody was scanned."
+            made = "made by this project, with planted activations; nobody was scanned"
+            return f"**Simulated data** (profile `{self.name}`): {made}."
         counted = " One subject: splits, fractions and tests count runs." if self.data.split_unit == "run" else ""
         return f"**Real data** (profile `{self.name}`): `{self.data.root.name}`.{counted}"
 

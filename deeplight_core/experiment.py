@@ -85,8 +85,14 @@ def _training_units(store: Store, states: list[tuple[str, str]]) -> list[str]:
     return sorted(select_rows(store.index, states, "train")["unit"].unique())
 
 
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+
+
 def pretraining_run(profile: Profile, seed: int, store: Store | None = None) -> Run:
     """The pre-training run of a profile, done or not."""
+    _check_seed(seed)
     store = store or open_store(profile.store)
     states = profile.data.states("source")
     key = digest(__version__, "pretraining", store.identity, profile.model, profile.pretraining, states, seed)
@@ -106,8 +112,7 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    _check_seed(seed)
     if isinstance(fraction, str) or not 0 < fraction <= 1:
         raise ValueError(
             f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units"

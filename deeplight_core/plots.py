@@ -4,6 +4,7 @@ Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a ta
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -37,7 +38,8 @@ VARIANT_NAMES = {
     "pretrained": "DeepLight, pre-trained", "scratch": "DeepLight, from scratch", "linear": "logistic regression",
 }  # fmt: skip
 VARIANT_MARKS = {"pretrained": "o", "scratch": "s", "linear": "D"}
-_CHANCE = {"color": "#595959", "linestyle": "--", "linewidth": 1}
+_CHANCE: dict[str, Any] = {"color": "#595959", "linestyle": "--", "linewidth": 1}
+_POINTS: dict[str, Any] = {"s": 14, "color": "#222222", "alpha": 0.6, "linewidth": 0, "zorder": 3}
 
 
 def use_style() -> None:
@@ -64,13 +66,17 @@ def _band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str =
     axes.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
 
 
+def _mark_chance(axes: Axes, n_states: int) -> None:
+    axes.annotate("chance", (1, 1 / n_states), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+
+
 def _percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(0, 1.0)
 
 
 def task_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
-    """Accuracy per epoch in training and validation, one line per task (Fig. 2 A, B), standard-error bands over subjects.
+    """Accuracy per epoch in training and validation, one line per task (Fig. 2 A, B); bands are standard errors.
 
     Parameters
     ----------
@@ -87,7 +93,7 @@ def task_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("decoding accuracy")
     _percent(panels[0])
-    panels[1].annotate("chance", (1, 1 / n_states), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    _mark_chance(panels[1], n_states)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -106,9 +112,15 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int]) -> Figu
     for position, task in enumerate(tasks):
         values = results.loc[results["task"] == task, "accuracy"].to_numpy()
         axes.bar(position, values.mean(), width=0.7, color=_colour(task, position), alpha=0.8)
-        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, s=14, color="#222222", alpha=0.6, linewidth=0, zorder=3)
-        axes.hlines(1 / states_per_task[task], position - 0.4, position + 0.4, color="#222222", linestyle=":", linewidth=1.5, zorder=4)
-        axes.annotate(f"{values.mean():.0%}", (position, 0.01), ha="center", va="bottom", color="white", fontweight="bold", fontsize=10)
+        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **_POINTS)
+        axes.hlines(
+            1 / states_per_task[task], position - 0.4, position + 0.4,
+            color="#222222", linestyle=":", linewidth=1.5, zorder=4,
+        )  # fmt: skip
+        axes.annotate(
+            f"{values.mean():.0%}", (position, 0.01),
+            ha="center", va="bottom", color="white", fontweight="bold", fontsize=10,
+        )  # fmt: skip
     axes.axhline(1 / sum(states_per_task.values()), **_CHANCE)
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
     axes.set_ylabel("decoding accuracy")
@@ -126,7 +138,8 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     variants = [v for v in VARIANT_NAMES if v in set(metrics["variant"])]
     fractions = sorted(metrics["fraction"].unique())
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(fractions)))
-    figure, panels = plt.subplots(2, len(variants), figsize=(4.5 * len(variants), 6), sharex=True, sharey=True, squeeze=False)
+    size = (4.5 * len(variants), 6)
+    figure, panels = plt.subplots(2, len(variants), figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, split in enumerate(("train", "validation")):
         for column, variant in enumerate(variants):
             axes = panels[row, column]
@@ -140,12 +153,15 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     for axes in panels[:, 0]:
         axes.set_ylabel("decoding accuracy")
     _percent(panels[0, 0])
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), title="fraction of the training data", loc="outside lower center", ncols=len(fractions))
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), title="fraction of the training data",
+        loc="outside lower center", ncols=len(fractions),
+    )  # fmt: skip
     return figure
 
 
 def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "subject", title: str = "") -> Figure:
-    """Validation accuracy against the size of the training set, one line per variant, 95% intervals over held-out subjects.
+    """Validation accuracy against the size of the training set, per variant, with 95% intervals over held-out subjects.
 
     Parameters
     ----------
@@ -160,10 +176,11 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
         error = np.stack([group["mean"] - group["low"], group["high"] - group["mean"]])
         axes.errorbar(
             group["n_subjects"], group["mean"], error, label=name, capsize=3,
-            color=VARIANT_COLOURS[variant], marker=VARIANT_MARKS[variant], linestyle="--" if variant == "linear" else "-",
+            color=VARIANT_COLOURS[variant], marker=VARIANT_MARKS[variant],
+            linestyle="--" if variant == "linear" else "-",
         )  # fmt: skip
     axes.axhline(1 / n_states, **_CHANCE)
-    axes.annotate("chance", (1, 1 / n_states), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    _mark_chance(axes, n_states)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
@@ -175,29 +192,37 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     return figure
 
 
-def difference_bars(results: pd.DataFrame, comparison: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> Figure:
+def difference_bars(
+    results: pd.DataFrame, comparison: pd.DataFrame, a: str = "pretrained", b: str = "scratch"
+) -> Figure:
     """Difference in accuracy between two variants per fraction (Fig. 3 F): bars are means, points held-out subjects.
 
     Parameters
     ----------
     results : `variant, fraction, subject, accuracy`, one row per subject (seeds averaged)
-    comparison : `fraction, difference, low, high, significant`, as `statistics.compare` gives it; a star marks significance
+    comparison : `fraction, n_subjects, difference, low, high, significant`, as `statistics.compare` gives it; a star
+        marks significance
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
     random = np.random.default_rng(0)
     wide = results.pivot(index=["fraction", "subject"], columns="variant", values="accuracy")
     difference = wide[a] - wide[b]
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(comparison)))
-    for position, row in enumerate(comparison.itertuples()):
-        values = difference.loc[row.fraction].to_numpy()
-        axes.bar(position, row.difference, width=0.7, color=colours[position], alpha=0.85)
-        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, s=14, color="#222222", alpha=0.6, linewidth=0, zorder=3)
-        axes.errorbar(position, row.difference, [[row.difference - row.low], [row.high - row.difference]], color="black", capsize=4, zorder=4)
-        if row.significant:
-            axes.annotate("★", (position, max(values.max(), row.high)), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=14, family="DejaVu Sans")
+    rows = comparison.to_dict("records")
+    for position, row in enumerate(rows):
+        values, mean = difference.loc[row["fraction"]].to_numpy(), row["difference"]
+        axes.bar(position, mean, width=0.7, color=colours[position], alpha=0.85)
+        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **_POINTS)
+        interval = [[mean - row["low"]], [row["high"] - mean]]
+        axes.errorbar(position, mean, interval, color="black", capsize=4, zorder=4)
+        if row["significant"]:
+            axes.annotate(
+                "★", (position, max(values.max(), row["high"])), xytext=(0, 4), textcoords="offset points",
+                ha="center", fontsize=14, family="DejaVu Sans",
+            )  # fmt: skip
     axes.axhline(0, color="#222222", linewidth=1)
     axes.margins(y=0.15)
-    axes.set_xticks(range(len(comparison)), [f"{r.fraction:.0%}\n(n = {r.n_subjects})" for r in comparison.itertuples()])
+    axes.set_xticks(range(len(rows)), [f"{row['fraction']:.0%}\n(n = {row['n_subjects']})" for row in rows])
     axes.set_xlabel("fraction of the training data")
     axes.set_ylabel("difference in accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -211,11 +236,11 @@ def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
     size = 1.6 + 0.42 * len(names)
     figure, axes = plt.subplots(figsize=(size + 1.2, size))
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    for i, j in np.ndindex(*shares.shape):
-        value = shares.iat[i, j]
+    for (i, j), value in np.ndenumerate(shares.to_numpy(float)):
         if np.isfinite(value) and (len(names) <= 6 or value >= 0.1):
-            axes.text(j, i, f"{value:.0%}"[:-1], ha="center", va="center", fontsize=9, color="white" if value < 0.55 else "black")
-    for edge in np.flatnonzero([x != y for x, y in zip(tasks, tasks[1:], strict=False)]):
+            ink = "white" if value < 0.55 else "black"
+            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=ink)
+    for edge in np.flatnonzero([x != y for x, y in pairwise(tasks)]):
         axes.axhline(edge + 0.5, color="white", linewidth=1.5)
         axes.axvline(edge + 0.5, color="white", linewidth=1.5)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
@@ -247,7 +272,9 @@ def class_counts(index: pd.DataFrame) -> Figure:
     return figure
 
 
-def design_timeline(blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.ndarray], end_s: Mapping[str, float]) -> Figure:
+def design_timeline(
+    blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.ndarray], end_s: Mapping[str, float]
+) -> Figure:
     """Blocks of one run per task over time; ticks below are the volumes that were kept.
 
     Parameters
@@ -259,11 +286,12 @@ def design_timeline(blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.nd
     figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(blocks)))
     for row, (task, table) in enumerate(blocks.items()):
         states = list(dict.fromkeys(table["state"]))
-        for block in table.itertuples():
-            shade = _OKABE_ITO[states.index(block.state) % len(_OKABE_ITO)]
-            axes.barh(-row, block.duration, left=block.onset, height=0.42, color=shade, alpha=0.85, linewidth=0)
-            if block.duration > 10:
-                axes.text(block.onset + block.duration / 2, -row, str(block.state).replace(" ", "\n"), ha="center", va="center", fontsize=6.5, color="black")
+        for onset, duration, state in zip(table["onset"], table["duration"], table["state"], strict=True):
+            shade = _OKABE_ITO[states.index(state) % len(_OKABE_ITO)]
+            axes.barh(-row, duration, left=onset, height=0.42, color=shade, alpha=0.85, linewidth=0)
+            if duration > 10:
+                name = state.replace(" ", "\n")
+                axes.text(onset + duration / 2, -row, name, ha="center", va="center", fontsize=6.5, color="black")
         axes.plot(kept[task], np.full(len(kept[task]), -row - 0.3), "|", color="#222222", markersize=4)
         axes.plot([0, end_s[task]], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
     axes.set_yticks([-r for r in range(len(blocks))], list(blocks))
@@ -281,11 +309,15 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
     before, after : (T, V) series of the same voxels; each voxel is shown as SDs from its mean
     """
     figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
-    for axes, series, title in zip(panels, (before, after), ("as acquired", "smoothed, detrended, high-passed, z-scored"), strict=True):
+    titles = ("as acquired", "smoothed, detrended, high-passed, z-scored")
+    for axes, series, title in zip(panels, (before, after), titles, strict=True):
         centred = series - series.mean(axis=0)
         deviation = centred.std(axis=0)
         shown = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
-        image = axes.imshow(shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=(0, len(series) * tr_s, shown.shape[1], 0), interpolation="none")
+        image = axes.imshow(
+            shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, interpolation="none",
+            extent=(0, len(series) * tr_s, shown.shape[1], 0),
+        )  # fmt: skip
         axes.set_title(title)
         axes.set_ylabel("voxel")
         axes.grid(False)
@@ -294,7 +326,9 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
     return figure
 
 
-def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str = "", cuts: Sequence[float] | int = 6) -> Figure:
+def activation_maps(
+    maps: Mapping[str, Any], background: Any = None, label: str = "", cuts: Sequence[float] | int = 6
+) -> Figure:
     """One row of axial slices per NIfTI map, on one colour scale; `background=None` takes nilearn's MNI152 template."""
     from nilearn import plotting
 
@@ -317,5 +351,8 @@ def mask_map(mask: Any, background: Any = None) -> Figure:
 
     figure = plt.figure(figsize=(9, 2.6), layout="none")
     anatomy = {} if background is None else {"bg_img": background}
-    plotting.plot_roi(mask, figure=figure, display_mode="z", cut_coords=7, cmap="autumn", alpha=0.45, colorbar=False, black_bg=False, **anatomy)
+    plotting.plot_roi(
+        mask, figure=figure, display_mode="z", cut_coords=7, cmap="autumn", alpha=0.45,
+        colorbar=False, black_bg=False, **anatomy,
+    )  # fmt: skip
     return figure

@@ -61,8 +61,9 @@ def compare(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", al
         raise ValueError(f"no results of variant {', '.join(absent)}; there are {', '.join(wide.columns)}")
     pairs = wide[[a, b]].dropna(how="all")
     if pairs.isna().any(axis=None):
-        raise ValueError(f"{a} and {b} were not tested on the same subjects: {pairs[pairs.isna().any(axis=1)].index.tolist()}")
-    trained_on = means.groupby("fraction")["n_subjects"].first()
+        unpaired = pairs[pairs.isna().any(axis=1)].index.tolist()
+        raise ValueError(f"{a} and {b} were not tested on the same subjects: {unpaired}")
+    trained_on = means.groupby("fraction")["n_subjects"].first().to_dict()
     n_tests = pairs.index.get_level_values("fraction").nunique()
     rows = []
     for fraction, group in pairs.groupby(level="fraction"):

@@ -99,14 +99,15 @@ def fit(
         print(f"{label}: going on at step {step} of {n_steps}", flush=True)
     started, first, saved = time.monotonic(), step, time.monotonic()
     predicted = np.empty(0, int)
-    writer = SummaryWriter(folder / "tensorboard", purge_step=step)
+    writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
     order = (rows_of_step(len(data), settings.batch_size, seed, s) for s in range(step, n_steps))
     wrapped.train()
     for numbers, batch in data.batches(order):
         torch.manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, n_steps)
-        loss, logits = wrapped.loss(batch)
+        with fabric.autocast():  # on one device, Fabric applies its precision to `forward` only
+            loss, logits = wrapped.loss(batch)
         if not torch.isfinite(loss):
             runs = sorted({str(f) for f in data.rows["file"].iloc[numbers]})
             raise ValueError(
@@ -165,6 +166,7 @@ def _report(label: str, metrics: pd.DataFrame, epoch: int, epochs: int, left_s: 
     for split, values in mean.items():
         for name in ("accuracy", "loss"):
             writer.add_scalar(f"{name}/{split}", values[name], int(now["step"].iloc[0]))  # type: ignore[attr-defined]
+    writer.flush()  # type: ignore[attr-defined]
     print(
         f"{label}: epoch {epoch}/{epochs}, loss {mean['train']['loss']:.3f}, "
         f"accuracy {mean['train']['accuracy']:.1%} in training, "

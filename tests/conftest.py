@@ -86,7 +86,7 @@ def store(dataset: tuple[pd.DataFrame, Path], tiny_profile: Profile, tmp_path_fa
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path, SimulationSettings]:
-    """Manifest, root and settings of a simulated dataset, to be read only: two subjects × two tasks at 10 mm, TR 2.88 s."""
+    """Manifest, root and settings of a simulated dataset, to be read only: two subjects × two tasks at 10 mm."""
     manifest = plan(1, 1, 4 * 0.72, ("LR",))
     manifest = manifest[manifest["task"].isin(["GAMBLING", "EMOTION"])].reset_index(drop=True)
     root, settings = tmp_path_factory.mktemp("simulated"), SimulationSettings(resolution_mm=10, seed=3)

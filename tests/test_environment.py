@@ -1,7 +1,10 @@
 """The files that state versions agree: pyproject.toml, constraints.txt, environment.yml, CITATION.cff, CHANGELOG.md."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +95,24 @@ def test_citation_is_of_this_version() -> None:
 def test_changelog_opens_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings[0] == __version__
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level names of all imports in a folder's modules, wherever they stand in the file."""
+    names: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("deeplight_core", []), ("tests", ["book", "hpc", "dev"])])
+def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
+    declared = by_name([*PROJECT["dependencies"], *(name for extra in extras for name in EXTRAS[extra])])
+    own = {"deeplight_core", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    distributions = packages_distributions()
+    for name in sorted(imported(folder) - sys.stdlib_module_names - own):
+        assert any(canonicalize_name(d) in declared for d in distributions[name]), f"{folder} imports {name}"

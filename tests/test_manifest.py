@@ -131,7 +131,7 @@ def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes, messa
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no manifest .* `deeplight manifest"):
+    with pytest.raises(ValueError, match=r"there is no manifest .* `deeplight manifest"):
         read_manifest(tmp_path / "manifest.csv")
 
 
@@ -265,9 +265,7 @@ def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
     assert set(found["tr_s"]) == {1.5}
     assert set(found["n_volumes"]) == {5}
-    assert warnings == [
-        "sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv beside it"
-    ]
+    assert warnings == ["sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv beside it"]
     split = assign_splits(found, "subject", 1, 0)
     write_manifest(split, tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), split)
@@ -323,7 +321,9 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         scan_hcp(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "n_volumes", "mask"), [("haxby2001-vt", 72, "sub-01_desc-vt_mask.nii.gz"), ("haxby2001-slice", 121, "")])
+@pytest.mark.parametrize(
+    ("name", "n_volumes", "mask"), [("haxby2001-vt", 72, "sub-01_desc-vt_mask.nii.gz"), ("haxby2001-slice", 121, "")]
+)
 def test_scan_bids_on_real_data(name: str, n_volumes: int, mask: str, tmp_path: Path) -> None:
     found, warnings = scan_bids(real_data(name))
     assert warnings == []

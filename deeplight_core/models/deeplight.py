@@ -53,7 +53,8 @@ class SameConv2d(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', ⌈H/stride⌉, ⌈W/stride⌉)."""
         (top, bottom), (left, right) = (same_padding(n, self.stride[0]) for n in maps.shape[2:])
-        if (top, left) == (bottom, right):
+        even = (top, left) == (bottom, right)
+        if even and maps.shape[3] > 1:  # at width 1 oneDNN's own padding spoils the bfloat16 gradient of stride 2
             maps = F.conv2d(maps, self.weight, self.bias, self.stride, (top, left))
         else:
             maps = F.conv2d(F.pad(maps, (left, right, top, bottom)), self.weight, self.bias, self.stride)

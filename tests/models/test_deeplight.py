@@ -92,6 +92,21 @@ def test_convolution_equals_a_loop(size: tuple[int, int], stride: int) -> None:
     np.testing.assert_allclose(layer(maps), expected, rtol=1e-5, atol=1e-5)  # float32 sums of 18 terms
 
 
+@pytest.mark.parametrize("size", [(5, 7), (6, 8), (3, 1), (1, 1), (1, 3), (2, 1)])
+def test_gradients_in_bfloat16(size: tuple[int, int]) -> None:
+    """On a CPU, oneDNN's are garbage where it pads maps of width 1 itself."""
+    torch.manual_seed(0)
+    layer = SameConv2d(16, 32, stride=2, dropout=0).to(memory_format=torch.channels_last)
+    maps = torch.randn(30, 16, *size).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = layer(maps)
+        gradients.append(torch.autograd.grad(out.float().square().sum(), layer.weight)[0])
+    single, half = gradients
+    assert (half - single).norm() < 0.02 * single.norm()  # bfloat16 has 8 binary places
+
+
 @torch.no_grad()
 def test_slice_features_are_in_the_order_of_y_x_channel() -> None:
     shape = (33, 65, 2)  # slices end as 3 rows × 2 columns

@@ -1,0 +1,74 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from deeplight_core import cli
+from deeplight_core.config import project_root
+
+COMMANDS = ("simulate", "manifest", "prepare", "pretrain", "finetune", "evaluate", "book")
+
+
+def call(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["deeplight", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, monkeypatch, capsys):
+    assert call(monkeypatch, command, "--help") == 0
+    assert re.search(r"Example", capsys.readouterr().out)
+
+
+def test_every_command_is_tested():
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+
+
+def test_simulate_then_manifest_agree(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "data"
+    assert call(monkeypatch, "simulate", str(folder), "--train", "1", "--validation", "1", "--tr", "6", "--resolution", "10", "--jobs", "1") == 0  # fmt: skip
+    assert call(monkeypatch, "manifest", "--hcp", str(folder), "--validation", "1", "-o", str(tmp_path / "m.csv")) == 0
+    made, found = (pd.read_csv(p).sort_values("image", ignore_index=True) for p in (folder / "manifest.csv", tmp_path / "m.csv"))
+    columns = ["subject", "task", "run", "image", "events", "mask", "tr_s", "n_volumes"]
+    pd.testing.assert_frame_equal(made[columns], found[columns])
+    assert "1 subjects for train, 1 subjects for validation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "nothing"], "there is no profile"),
+        (["manifest", "-o", "m.csv"], "give one of --hcp ROOT and --bids ROOT"),
+        (["manifest", "--bids", "nowhere", "-o", "m.csv"], "found no BIDS runs"),
+        (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
+        (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
+        (["finetune", "demo", "--variant", "magic", "--fraction", "0.5"], "unknown variant 'magic'"),
+        (["finetune", "demo", "--variant", "scratch", "--fraction", "1.2"], "fraction must be above 0 and at most 1, got 1.2"),
+        (["finetune", "demo", "--variant", "scratch", "--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(arguments, message, monkeypatch, capsys):
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.startswith("deeplight: ")
+    assert "Traceback" not in error
+    assert not Path("m.csv").exists()
+
+
+def test_the_installed_command_runs():
+    done = subprocess.run([Path(sys.executable).with_name("deeplight"), "--help"], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_the_project_root_is_found_from_the_notebooks(monkeypatch):
+    root = project_root()
+    monkeypatch.chdir(root / "notebooks")
+    assert project_root() == root

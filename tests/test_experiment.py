@@ -1,0 +1,274 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import N_KEPT, use_threads
+from safetensors.torch import load_file
+
+from deeplight_core import experiment
+from deeplight_core.checkpoint import load_model, read_record
+from deeplight_core.config import Profile
+from deeplight_core.evaluate import subject_accuracy
+from deeplight_core.experiment import (
+    evaluate,
+    finetune,
+    finetuning_run,
+    prepare_data,
+    pretrain,
+    pretraining_run,
+    sweep_results,
+)
+from deeplight_core.manifest import write_manifest
+from deeplight_core.store import Store, open_store
+
+VARIANTS = ["pretrained", "scratch", "linear"]
+
+
+@pytest.fixture(scope="module")
+def finished(store: Store, tiny_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which everything that the profile asks for is done; to be read only."""
+    project = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        shutil.copytree(store.path, tiny_profile.store)
+        pretrain(tiny_profile, 1)
+        for variant in VARIANTS:
+            finetune(tiny_profile, variant, 0.5, 1)
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, in which the test runs."""
+    copy = Path(shutil.copytree(finished, tmp_path / "project"))  # with the files' times
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def changed(profile: Profile, section: str, **fields: object) -> Profile:
+    return profile.model_copy(update={section: getattr(profile, section).model_copy(update=fields)})
+
+
+def times(project: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(project.rglob("*"))}
+
+
+# ---- what is found, and what is another run
+
+
+def test_finished_runs_are_found(project: Path, tiny_profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times(project)
+    run = pretrain(tiny_profile, 1)
+    assert run.finished
+    for variant in VARIANTS:
+        again = finetune(tiny_profile, variant, 0.5, 1)
+        assert capsys.readouterr().out.endswith(
+            f"finetuning {variant} 50% (2 subjects), seed 1: found in {again.folder.name}\n"
+        )
+    assert times(project) == before
+
+
+def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile) -> None:
+    before = times(project)
+    more = changed(tiny_profile, "sweep", fractions=[0.5, 1.0])
+    with pytest.raises(ValueError, match=r"^3 of 6 runs are not finished") as error:
+        sweep_results(more)
+    assert str(error.value).splitlines()[1:] == [f"  finetuning {v} 100% (4 subjects), seed 1" for v in VARIANTS]
+    for fraction in more.sweep.fractions:
+        finetune(more, "linear", fraction, 1)
+    with pytest.raises(ValueError, match=r"^2 of 6 runs"):
+        sweep_results(more)
+    after = times(project)
+    new = [path.name for path in (project / "runs/tiny").iterdir() if path not in before]
+    assert len(new) == 1
+    assert new[0].startswith("finetuning-linear-1-seed1-")
+    del before[project / "runs/tiny"]  # where the new folder is
+    assert {path: after[path] for path in before} == before
+
+
+def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) -> None:
+    run = finetuning_run(tiny_profile, "scratch", 0.5, 1)
+    assert run.finished
+    others = [
+        finetuning_run(changed(tiny_profile, "finetuning", epochs=3), "scratch", 0.5, 1),
+        finetuning_run(changed(tiny_profile, "model", initialisation="glorot"), "scratch", 0.5, 1),
+        finetuning_run(tiny_profile, "scratch", 0.5, 2),
+        finetuning_run(tiny_profile, "scratch", 0.75, 1),
+        finetuning_run(tiny_profile, "pretrained", 0.5, 1),
+        finetuning_run(
+            changed(tiny_profile, "data", target={"SOCIAL": {"interaction": ["mental"]}}), "scratch", 0.5, 1
+        ),
+    ]
+    assert len({other.folder for other in [run, *others]}) == 7
+    other_store = replace(open_store(tiny_profile.store), info={"preprocessing": None})
+    assert finetuning_run(tiny_profile, "scratch", 0.5, 1, other_store).folder != run.folder
+    assert pretraining_run(tiny_profile, 2).folder != pretraining_run(tiny_profile, 1).folder
+
+
+def test_what_does_not_matter_is_not_another_run(project: Path, tiny_profile: Profile) -> None:
+    longer = changed(tiny_profile, "finetuning", epochs=3)
+    assert finetuning_run(longer, "linear", 0.5, 1).finished
+    assert pretraining_run(longer, 1).finished
+    assert finetuning_run(changed(tiny_profile, "pretraining", epochs=3), "scratch", 0.5, 1).finished
+    assert finetuning_run(changed(tiny_profile, "sweep", seeds=[1, 2, 3]), "pretrained", 0.5, 1).finished
+
+
+def test_other_pretraining_is_another_run(project: Path, tiny_profile: Profile) -> None:
+    """What a fine-tuning run is named after is the weights that it starts from."""
+    run = finetuning_run(tiny_profile, "pretrained", 0.5, 1)
+    record = run.checkpoint / "model.json"
+    record.write_text(record.read_text().replace(read_record(run.checkpoint)["sha256"], "0" * 64))
+    assert finetuning_run(tiny_profile, "pretrained", 0.5, 1).folder != run.folder
+
+
+# ---- what a run does
+
+
+def test_variants_see_the_same_units(project: Path, tiny_profile: Profile) -> None:
+    half, all_units = ({v: finetuning_run(tiny_profile, v, f, 1).units for v in VARIANTS} for f in (0.5, 1.0))
+    assert half["pretrained"] == half["scratch"] == half["linear"]
+    assert set(half["scratch"]) < set(all_units["scratch"]) == {"s1", "s2", "s3", "s4"}
+    for variant in VARIANTS:
+        config = yaml.safe_load((finetuning_run(tiny_profile, variant, 0.5, 1).folder / "config.yaml").read_text())
+        assert config["units"] == half[variant]
+    metrics = finetuning_run(tiny_profile, "pretrained", 0.5, 1).metrics()
+    assert set(metrics.loc[metrics["split"] == "train", "subject"]) == set(half["pretrained"])
+    assert set(metrics.loc[metrics["split"] == "validation", "subject"]) == {"s5", "s6"}
+
+
+def test_results_are_those_of_the_predictions(project: Path, tiny_profile: Profile) -> None:
+    for variant in VARIANTS:
+        run = finetuning_run(tiny_profile, variant, 0.5, 1)
+        results, predictions = run.results(), run.predictions()
+        assert list(results.columns) == [
+            "route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy", "n_volumes",
+        ]  # fmt: skip
+        key = {"route": "supervised", "variant": variant, "fraction": 0.5, "n_subjects": 2, "seed": 1}
+        pd.testing.assert_frame_equal(results, subject_accuracy(predictions, **key))
+        assert results["subject"].tolist() == ["s5", "s6"]
+        assert results["n_volumes"].tolist() == [N_KEPT, N_KEPT]
+        assert set(predictions["task"]) == {"SOCIAL"}
+    pd.testing.assert_frame_equal(
+        sweep_results(tiny_profile),
+        pd.concat([finetuning_run(tiny_profile, v, 0.5, 1).results() for v in VARIANTS], ignore_index=True),
+    )
+
+
+def test_evaluating_a_run_gives_its_results(project: Path, tiny_profile: Profile) -> None:
+    for run in (pretraining_run(tiny_profile, 1), finetuning_run(tiny_profile, "pretrained", 0.5, 1)):
+        pd.testing.assert_frame_equal(evaluate(tiny_profile, run.folder), run.results())
+    train = evaluate(tiny_profile, run.folder, "train")
+    assert sorted(train["subject"]) == ["s1", "s2", "s3", "s4"]
+
+
+def test_evaluating_on_other_data_is_an_error(project: Path, tiny_profile: Profile) -> None:
+    run = pretraining_run(tiny_profile, 1)
+    path = tiny_profile.store / "store.json"
+    path.write_text(path.read_text().replace('"tr_s": 2.0', '"tr_s": 0.72'))
+    with pytest.raises(ValueError, match=r"other tr_s: tr_s 2\.0, here 0\.72"):
+        evaluate(tiny_profile, run.folder)
+
+
+def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Profile) -> None:
+    run = finetuning_run(tiny_profile, "pretrained", 0.5, 1)
+    assert {path.name for path in run.folder.iterdir()} == {
+        "config.yaml", "environment.txt", "metrics.csv", "tensorboard", "model.safetensors", "model.json",
+        "predictions.parquet", "subject_accuracy.csv",
+    }  # fmt: skip
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert Profile.model_validate(config["profile"]) == tiny_profile
+    assert (config["variant"], config["fraction"], config["seed"]) == ("pretrained", 0.5, 1)
+    assert f"torch=={torch.__version__}" in (run.folder / "environment.txt").read_text().splitlines()
+    record = read_record(run.folder)
+    assert record["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
+    assert record["store"] == config["store"] == open_store(tiny_profile.store).identity
+    assert record["training"]["from"] == pretraining_run(tiny_profile, 1).folder.name
+    assert sorted(record["training"]["left_out"]) == ["head.bias", "head.weight"]
+    assert not (finetuning_run(tiny_profile, "linear", 0.5, 1).folder / "model.json").exists()
+
+
+def test_pretrained_starts_from_the_checkpoint(project: Path, tiny_profile: Profile) -> None:
+    """After one step of next to nothing it still is the checkpoint, but for the output layer."""
+    still = changed(tiny_profile, "finetuning", epochs=1, steps_per_epoch=1, learning_rate=1e-30)
+    weights = load_model(finetune(still, "pretrained", 0.5, 1).folder)[0].state_dict()
+    scratch = load_model(finetune(still, "scratch", 0.5, 1).folder)[0].state_dict()
+    origin = load_model(pretraining_run(tiny_profile, 1).folder)[0].state_dict()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, (scratch if name.startswith("head.") else origin)[name], rtol=0, atol=1e-29)
+    assert not torch.equal(scratch["encoder.lstm.weight_hh_l0"], origin["encoder.lstm.weight_hh_l0"])
+
+
+def test_interrupted_run_becomes_the_same(
+    project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = finetuning_run(tiny_profile, "scratch", 0.5, 1).folder
+    weights, accuracy = load_file(whole / "model.safetensors"), (whole / "subject_accuracy.csv").read_bytes()
+    shutil.rmtree(whole)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "save_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tiny_profile, "scratch", 0.5, 1)
+    run = finetuning_run(tiny_profile, "scratch", 0.5, 1)
+    assert run.folder == whole
+    assert not run.finished
+    with pytest.raises(ValueError, match=r"^1 of 3 runs are not finished:\n  finetuning scratch 50%"):
+        sweep_results(tiny_profile)
+    finetune(tiny_profile, "scratch", 0.5, 1)
+    assert "going on at step 6 of 6" in capsys.readouterr().out
+    assert all(torch.equal(weight, weights[name]) for name, weight in load_file(whole / "model.safetensors").items())
+    assert (whole / "subject_accuracy.csv").read_bytes() == accuracy
+
+
+# ---- from the manifest, and errors
+
+
+def test_prepare_data_reads_the_manifest(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: tuple[pd.DataFrame, Path],
+    tiny_profile: Profile,
+    store: Store,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    use_threads(monkeypatch)
+    write_manifest(dataset[0], tmp_path / "data_manifest.csv")
+    assert prepare_data(tiny_profile, jobs=1).identity == store.identity
+    fewer = changed(tiny_profile, "data", max_units={"train": 1}).model_copy(update={"name": "fewer"})
+    assert set(prepare_data(fewer, jobs=1).index["unit"]) == {"s1", "s5", "s6"}
+
+
+def test_pretrained_needs_a_checkpoint(project: Path, tiny_profile: Profile) -> None:
+    other = changed(tiny_profile, "sweep", pretraining_seed=7)
+    with pytest.raises(
+        ValueError, match=r"no finished checkpoint in .*pretraining-seed7-.*; run the pre-training first"
+    ):
+        finetune(other, "pretrained", 0.5, 1)
+    assert not list((project / "runs/tiny").glob("pretraining-seed7-*"))
+    assert finetune(other, "scratch", 0.5, 1).finished
+
+
+def test_unknown_variant_is_an_error(tiny_profile: Profile) -> None:
+    with pytest.raises(ValueError, match="unknown variant 'pretraind'; known are pretrained, scratch, linear"):
+        finetuning_run(tiny_profile, "pretraind", 0.5, 1)
+
+
+@pytest.mark.parametrize("fraction", [0, 1.2, -0.1, float("nan"), "0.5"])
+def test_fractions_that_are_none(tiny_profile: Profile, fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"fraction must be above 0 and at most 1, got {fraction!r}"):
+        finetuning_run(tiny_profile, "scratch", fraction, 1)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None])
+def test_seeds_that_are_none(tiny_profile: Profile, seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0, got {seed!r}"):
+        finetuning_run(tiny_profile, "scratch", 0.5, seed)
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0, got {seed!r}"):
+        pretraining_run(tiny_profile, seed)

@@ -1,0 +1,120 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from deeplight_core import plots, statistics
+
+SUBJECTS = [f"s{i}" for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def _no_window():
+    with mpl.rc_context():
+        mpl.use("agg")
+        plots.use_style()
+        yield
+        plt.close("all")
+
+
+@pytest.fixture()
+def metrics() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            (epoch, split, task, subject, variant, fraction, 0.1 * epoch + 0.01 * random.random())
+            for epoch in (1, 2, 3) for split in ("train", "validation") for task in ("EMOTION", "MOTOR")
+            for subject in SUBJECTS for variant in ("pretrained", "scratch") for fraction in (0.05, 1.0)
+        ],
+        columns=["epoch", "split", "task", "subject", "variant", "fraction", "accuracy"],
+    )  # fmt: skip
+
+
+@pytest.fixture()
+def results() -> pd.DataFrame:
+    random = np.random.default_rng(1)
+    return pd.DataFrame(
+        [
+            (variant, fraction, int(20 * fraction), 1, "WM", subject, level + 0.01 * random.random())
+            for variant, level in (("pretrained", 0.7), ("scratch", 0.4)) for fraction in (0.05, 1.0) for subject in SUBJECTS
+        ],
+        columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"],
+    )  # fmt: skip
+
+
+def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
+    figure = plots.task_curves(metrics, 16)
+    for axes, split in zip(figure.axes, ("train", "validation"), strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        expected = metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["accuracy"].mean()
+        assert lines["MOTOR"] == pytest.approx(expected.to_numpy())
+        assert any(np.allclose(y, 1 / 16) for y in lines.values())
+
+
+def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
+    table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", accuracy=0.25)])
+    axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["accuracy"].mean()])
+    assert [len(points.get_offsets()) for points in axes.collections[::2]] == [20, 20]
+
+
+def test_a_task_has_the_same_colour_everywhere(metrics, results):
+    line = next(x for x in plots.task_curves(metrics, 16).axes[0].get_lines() if x.get_label() == "MOTOR")
+    bar = plots.task_bars(results.assign(task="MOTOR"), {"MOTOR": 5}).axes[0].patches[0]
+    assert mpl.colors.to_rgb(line.get_color()) == bar.get_facecolor()[:3] == mpl.colors.to_rgb(plots.TASK_COLOURS["MOTOR"])
+
+
+def test_accuracy_by_fraction_puts_every_variant_at_its_means(results):
+    intervals = statistics.mean_intervals(results)
+    axes = plots.accuracy_by_fraction(intervals, 4).axes[0]
+    drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
+    expected = intervals[intervals["variant"] == "scratch"].sort_values("n_subjects")[["n_subjects", "mean"]].to_numpy()
+    assert drawn[plots.VARIANT_NAMES["scratch"]] == pytest.approx(expected)
+
+
+def test_difference_bars_star_only_what_is_significant(results):
+    comparison = statistics.compare(results)
+    comparison["significant"] = [True, False]
+    axes = plots.difference_bars(results, comparison).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(comparison["difference"].tolist())
+    assert [text.xy[0] for text in axes.texts] == [0]
+
+
+def test_confusion_matrix_labels_rows_and_columns():
+    names = pd.MultiIndex.from_tuples([("A", "x"), ("A", "y"), ("B", "x")])
+    axes = plots.confusion_matrix(pd.DataFrame(np.eye(3), index=names, columns=names)).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y", "x"]
+    assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.eye(3))
+
+
+def test_class_counts_add_up():
+    index = pd.DataFrame({"task": ["A"] * 5, "state": ["x", "x", "y", "y", "y"], "split": ["train", "validation"] + ["train"] * 3})
+    axes = plots.class_counts(index).axes[0]
+    assert sum(bar.get_width() for bar in axes.patches) == 5
+
+
+def test_carpet_shows_voxels_as_rows_and_survives_constant_ones():
+    series = np.random.default_rng(0).normal(size=(9, 7))
+    series[:, 2] = 4.0
+    panel = plots.carpet(series, series, 2.0).axes[0].images[0]
+    assert panel.get_array().shape == (7, 9)
+    assert np.isfinite(panel.get_array()).all()
+    assert panel.get_extent()[:2] == [0, 18.0]
+
+
+def test_fraction_curves_and_timeline_and_maps_draw(metrics):
+    blocks = pd.DataFrame({"onset": [0.0, 30.0], "duration": [20.0, 20.0], "state": ["face", "left finger"]})
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(7, 8, 9)).astype(np.float32), np.diag([8.0, 8, 8, 1]))
+    mask = nib.Nifti1Image((image.get_fdata() > 0).astype(np.uint8), image.affine)
+    figures = [
+        plots.fraction_curves(metrics, 4),
+        plots.design_timeline({"MOTOR": blocks}, {"MOTOR": np.array([4.0, 6.0])}, {"MOTOR": 60.0}),
+        plots.activation_maps({"face": image}, background=image, cuts=2),
+        plots.mask_map(mask, background=image),
+    ]
+    assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
+    curves = figures[0].axes
+    assert [axes.get_title() for axes in curves[:2]] == ["pre-trained: train", "from scratch: train"]
