@@ -142,15 +142,13 @@ def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu")
 
 def pretrain(profile: Profile, seed: int) -> Run:
     """Pre-train on the source states of all training units."""
-    store = open_store(profile.store)
-    return _execute(pretraining_run(profile, seed, store), store, profile.data.states("source"), profile.pretraining)
+    return _execute(pretraining_run(profile, seed), profile.data.states("source"), profile.pretraining)
 
 
 def finetune(profile: Profile, variant: str, fraction: float, seed: int) -> Run:
     """Train a variant on the target states of a fraction of the training units."""
-    store = open_store(profile.store)
-    run = finetuning_run(profile, variant, fraction, seed, store)
-    return _execute(run, store, profile.data.states("target"), profile.finetuning)
+    run = finetuning_run(profile, variant, fraction, seed)
+    return _execute(run, profile.data.states("target"), profile.finetuning)
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation") -> pd.DataFrame:
@@ -175,10 +173,11 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation"
     )  # fmt: skip
 
 
-def _execute(run: Run, store: Store, states: list[tuple[str, str]], settings: TrainingSettings) -> Run:
+def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings) -> Run:
     if run.finished:
         print(f"{run.label}: found in {run.folder.name}", flush=True)
         return run
+    store = open_store(run.profile.store)
     run.folder.mkdir(parents=True, exist_ok=True)
     train_rows = select_rows(store.index, states, "train", run.units)
     held_out_rows = select_rows(store.index, states, "validation")

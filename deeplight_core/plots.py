@@ -3,7 +3,7 @@
 Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a task or variant keeps its own everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -140,14 +140,14 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(fractions)))
     size = (4.5 * len(variants), 6)
     figure, panels = plt.subplots(2, len(variants), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for row, split in enumerate(("train", "validation")):
+    for row, (split, title) in enumerate((("train", "training"), ("validation", "validation"))):
         for column, variant in enumerate(variants):
             axes = panels[row, column]
             chosen = metrics[(metrics["split"] == split) & (metrics["variant"] == variant)]
             for colour, fraction in zip(colours, fractions, strict=True):
                 _band(axes, chosen[chosen["fraction"] == fraction], colour, f"{fraction:.0%}")
             axes.axhline(1 / n_states, **_CHANCE)
-            axes.set_title(f"{VARIANT_NAMES[variant].removeprefix('DeepLight, ')}: {split}")
+            axes.set_title(f"{VARIANT_NAMES[variant].removeprefix('DeepLight, ')}: {title}")
     for axes in panels[1]:
         axes.set_xlabel("epoch")
     for axes in panels[:, 0]:
@@ -326,14 +326,14 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
     return figure
 
 
-def activation_maps(
-    maps: Mapping[str, Any], background: Any = None, label: str = "", cuts: Sequence[float] | int = 6
-) -> Figure:
+def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str = "", n_cuts: int = 6) -> Figure:
     """One row of axial slices per NIfTI map, on one colour scale; `background=None` takes nilearn's MNI152 template."""
     from nilearn import plotting
 
-    top = max(float(np.percentile(np.abs(m.get_fdata()), 99.8)) for m in maps.values())
-    figure, rows = plt.subplots(len(maps), 1, figsize=(9, 1.75 * len(maps)), squeeze=False, layout="none")
+    values = np.abs(np.stack([image.get_fdata() for image in maps.values()]))
+    top = float(np.percentile(values[values > 0], 99.5)) if values.any() else 1.0
+    cuts = _cuts(values.any(axis=0), next(iter(maps.values())).affine, n_cuts)
+    figure, rows = plt.subplots(len(maps), 1, figsize=(9, 1.9 * len(maps)), squeeze=False, layout="none")
     anatomy = {} if background is None else {"bg_img": background}
     for axes, (name, image) in zip(rows[:, 0], maps.items(), strict=True):
         plotting.plot_stat_map(
@@ -345,14 +345,22 @@ def activation_maps(
     return figure
 
 
-def mask_map(mask: Any, background: Any = None) -> Figure:
-    """A mask's outline over the template (or `background`)."""
+def mask_map(mask: Any, background: Any = None, n_cuts: int = 7) -> Figure:
+    """A mask over the template (or `background`)."""
     from nilearn import plotting
 
     figure = plt.figure(figsize=(9, 2.6), layout="none")
     anatomy = {} if background is None else {"bg_img": background}
     plotting.plot_roi(
-        mask, figure=figure, display_mode="z", cut_coords=7, cmap="autumn", alpha=0.45,
-        colorbar=False, black_bg=False, **anatomy,
+        mask, figure=figure, display_mode="z", cut_coords=_cuts(mask.get_fdata() > 0, mask.affine, n_cuts),
+        cmap="autumn", alpha=0.45, colorbar=False, black_bg=False, **anatomy,
     )  # fmt: skip
     return figure
+
+
+def _cuts(inside: np.ndarray, affine: np.ndarray, n: int) -> list[float]:
+    """z in mm of up to n slices of a (X, Y, Z) mask that hold voxels, evenly spread, the outermost left out."""
+    slices = np.flatnonzero(inside.any(axis=(0, 1)))
+    chosen = np.unique(slices[np.linspace(0, len(slices) - 1, min(n, len(slices)) + 2).round().astype(int)[1:-1]])
+    x, y = (n // 2 for n in inside.shape[:2])
+    return [float((affine @ [x, y, z, 1])[2]) for z in chosen]

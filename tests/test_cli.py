@@ -33,9 +33,28 @@ def test_every_command_is_tested():
 
 def test_simulate_then_manifest_agree(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data"
-    assert call(monkeypatch, "simulate", str(folder), "--train", "1", "--validation", "1", "--tr", "6", "--resolution", "10", "--jobs", "1") == 0  # fmt: skip
+    assert (
+        call(
+            monkeypatch,
+            "simulate",
+            str(folder),
+            "--train",
+            "1",
+            "--validation",
+            "1",
+            "--tr",
+            "6",
+            "--resolution",
+            "10",
+            "--jobs",
+            "1",
+        )
+        == 0
+    )
     assert call(monkeypatch, "manifest", "--hcp", str(folder), "--validation", "1", "-o", str(tmp_path / "m.csv")) == 0
-    made, found = (pd.read_csv(p).sort_values("image", ignore_index=True) for p in (folder / "manifest.csv", tmp_path / "m.csv"))
+    made, found = (
+        pd.read_csv(p).sort_values("image", ignore_index=True) for p in (folder / "manifest.csv", tmp_path / "m.csv")
+    )
     columns = ["subject", "task", "run", "image", "events", "mask", "tr_s", "n_volumes"]
     pd.testing.assert_frame_equal(made[columns], found[columns])
     assert "1 subjects for train, 1 subjects for validation" in capsys.readouterr().out
@@ -50,8 +69,14 @@ def test_simulate_then_manifest_agree(tmp_path, monkeypatch, capsys):
         (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
         (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
         (["finetune", "demo", "--variant", "magic", "--fraction", "0.5"], "unknown variant 'magic'"),
-        (["finetune", "demo", "--variant", "scratch", "--fraction", "1.2"], "fraction must be above 0 and at most 1, got 1.2"),
-        (["finetune", "demo", "--variant", "scratch", "--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
+        (
+            ["finetune", "demo", "--variant", "scratch", "--fraction", "1.2"],
+            "fraction must be above 0 and at most 1, got 1.2",
+        ),
+        (
+            ["finetune", "demo", "--variant", "scratch", "--fraction", "0"],
+            "fraction must be above 0 and at most 1, got 0",
+        ),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(arguments, message, monkeypatch, capsys):
@@ -64,7 +89,9 @@ def test_wrong_input_is_one_message_and_status_2(arguments, message, monkeypatch
 
 
 def test_the_installed_command_runs():
-    done = subprocess.run([Path(sys.executable).with_name("deeplight"), "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("deeplight"), "--help"], capture_output=True, text=True, check=True
+    )
     assert all(command in done.stdout for command in COMMANDS)
 
 

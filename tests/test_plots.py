@@ -20,7 +20,7 @@ def _no_window():
         plt.close("all")
 
 
-@pytest.fixture()
+@pytest.fixture
 def metrics() -> pd.DataFrame:
     random = np.random.default_rng(0)
     return pd.DataFrame(
@@ -33,13 +33,14 @@ def metrics() -> pd.DataFrame:
     )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def results() -> pd.DataFrame:
     random = np.random.default_rng(1)
     return pd.DataFrame(
         [
             (variant, fraction, int(20 * fraction), 1, "WM", subject, level + 0.01 * random.random())
-            for variant, level in (("pretrained", 0.7), ("scratch", 0.4)) for fraction in (0.05, 1.0) for subject in SUBJECTS
+            for variant, level in (("pretrained", 0.7), ("scratch", 0.4))
+            for fraction in (0.05, 1.0) for subject in SUBJECTS
         ],
         columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"],
     )  # fmt: skip
@@ -49,7 +50,9 @@ def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
     figure = plots.task_curves(metrics, 16)
     for axes, split in zip(figure.axes, ("train", "validation"), strict=True):
         lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-        expected = metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["accuracy"].mean()
+        expected = (
+            metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["accuracy"].mean()
+        )
         assert lines["MOTOR"] == pytest.approx(expected.to_numpy())
         assert any(np.allclose(y, 1 / 16) for y in lines.values())
 
@@ -64,7 +67,9 @@ def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
 def test_a_task_has_the_same_colour_everywhere(metrics, results):
     line = next(x for x in plots.task_curves(metrics, 16).axes[0].get_lines() if x.get_label() == "MOTOR")
     bar = plots.task_bars(results.assign(task="MOTOR"), {"MOTOR": 5}).axes[0].patches[0]
-    assert mpl.colors.to_rgb(line.get_color()) == bar.get_facecolor()[:3] == mpl.colors.to_rgb(plots.TASK_COLOURS["MOTOR"])
+    assert (
+        mpl.colors.to_rgb(line.get_color()) == bar.get_facecolor()[:3] == mpl.colors.to_rgb(plots.TASK_COLOURS["MOTOR"])
+    )
 
 
 def test_accuracy_by_fraction_puts_every_variant_at_its_means(results):
@@ -91,7 +96,9 @@ def test_confusion_matrix_labels_rows_and_columns():
 
 
 def test_class_counts_add_up():
-    index = pd.DataFrame({"task": ["A"] * 5, "state": ["x", "x", "y", "y", "y"], "split": ["train", "validation"] + ["train"] * 3})
+    index = pd.DataFrame(
+        {"task": ["A"] * 5, "state": ["x", "x", "y", "y", "y"], "split": ["train", "validation"] + ["train"] * 3}
+    )
     axes = plots.class_counts(index).axes[0]
     assert sum(bar.get_width() for bar in axes.patches) == 5
 
@@ -112,9 +119,9 @@ def test_fraction_curves_and_timeline_and_maps_draw(metrics):
     figures = [
         plots.fraction_curves(metrics, 4),
         plots.design_timeline({"MOTOR": blocks}, {"MOTOR": np.array([4.0, 6.0])}, {"MOTOR": 60.0}),
-        plots.activation_maps({"face": image}, background=image, cuts=2),
+        plots.activation_maps({"face": image}, background=image, n_cuts=2),
         plots.mask_map(mask, background=image),
     ]
     assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
     curves = figures[0].axes
-    assert [axes.get_title() for axes in curves[:2]] == ["pre-trained: train", "from scratch: train"]
+    assert [axes.get_title("left") for axes in curves[:2]] == ["pre-trained: training", "from scratch: training"]

@@ -7,7 +7,9 @@ from statsmodels.stats.multitest import multipletests
 from deeplight_core.statistics import compare, mean_intervals, subject_means
 
 
-def results(effects: dict[float, float], n: int = 12, seeds: tuple[int, ...] = (1,), noise: float = 0.05) -> pd.DataFrame:
+def results(
+    effects: dict[float, float], n: int = 12, seeds: tuple[int, ...] = (1,), noise: float = 0.05
+) -> pd.DataFrame:
     random = np.random.default_rng(3)
     rows = []
     for fraction, effect in effects.items():
@@ -16,7 +18,9 @@ def results(effects: dict[float, float], n: int = 12, seeds: tuple[int, ...] = (
             for seed in seeds:
                 for variant, shift in (("pretrained", effect), ("scratch", 0.0)):
                     accuracy = base + shift + random.normal(0, noise)
-                    rows.append(("supervised", variant, fraction, int(30 * fraction), seed, "WM", f"s{subject}", accuracy, 90))
+                    rows.append(
+                        ("supervised", variant, fraction, int(30 * fraction), seed, "WM", f"s{subject}", accuracy, 90)
+                    )
     return pd.DataFrame(
         rows, columns=["route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy", "n_volumes"]
     )
@@ -26,7 +30,10 @@ def test_t_tests_equal_scipy():
     table = results({0.1: 0.2, 0.5: 0.02, 1.0: 0.0})
     comparison = compare(table).set_index("fraction")
     for fraction, group in table.groupby("fraction"):
-        a, b = (group[group["variant"] == v].sort_values("subject")["accuracy"].to_numpy() for v in ("pretrained", "scratch"))
+        a, b = (
+            group[group["variant"] == v].sort_values("subject")["accuracy"].to_numpy()
+            for v in ("pretrained", "scratch")
+        )
         expected = stats.ttest_rel(a, b)
         row = comparison.loc[fraction]
         assert row["t"] == pytest.approx(expected.statistic, rel=1e-6)
@@ -109,5 +116,5 @@ def test_an_absent_variant_is_named():
 
 def test_unpaired_subjects_are_refused():
     table = results({1.0: 0.1})
-    with pytest.raises(ValueError, match="same subjects.*s3"):
+    with pytest.raises(ValueError, match=r"same subjects.*s3"):
         compare(table[~((table["subject"] == "s3") & (table["variant"] == "scratch"))])
