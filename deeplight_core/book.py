@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from deeplight_core.store import write_whole
+from deeplight_core.files import write_whole
 
 __all__ = ["stage"]
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deeplight_core.config import ModelSettings
-from deeplight_core.manifest import file_sha256
+from deeplight_core.files import file_sha256, write_whole
 from deeplight_core.models import MODELS
-from deeplight_core.store import write_whole
 
 __all__ = ["check_data", "data_facts", "load_model", "read_record", "save_model", "transfer"]
 

@@ -22,11 +22,12 @@ from deeplight_core import __version__
 from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, transfer
 from deeplight_core.config import Profile, SweepSettings, TrainingSettings, digest
 from deeplight_core.evaluate import linear_predictions, predict, predictions_table, subject_accuracy
+from deeplight_core.files import write_whole
 from deeplight_core.loader import Volumes, draw_units, select_rows
 from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.simulate import simulate
-from deeplight_core.store import Store, open_store, prepare, write_whole
+from deeplight_core.store import Store, open_store, prepare
 from deeplight_core.train import fit
 
 __all__ = [
@@ -211,7 +212,8 @@ def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings
     )  # fmt: skip
     write_whole(run.folder / "predictions.parquet", predictions.to_parquet)
     write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
-    (run.folder / "state.safetensors").unlink(missing_ok=True)
+    for leftover in [run.folder / "state.safetensors", *run.folder.glob("partial_*")]:
+        leftover.unlink(missing_ok=True)
     return run
 
 

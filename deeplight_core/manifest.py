@@ -1,6 +1,5 @@
 """The manifest: one row per run, what exists and who is in which split. Fixed here, never drawn inside training."""
 
-import hashlib
 import json
 import re
 import zlib
@@ -15,13 +14,13 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from deeplight_core.config import DataSettings
+from deeplight_core.files import write_whole
 from deeplight_core.tasks import TASKS
 
 __all__ = [
     "COLUMNS",
     "UNREADABLE",
     "assign_splits",
-    "file_sha256",
     "read_manifest",
     "run_key",
     "scan_bids",
@@ -141,10 +140,7 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> None:
     """Write a manifest atomically, standard columns first."""
     path = Path(path)
     extra = [c for c in table.columns if c not in COLUMNS]
-    temporary = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table[[*COLUMNS, *extra]].to_csv(temporary, index=False, lineterminator="\n")
-    temporary.replace(path)
+    write_whole(path, lambda p: table[[*COLUMNS, *extra]].to_csv(p, index=False, lineterminator="\n"))
 
 
 def run_key(row: pd.Series) -> str:
@@ -176,12 +172,6 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
         if split not in set(chosen["split"]):
             raise ValueError(f"the manifest leaves no {split} runs for tasks {', '.join(sorted(tasks))}")
     return chosen.reset_index(drop=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def assign_splits(

@@ -11,12 +11,9 @@ is drawn from seeds made of (settings' seed, what it is for), so files do not de
 """
 
 import json
-import os
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -28,9 +25,10 @@ from scipy.signal import lfilter
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import SimulationSettings
+from deeplight_core.files import write_whole
 from deeplight_core.manifest import COLUMNS, run_key
-from deeplight_core.progress import track
 from deeplight_core.tasks import HCP_TR_S, TASKS
+from deeplight_core.workers import in_processes
 
 __all__ = ["Anatomy", "design", "foci", "grid", "load_anatomy", "plan", "planted_maps", "simulate", "simulate_run"]
 
@@ -334,10 +332,7 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
     missing = [row for _, row in manifest.iterrows() if not (root / row["image"]).is_file()]
     if not missing:
         return
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_simulate_and_write, row, root, settings) for row in missing]
-        for future in track(as_completed(futures), len(futures), "simulated runs"):
-            future.result()
+    in_processes(partial(_simulate_and_write, root=root, settings=settings), missing, jobs, "simulated runs")
 
 
 def _simulate_and_write(row: pd.Series, root: Path, settings: SimulationSettings) -> None:
@@ -348,9 +343,7 @@ def _simulate_and_write(row: pd.Series, root: Path, settings: SimulationSettings
     for name, table in evs.items():
         table.to_csv(folder / f"{name}.txt", sep="\t", header=False, index=False, float_format="%.3f")
     nib.save(mask, root / row["mask"])
-    partial = (root / row["image"]).with_name("partial_" + Path(row["image"]).name)
-    nib.save(bold, partial)
-    partial.replace(root / row["image"])
+    write_whole(root / row["image"], lambda p: nib.save(bold, p))
 
 
 def _write_planted(folder: Path, settings: SimulationSettings) -> None:

@@ -9,13 +9,9 @@ index.parquet        one row per volume; written last, so that a store that has 
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import Profile, digest
-from deeplight_core.manifest import UNREADABLE, file_sha256, run_key, unit_names
+from deeplight_core.files import file_sha256, write_whole
+from deeplight_core.manifest import UNREADABLE, run_key, unit_names
 from deeplight_core.preprocess import clean, label_frames, load_bold, load_mask, read_events, smooth
-from deeplight_core.progress import track
+from deeplight_core.workers import in_processes
 
-__all__ = ["Store", "open_store", "prepare", "write_whole"]
+__all__ = ["Store", "open_store", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -92,19 +89,6 @@ class Store:
         data = np.zeros(self.mask.shape[::-1], np.float32)
         data[self.mask.T] = values
         return nib.Nifti1Image(data.T, self.affine)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, fsync it and rename it: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"partial_{os.getpid()}_{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_store(path: str | Path) -> Store:
@@ -199,15 +183,7 @@ def prepare(manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, d
     affine, mask = _grid_and_mask(manifest, root, profile.preprocessing.mask_coverage)
     (path / "runs").mkdir(parents=True, exist_ok=True)
     work = partial(_prepare_run, root=root, store=path, mask=mask, affine=affine, profile=profile, device=device)
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(work, row) for _, row in manifest.iterrows()]
-        try:
-            for future in track(as_completed(futures), len(futures), "prepared runs"):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    records = [future.result() for future in futures]
+    records = in_processes(work, [row for _, row in manifest.iterrows()], jobs, "prepared runs")
     volumes = pd.concat([pd.DataFrame(r.pop("volumes")) for r in records], ignore_index=True)
     if volumes.empty:
         raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")

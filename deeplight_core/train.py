@@ -21,9 +21,9 @@ from torch import nn
 
 from deeplight_core.config import TrainingSettings
 from deeplight_core.evaluate import predict
+from deeplight_core.files import write_whole
 from deeplight_core.loader import Volumes, rows_of_step, steps_per_pass
 from deeplight_core.progress import duration
-from deeplight_core.store import write_whole
 
 __all__ = ["fit", "keep_freed_memory", "learning_rate"]
 

@@ -28,7 +28,7 @@ SUBJECTS = {"s1": "train", "s2": "train", "s3": "train", "s4": "train", "s5": "v
 
 def use_threads(patch: pytest.MonkeyPatch) -> None:
     """Let threads prepare runs, because each process needs seconds to import torch."""
-    patch.setattr("deeplight_core.store.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    patch.setattr("deeplight_core.workers.ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from torch import nn
 
 from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, transfer
 from deeplight_core.config import ModelSettings
-from deeplight_core.manifest import file_sha256
+from deeplight_core.files import file_sha256
 from deeplight_core.models import MODELS
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.store import Store

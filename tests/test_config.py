@@ -1,4 +1,5 @@
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from deeplight_core.config import (
     project_root,
 )
 
-PROFILES = sorted((Path(__file__).parents[1] / "profiles").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 shipped = pytest.mark.parametrize("path", PROFILES, ids=[path.stem for path in PROFILES])
 
 TINY = """
@@ -211,8 +213,8 @@ FIELDS = [(section.__name__, name) for section in dict.fromkeys(sections()) for 
 
 @pytest.fixture(scope="session")
 def names_read() -> set[str]:
-    """Every `.name` and `["name"]` in the package's source, wherever a value is read."""
-    names = set()
+    """Every `.name` and `["name"]` that the package's source reads, and every `.name` of the workflow."""
+    names = set(re.findall(r"\.(\w+)", (ROOT / "Snakefile").read_text(encoding="utf-8")))
     for file in Path(deeplight_core.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

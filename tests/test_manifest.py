@@ -11,7 +11,6 @@ from deeplight_core.config import DataSettings, SimulationSettings
 from deeplight_core.manifest import (
     COLUMNS,
     assign_splits,
-    file_sha256,
     read_manifest,
     run_key,
     scan_bids,
@@ -144,11 +143,6 @@ def test_run_keys_name_the_session_where_there_is_one(table: pd.DataFrame) -> No
     assert run_key(table.assign(session="2").loc[0]) == "sub-sim001_ses-2_task-WM_run-LR"
     assert unit_names(table, "subject").nunique() == 3
     assert unit_names(table, "run").nunique() == len(table)
-
-
-def test_sha256_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_select_takes_the_tasks_and_the_first_units() -> None:

@@ -16,7 +16,7 @@ from nilearn.signal import clean
 from safetensors.numpy import load_file
 
 from deeplight_core.config import Profile
-from deeplight_core.store import Store, open_store, prepare, write_whole
+from deeplight_core.store import Store, open_store, prepare
 
 Dataset = tuple[pd.DataFrame, Path]
 RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
@@ -220,13 +220,13 @@ def test_killed_at_any_time_the_store_becomes_the_same(
         import pandas as pd
         import torch
 
-        from deeplight_core import store
+        from deeplight_core import store, workers
         from deeplight_core.config import Profile
         from killing import kill_until_done
 
         manifest = pd.read_pickle("manifest.pkl")
         profile = Profile.model_validate_json(Path("profile.json").read_text())
-        store.ProcessPoolExecutor = lambda jobs, mp_context: ThreadPoolExecutor(jobs)  # the writer is killed, too
+        workers.ProcessPoolExecutor = lambda jobs, *_: ThreadPoolExecutor(jobs)  # the writer is killed, too
         kill_until_done(lambda: store.prepare(manifest, profile, jobs=1), times=8, within_s=0.4)
     """
     run_script(script, tmp_path)
@@ -451,17 +451,3 @@ def test_no_voxel_in_enough_masks_is_an_error(project: Path, dataset: Dataset, t
     preprocessing = tiny_profile.preprocessing.model_copy(update={"mask_coverage": 1.0})
     with pytest.raises(ValueError, match=r"lower preprocessing\.mask_coverage"):
         prepare(manifest, tiny_profile.model_copy(update={"preprocessing": preprocessing}), jobs=1)
-
-
-def test_write_whole_writes_all_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "new/file.txt"
-    write_whole(path, lambda p: p.write_text("old"))
-
-    def fails(partial: Path) -> None:
-        partial.write_text("half")
-        assert path.read_text() == "old"
-        raise OSError("disk is full")
-
-    with pytest.raises(OSError, match="disk is full"):
-        write_whole(path, fails)
-    assert contents(tmp_path) == {"new/file.txt": b"old"}
