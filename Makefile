@@ -6,6 +6,8 @@ CORES ?= $(shell nproc 2>/dev/null || echo 2)
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# A lock that ends with the process that holds it; Snakemake's own outlives a killed run.
+LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 .snakemake.lock)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -17,9 +19,10 @@ help: ## list the targets
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
 reproduce: $(VENV)/ready ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
-	@flock --nonblock .snakemake.lock snakemake --nolock --rerun-incomplete --cores $(CORES) \
+	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) \
 		--quiet rules host --config profile=$(PROFILE) $(if $(DATA),data="$(DATA)") \
-		|| { status=$$?; echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
+		|| { status=$$?; [ $$status = 75 ] && echo "make: another 'make reproduce' is running in this folder" >&2 \
+		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
 
 test: lint ## lint, unit tests, integration tests on profile smoke

@@ -69,18 +69,19 @@ rule book:
         "&& jupyter-book build {RUNS}/book -W -n --keep-going --quiet"
 
 
-if PROFILE.data.layout == "bids":
+if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and keeps its splits
 
     rule manifest:
         output:
             str(PROFILE.data.manifest),
         params:
+            layout=PROFILE.data.layout,
             root=str(PROFILE.data_root),
             unit=PROFILE.data.split_unit,
             n=PROFILE.data.n_validation,
             seed=PROFILE.data.split_seed,
         shell:
-            "deeplight manifest --bids '{params.root}' --split-unit {params.unit} --validation {params.n} "
+            "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
             "--seed {params.seed} --output {output}"
 
 

@@ -158,12 +158,14 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation"
     Raises
     ------
     ValueError
-        If there is no checkpoint, or the store differs from its data in grid, TR or preprocessing.
+        If there is no checkpoint, or the store differs from its data in grid, TR, preprocessing or states.
     """
     store = open_store(profile.store)
     model, record = load_model(checkpoint)
     check_data(record, checkpoint, data_facts(store.info, store.shape, store.affine))
     states = [(task, state) for task, state in record["states"]]
+    if unknown := [f"{task}: {state}" for task, state in states if state not in store.info["events"].get(task, {})]:
+        raise ValueError(f"checkpoint {checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
     rows = select_rows(store.index, states, split)
     model.eval()
     predicted, _ = predict(model, Volumes(store, rows))
