@@ -112,6 +112,7 @@ rule pretraining:
         parameters=f"-p seed {SWEEP.pretraining_seed}",
         settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
     threads: PROFILE.pretraining.threads
+    priority: 1  # a third of the sweep waits for it
     shell:
         PAPERMILL
 

@@ -5,6 +5,7 @@ weights, Adam's moments and the running tally of the epoch.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -85,6 +86,7 @@ def fit(
 
     keep_freed_memory()
     torch.set_num_threads(settings.threads)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
     fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)
     data, held_out = train(fabric.device), validation(fabric.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)

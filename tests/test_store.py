@@ -343,7 +343,8 @@ def other_shape(manifest: pd.DataFrame, root: Path) -> str:
 
 
 def other_affine(manifest: pd.DataFrame, root: Path) -> str:
-    rewrite(root / IMAGE, lambda bold: bold, shift_mm=1)
+    for name in (IMAGE, MASK):  # both alike, so that the mask fits the run
+        rewrite(root / name, lambda data: data, shift_mm=1)
     return IMAGE
 
 
