@@ -65,8 +65,9 @@ rule book:
         built_in=BUILT_IN,
         real=REAL,
     shell:
-        "deeplight book {RUNS}/book --built-in {params.built_in} --real {params.real} "
-        "&& jupyter-book build {RUNS}/book -W -n --keep-going --quiet"
+        "mkdir -p {RUNS}/logs; deeplight book {RUNS}/book --built-in {params.built_in} --real {params.real} "
+        "&& {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
+        "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"
 
 
 if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and keeps its splits

@@ -82,7 +82,7 @@ def _page(source: Path, target: Path) -> None:
     if target.parent.name == "03_finetuning":
         chosen = notebook.metadata["papermill"]["parameters"]
         seed = f", seed {chosen['seed']}" if chosen["seed"] != 1 else ""
-        title = f"# {chosen['variant'].capitalize()}, {chosen['fraction']:.4g} of the data{seed}"
+        title = f"# {chosen['variant'].capitalize()}, {100 * chosen['fraction']:g}%{seed}"
         body = notebook.cells[0].source.split("\n", 1)[1]
         notebook.cells[0].source = f"{title}\n{body}"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ class Run:
     @property
     def label(self) -> str:
         """What progress lines call the run."""
-        size = f"{self.fraction:.0%} ({len(self.units)} {self.profile.data.split_unit}s)"
+        size = f"{100 * self.fraction:g}% ({len(self.units)} {self.profile.data.split_unit}s)"
         return f"{self.stage} {self.variant} {size}, seed {self.seed}"
 
     def metrics(self) -> pd.DataFrame:
@@ -165,7 +165,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation"
     check_data(record, checkpoint, data_facts(store.info, store.shape, store.affine))
     states = [(task, state) for task, state in record["states"]]
     if unknown := [f"{task}: {state}" for task, state in states if state not in store.info["events"].get(task, {})]:
-        raise ValueError(f"checkpoint {checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
+        raise ValueError(f"{checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
     rows = select_rows(store.index, states, split)
     model.eval()
     predicted, _ = predict(model, Volumes(store, rows))

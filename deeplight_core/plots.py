@@ -145,7 +145,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
             axes = panels[row, column]
             chosen = metrics[(metrics["split"] == split) & (metrics["variant"] == variant)]
             for colour, fraction in zip(colours, fractions, strict=True):
-                _band(axes, chosen[chosen["fraction"] == fraction], colour, f"{fraction:.0%}")
+                _band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%")
             axes.axhline(1 / n_states, **_CHANCE)
             axes.set_title(f"{VARIANT_NAMES[variant].removeprefix('DeepLight, ')}: {title}")
     for axes in panels[1]:
@@ -222,7 +222,7 @@ def difference_bars(
             )  # fmt: skip
     axes.axhline(0, color="#222222", linewidth=1)
     axes.margins(y=0.15)
-    axes.set_xticks(range(len(rows)), [f"{row['fraction']:.0%}\n(n = {row['n_subjects']})" for row in rows])
+    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
     axes.set_xlabel("fraction of the training data")
     axes.set_ylabel("difference in accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

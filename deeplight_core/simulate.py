@@ -36,7 +36,7 @@ __all__ = ["Anatomy", "design", "foci", "grid", "load_anatomy", "plan", "planted
 _THERMAL_2MM = 1.94  # with the physiological parts: tSNR about 50 at 2 mm, 170 at 8 mm
 _SMOOTH_NOISE, _NETWORK_NOISE, _GLOBAL_NOISE, _DRIFT, _SPIKE = 0.25, 0.3, 0.15, 0.5, 1.0
 _FOCUS_SIGMA_MM, _NODE_SIGMA_MM = 8.0, 8.0
-_SHARED_PATTERN, _STATE_PATTERN = 0.35, 0.35  # network mixtures: per task, and per state beside it
+_SHARED_PATTERN, _STATE_PATTERN = 0.25, 0.15  # network mixtures: per task, and per state beside it
 _SPIKE_RATE = 0.01
 _BASELINE = 10_000.0  # HCP's grand-mean scaling
 
