@@ -70,6 +70,8 @@ rule book:
         "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"
 
 
+# Snakemake (9.12 to 9.15 at least) gives back the cores of a job that was the only one ready without having taken them, and then
+# starts too many. `threads: 0` keeps the count right for the rules that everything else waits for.
 if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and keeps its splits
 
     rule manifest:
@@ -81,6 +83,7 @@ if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and ke
             unit=PROFILE.data.split_unit,
             n=PROFILE.data.n_validation,
             seed=PROFILE.data.split_seed,
+        threads: 0
         shell:
             "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
             "--seed {params.seed} --output {output}"
@@ -97,7 +100,7 @@ rule data:
         notebook="01_data",
         parameters="",
         settings=MADE_OF_DATA,
-    threads: 2
+    threads: 0
     shell:
         PAPERMILL
 
