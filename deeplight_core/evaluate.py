@@ -64,11 +64,11 @@ def confusion(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> pd.Da
 def linear_predictions(train: Volumes, validation: Volumes) -> np.ndarray:
     """Labels (N,) from L2-regularised multinomial logistic regression (scikit-learn, C = 1) on the in-mask voxels.
 
-    Voxels are scaled by the training volumes' overall SD over √V, so that C means the same on every grid.
+    Volumes are scaled so that a training volume's norm is about 10, and C means the same on every grid.
     """
     from sklearn.linear_model import LogisticRegression
 
     x, x_new = (d.masked(np.arange(len(d))).float().cpu().numpy() for d in (train, validation))
-    scale = 1 / (x.std() * np.sqrt(x.shape[1]))
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(x * scale * 10, train.labels.cpu().numpy())
-    return np.asarray(model.predict(x_new * scale * 10))
+    scale = 10 / (x.std() * np.sqrt(x.shape[1]))
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(x * scale, train.labels.cpu().numpy())
+    return np.asarray(model.predict(x_new * scale))

@@ -71,7 +71,7 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """Accuracy per epoch, split, task and subject."""
-        return pd.read_csv(self.folder / "metrics.csv", dtype={"subject": str})
+        return pd.read_csv(self.folder / "metrics.csv", dtype={"subject": str}, keep_default_na=False)
 
     def predictions(self) -> pd.DataFrame:
         """One row per validation volume."""
@@ -79,7 +79,7 @@ class Run:
 
     def results(self) -> pd.DataFrame:
         """The results table."""
-        return pd.read_csv(self.folder / "subject_accuracy.csv", dtype={"subject": str})
+        return pd.read_csv(self.folder / "subject_accuracy.csv", dtype={"subject": str}, keep_default_na=False)
 
 
 def _training_units(store: Store, states: list[tuple[str, str]]) -> list[str]:
@@ -214,7 +214,7 @@ def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings
     )  # fmt: skip
     write_whole(run.folder / "predictions.parquet", predictions.to_parquet)
     write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
-    for leftover in [run.folder / "state.safetensors", *run.folder.glob("partial_*")]:
+    for leftover in [run.folder / "state.safetensors", *run.folder.glob("partial_*"), *run.folder.glob(".tmp*")]:
         leftover.unlink(missing_ok=True)
     return run
 

@@ -207,6 +207,6 @@ def _resume(
                 for k, v in state.items()
             }
     if (folder / "metrics.csv").is_file():
-        metrics = pd.read_csv(folder / "metrics.csv", dtype={"subject": str})
+        metrics = pd.read_csv(folder / "metrics.csv", dtype={"subject": str}, keep_default_na=False)
         metrics = metrics[metrics["epoch"] <= step // per_epoch]
     return step, metrics

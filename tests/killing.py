@@ -1,4 +1,4 @@
-"""Kill a job at random moments until it is done, for tests of what an interruption leaves behind."""
+"""Kill a job again and again until it is done, for tests of what an interruption leaves behind."""
 
 import os
 import random
@@ -11,19 +11,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def kill_until_done(job: Callable[[], object], times: int, within_s: float) -> None:
-    """Run a job in forks of this process; kill the first ones within so many seconds, then let one come to its end."""
-    for attempt in range(times + 1):
+def kill_until_done(job: Callable[[], object], watched: str) -> None:
+    """Run a job in forks of this process; kill each soon after it has written one more file, until one reaches its end.
+
+    Parameters
+    ----------
+    watched : glob pattern of the files that show that the job has come further
+    """
+    n_killed, status = 0, -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        before = _times(watched)
         if (child := os.fork()) == 0:
             job()
             os._exit(0)
-        if attempt < times:
-            time.sleep(random.uniform(0, within_s))
-            os.kill(child, signal.SIGKILL)
+        ended = None
+        while ended is None and _times(watched) == before:
+            time.sleep(0.001)
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        time.sleep(random.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)  # to no effect if it has ended
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(f"attempt {attempt}: {status}", flush=True)
-    if status != 0:
-        raise SystemExit(f"the last attempt ended with {status}")
+        n_killed += status == -signal.SIGKILL
+    if status != 0 or n_killed < 2:
+        raise SystemExit(f"the job ended with {status}, killed {n_killed} times before")
+
+
+def _times(pattern: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path().glob(pattern)}
 
 
 def run_script(script: str, folder: Path) -> None:

@@ -173,6 +173,14 @@ def test_evaluating_on_other_data_is_an_error(project: Path, tiny_profile: Profi
         evaluate(tiny_profile, run.folder)
 
 
+def test_evaluating_states_that_the_store_does_not_have_is_an_error(project: Path, tiny_profile: Profile) -> None:
+    run = pretraining_run(tiny_profile, 1)
+    path = tiny_profile.store / "store.json"
+    path.write_text(path.read_text().replace('"fear"', '"fright"'))
+    with pytest.raises(ValueError, match=r"decodes states that .* does not have: EMOTION: fear"):
+        evaluate(tiny_profile, run.folder)
+
+
 def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Profile) -> None:
     run = finetuning_run(tiny_profile, "pretrained", 0.5, 1)
     assert {path.name for path in run.folder.iterdir()} == {

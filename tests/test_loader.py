@@ -55,6 +55,7 @@ def test_draws_are_nested_within_a_seed() -> None:
     units = [f"{i:03d}" for i in range(300)]
     draws = [draw_units(units, fraction, seed=3) for fraction in (0.001, 0.01, 0.05, 0.2, 0.6, 1.0)]
     assert [len(draw) for draw in draws] == [1, 3, 15, 60, 180, 300]
+    assert len(draw_units(units[:10], 0.19, seed=3)) == 2  # the nearest number
     for smaller, larger in pairwise(draws):
         assert set(smaller) < set(larger)
     assert sorted(draws[-1]) == units
