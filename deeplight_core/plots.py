@@ -160,7 +160,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     return figure
 
 
-def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "subject", title: str = "") -> Figure:
+def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "subject") -> Figure:
     """Validation accuracy against the size of the training set, per variant, with 95% intervals over held-out subjects.
 
     Parameters
@@ -169,13 +169,13 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     """
     figure, axes = plt.subplots(figsize=(7, 4.2))
     sizes = sorted(intervals["n_subjects"].unique())
-    for variant, name in VARIANT_NAMES.items():
+    for dodge, (variant, name) in enumerate(VARIANT_NAMES.items(), start=-1):  # side by side, so that intervals show
         group = intervals[intervals["variant"] == variant].sort_values("n_subjects")
         if group.empty:
             continue
         error = np.stack([group["mean"] - group["low"], group["high"] - group["mean"]])
         axes.errorbar(
-            group["n_subjects"], group["mean"], error, label=name, capsize=3,
+            group["n_subjects"] * 1.03**dodge, group["mean"], error, label=name, capsize=3,
             color=VARIANT_COLOURS[variant], marker=VARIANT_MARKS[variant],
             linestyle="--" if variant == "linear" else "-",
         )  # fmt: skip
@@ -186,7 +186,6 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     axes.minorticks_off()
     axes.set_xlabel(f"{unit}s to train on")
     axes.set_ylabel("validation accuracy")
-    axes.set_title(title)
     _percent(axes)
     axes.legend(loc="lower right")
     return figure
@@ -309,7 +308,7 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
     before, after : (T, V) series of the same voxels; each voxel is shown as SDs from its mean
     """
     figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
-    titles = ("as acquired", "smoothed, detrended, high-passed, z-scored")
+    titles = ("as acquired", "after cleaning")
     for axes, series, title in zip(panels, (before, after), titles, strict=True):
         centred = series - series.mean(axis=0)
         deviation = centred.std(axis=0)
