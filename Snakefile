@@ -40,6 +40,7 @@ BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
 MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation and PROFILE.simulation.model_dump(), PROFILE.preprocessing)
 PAPERMILL = (
+    "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
     "out={output[0]}; name=$(basename $out .ipynb); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
     "mkdir -p {BOOKS}/running {BOOKS}/failed {RUNS}/logs $(dirname $out); "
     "if papermill notebooks/{params.notebook}.ipynb $part -f {RESOLVED} {params.parameters} "
