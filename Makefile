@@ -11,17 +11,19 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-unit lint lab clean
+.PHONY: help reproduce controls test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
-reproduce: $(VENV)/ready ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
-	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) \
-		--quiet rules host --config profile=$(PROFILE) $(if $(DATA),data="$(DATA)") \
-		|| { status=$$?; [ $$status = 75 ] && echo "make: another 'make reproduce' is running in this folder" >&2 \
+reproduce: ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
+controls: ## what the paper did not run: baselines, initialisation, permuted labels, other targets and seeds
+reproduce controls: $(VENV)/ready
+	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
+		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) $(if $(DATA),data="$(DATA)") \
+		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \
 		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
 

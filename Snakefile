@@ -2,6 +2,7 @@
 
     snakemake --cores 2 --config profile=demo
     snakemake --cores 2 --config profile=haxby data=/path/to/haxby2001-vt
+    snakemake --cores 2 --config profile=demo controls=yes
 
 Every rule runs one notebook through papermill. Notebooks are written to running/ and moved when they are whole; a failed
 one is kept in failed/, with its traceback; logs/ has what each of them said. What a notebook depends on are files and settings: adding a fraction to the
@@ -14,6 +15,8 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
+from deeplight_core.grids import CONTROLS, Cell, grid
+from deeplight_core.variants import VARIANTS
 
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")
@@ -33,8 +36,43 @@ RESOLVED = Path(RUNS) / "profile.yaml"
 RESOLVED.parent.mkdir(parents=True, exist_ok=True)
 RESOLVED.write_text(yaml.safe_dump(PROFILE.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
-SWEEP = PROFILE.sweep
-FINETUNINGS = [f"{v}-{f:g}-seed{s}" for s in SWEEP.seeds for v in SWEEP.variants for f in SWEEP.fractions]
+SWEEP = grid(PROFILE, "sweep")
+FIRST_SEED = PROFILE.sweep.seeds[0]
+# Every run of a control that is not the sweep's, by name. Without `controls=yes` the controls' pages show what is there.
+OTHERS = {cell.name: cell for name in CONTROLS for cell in grid(PROFILE, name) if cell not in SWEEP}
+RUN_CONTROLS = str(config.get("controls", "no")).lower() in ("yes", "true", "1")
+
+
+def notebook_of(cell):
+    return f"{BOOKS}/{'03_finetuning' if cell in SWEEP else 'controls'}/{cell.name}.ipynb"
+
+
+def pretraining_of(cell):
+    """The notebook of the pre-training that a run starts from, in a list; an empty one for a run that starts from none."""
+    if VARIANTS[cell.variant].start == "random":
+        return []
+    if not cell.target and cell.seed == FIRST_SEED:
+        return [BOOKS + "/02_pretraining.ipynb"]
+    return [f"{BOOKS}/pretraining/{cell.target or 'own'}-seed{cell.seed}.ipynb"]
+
+
+def shown(name):
+    """The notebooks that a control's page is made from."""
+    notebooks = [notebook_of(cell) for cell in grid(PROFILE, name)]
+    others = {notebook_of(cell) for cell in OTHERS.values()}
+    return [n for n in notebooks if RUN_CONTROLS or n not in others or Path(n).exists()]
+
+
+def parameters_of(cell):
+    target = f"-p target '{cell.target}' " if cell.target else ""
+    return f"{target}-p variant {cell.variant} -p fraction {cell.fraction} -p seed {cell.seed}"
+
+
+def settings_of(cell):
+    pretraining = PROFILE.pretraining if pretraining_of(cell) else None
+    return settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.finetuning, pretraining and pretraining.model_dump())
+
+
 REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
@@ -57,7 +95,10 @@ rule book:
         BOOKS + "/01_data.ipynb",
         BOOKS + "/02_pretraining.ipynb",
         BOOKS + "/04_statistics.ipynb",
-        expand(BOOKS + "/03_finetuning/{run}.ipynb", run=FINETUNINGS),
+        BOOKS + "/paper_and_this_run.ipynb",
+        BOOKS + "/full_run.ipynb",
+        expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
+        [notebook_of(cell) for cell in SWEEP],
         pages=[p for p in sorted(Path("book").rglob("*")) if p.is_file()] + ["_config.yml", "_toc.yml", "CHANGELOG.md"],
         other=[p for n in (REAL, BUILT_IN) if n != PROFILE.name for p in Path(f"runs/{n}/notebooks").glob("04_statistics.ipynb")],
     output:
@@ -85,6 +126,8 @@ if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and ke
             n=PROFILE.data.n_validation,
             seed=PROFILE.data.split_seed,
         threads: 0
+        resources:
+            cpus_per_task=1,
         shell:
             "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
             "--seed {params.seed} --output {output}"
@@ -102,6 +145,8 @@ rule data:
         parameters="",
         settings=MADE_OF_DATA,
     threads: 0
+    resources:
+        cpus_per_task=8,  # on a cluster; on one machine all cores are used
     shell:
         PAPERMILL
 
@@ -114,7 +159,7 @@ rule pretraining:
         BOOKS + "/02_pretraining.ipynb",
     params:
         notebook="02_pretraining",
-        parameters=f"-p seed {SWEEP.pretraining_seed}",
+        parameters=f"-p seed {FIRST_SEED}",
         settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
     threads: PROFILE.pretraining.threads
     priority: 1  # a third of the sweep waits for it
@@ -122,34 +167,103 @@ rule pretraining:
         PAPERMILL
 
 
+use rule pretraining as other_pretraining with:
+    output:
+        BOOKS + "/pretraining/{target}-seed{seed}.ipynb",
+    params:
+        notebook="02_pretraining",
+        parameters=lambda w: f"-p seed {w.seed}" + ("" if w.target == "own" else f" -p target '{w.target}'"),
+        settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
+
+
 rule finetuning:
     input:
         RUNS + "/store/index.parquet",
         "notebooks/03_finetuning.ipynb",
-        lambda wildcards: [BOOKS + "/02_pretraining.ipynb"] if wildcards.variant == "pretrained" else [],
+        lambda w: pretraining_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
     output:
         BOOKS + "/03_finetuning/{variant}-{fraction}-seed{seed}.ipynb",
+    wildcard_constraints:
+        variant="|".join(VARIANTS),
+        fraction=r"[\d.e-]+",
+        seed=r"\d+",
     params:
         notebook="03_finetuning",
-        parameters="-p variant {variant} -p fraction {fraction} -p seed {seed}",
-        settings=lambda wildcards: settings.digest(
-            MADE_OF_DATA, PROFILE.model, PROFILE.finetuning, wildcards.variant == "pretrained" and PROFILE.pretraining.model_dump()
-        ),
+        parameters=lambda w: parameters_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
+        settings=lambda w: settings_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
     threads: PROFILE.finetuning.threads
+    shell:
+        PAPERMILL
+
+
+rule control:
+    input:
+        RUNS + "/store/index.parquet",
+        "notebooks/03_finetuning.ipynb",
+        lambda w: pretraining_of(OTHERS[w.cell]),
+    output:
+        BOOKS + "/controls/{cell}.ipynb",
+    params:
+        notebook="03_finetuning",
+        parameters=lambda w: parameters_of(OTHERS[w.cell]),
+        settings=lambda w: settings_of(OTHERS[w.cell]),
+    threads: PROFILE.finetuning.threads
+    shell:
+        PAPERMILL
+
+
+rule control_page:
+    input:
+        RUNS + "/store/index.parquet",
+        lambda w: shown(w.name),
+        "notebooks/controls_{name}.ipynb",
+    output:
+        BOOKS + "/controls_{name}.ipynb",
+    wildcard_constraints:
+        name="|".join(CONTROLS),
+    params:
+        notebook=lambda w: f"controls_{w.name}",
+        parameters="",
+        settings=lambda w: settings.digest([list(cell) for cell in grid(PROFILE, w.name)]),
     shell:
         PAPERMILL
 
 
 rule statistics:
     input:
-        expand(BOOKS + "/03_finetuning/{run}.ipynb", run=FINETUNINGS),
+        [notebook_of(cell) for cell in SWEEP],
         "notebooks/04_statistics.ipynb",
     output:
         BOOKS + "/04_statistics.ipynb",
     params:
         notebook="04_statistics",
         parameters="",
-        settings=settings.digest(SWEEP),
-    threads: 2
+        settings=settings.digest(PROFILE.sweep),
     shell:
         PAPERMILL
+
+
+use rule statistics as paper_and_this_run with:
+    input:
+        BOOKS + "/02_pretraining.ipynb",
+        [notebook_of(cell) for cell in SWEEP],
+        "notebooks/paper_and_this_run.ipynb",
+    output:
+        BOOKS + "/paper_and_this_run.ipynb",
+    params:
+        notebook="paper_and_this_run",
+        parameters="",
+        settings=settings.digest(PROFILE.sweep),
+
+
+use rule statistics as full_run with:
+    input:
+        "profiles/paper.yaml",
+        "notebooks/full_run.ipynb",
+        sorted(Path("benchmarks/results").glob("throughput-*.json")),
+    output:
+        BOOKS + "/full_run.ipynb",
+    params:
+        notebook="full_run",
+        parameters="",
+        settings="",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -13,7 +14,7 @@ from deeplight_core.config import ModelSettings
 from deeplight_core.files import file_sha256, write_whole
 from deeplight_core.models import MODELS
 
-__all__ = ["check_data", "data_facts", "load_model", "read_record", "save_model", "transfer"]
+__all__ = ["check_data", "data_facts", "load_model", "read_record", "save_model", "shuffle", "transfer"]
 
 
 def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
@@ -107,3 +108,12 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
         raise ValueError(f"checkpoint {folder} does not fit the model:\n" + "\n".join(f"  {m}" for m in misfits))
     model.load_state_dict(kept, strict=False)
     return left_out
+
+
+@torch.no_grad()
+def shuffle(module: nn.Module, seed: int) -> None:
+    """Put the entries of every weight tensor in random order: the same distribution in every layer, no features."""
+    random = torch.Generator().manual_seed(seed)
+    for weight in module.parameters():
+        order = torch.randperm(weight.numel(), generator=random)
+        weight.copy_(weight.flatten()[order].view_as(weight))

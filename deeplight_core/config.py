@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
+from deeplight_core.variants import VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "ControlSettings",
     "DataSettings",
     "ModelSettings",
     "PreprocessingSettings",
@@ -51,6 +53,17 @@ def _state_map(value: Any) -> Any:
 
 StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _variant(name: str) -> str:
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}; known are {', '.join(VARIANTS)}")
+    return name
+
+
+VariantName = Annotated[str, AfterValidator(_variant)]
 
 
 class Section(BaseModel):
@@ -165,14 +178,27 @@ class TrainingSettings(Section):
 class SweepSettings(Section):
     """The grid of fine-tuning runs (section 3.2)."""
 
-    variants: list[Literal["pretrained", "scratch", "linear"]] = ["pretrained", "scratch", "linear"]
-    """Decoders to compare; linear is logistic regression on the same volumes."""
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0]
+    variants: list[VariantName] = ["pretrained", "scratch", "linear"]
+    """Decoders to compare, of those in `variants.VARIANTS`."""
+    fractions: list[Fraction] = Field([0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0], min_length=1)
     """Fractions of the training units; at least one unit each."""
-    seeds: list[int] = [1]
-    """Seeds of the draw of units, the batches and the initialisation."""
-    pretraining_seed: int = 1
-    """Which pre-trained decoder the pretrained variant starts from."""
+    seeds: list[Seed] = Field([1], min_length=1)
+    """Seeds of the draw of units, the initialisation, the batches, and the pre-training that a run starts from."""
+
+
+class ControlSettings(Section):
+    """The grids of `make controls`, beyond the paper, on the sweep's data and splits."""
+
+    baselines: list[VariantName] = ["linear", "svm", "decoder"]
+    """Linear models, at every fraction of the sweep."""
+    initialisation: list[VariantName] = ["scratch-glorot", "scratch-he", "shuffled", "frozen"]
+    """Other starts of the weights, at every fraction of the sweep; the profile's initialisation is not run twice."""
+    permutation: list[VariantName] = ["pretrained-permuted", "scratch-permuted", "linear-permuted"]
+    """Decoders trained on permuted labels, at `fractions`."""
+    fractions: list[Fraction] = Field([0.01, 0.1, 0.4], min_length=1)
+    """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
+    seeds: list[Seed] = [1, 2, 3, 4, 5]
+    """Seeds of complete repetitions, pre-training included."""
 
 
 class Profile(Section):
@@ -187,6 +213,33 @@ class Profile(Section):
     pretraining: TrainingSettings = TrainingSettings(epochs=40)
     finetuning: TrainingSettings = TrainingSettings(epochs=50)
     sweep: SweepSettings = SweepSettings()
+    controls: ControlSettings = ControlSettings()
+
+    @property
+    def tasks_to_leave_out(self) -> list[str]:
+        """Tasks that can be the target while all others are the source; none where a task serves as both."""
+        tasks = {**self.data.source, **self.data.target}
+        return list(tasks) if len(tasks) == len(self.data.source) + len(self.data.target) > 1 else []
+
+    def for_target(self, task: str) -> "Profile":
+        """This profile with one task as the target and all others as the source; with "" itself.
+
+        Raises
+        ------
+        ValueError
+            If the task is not among those that can be left out.
+        """
+        if task == "" or [task] == list(self.data.target):
+            return self
+        if task not in self.tasks_to_leave_out:
+            raise ValueError(
+                f"{task!r} cannot be the target while the rest is the source; tasks of profile {self.name} that can: "
+                f"{', '.join(self.tasks_to_leave_out) or 'none'}"
+            )
+        states = {**self.data.source, **self.data.target}
+        source = {name: of_task for name, of_task in states.items() if name != task}
+        data = self.data.model_copy(update={"source": source, "target": {task: states[task]}})
+        return self.model_copy(update={"data": data})
 
     @property
     def provenance(self) -> str:
@@ -303,6 +356,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
     sections: dict[str, type[BaseModel]] = {
         "data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings,
         "model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings, "sweep": SweepSettings,
+        "controls": ControlSettings,
     }  # fmt: skip
     section: type[BaseModel] = Profile
     for part in location[:-1]:

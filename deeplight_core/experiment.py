@@ -12,37 +12,37 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import torch
 import yaml
 
 from deeplight_core import __version__
-from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, transfer
-from deeplight_core.config import Profile, SweepSettings, TrainingSettings, digest
-from deeplight_core.evaluate import linear_predictions, predict, predictions_table, subject_accuracy
+from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, shuffle, transfer
+from deeplight_core.config import Profile, TrainingSettings, digest
+from deeplight_core.evaluate import RESULT_KEYS, linear_predictions, predict, predictions_table, subject_accuracy
 from deeplight_core.files import write_whole
-from deeplight_core.loader import Volumes, draw_units, select_rows
+from deeplight_core.grids import Cell, grid
+from deeplight_core.loader import Volumes, draw_units, permute_labels, select_rows
 from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.simulate import simulate
 from deeplight_core.store import Store, open_store, prepare
 from deeplight_core.train import fit
+from deeplight_core.variants import VARIANTS
 
 __all__ = [
-    "VARIANTS",
     "Run",
     "evaluate",
     "finetune",
     "finetuning_run",
+    "finished_run",
+    "grid_results",
     "prepare_data",
     "pretrain",
     "pretraining_run",
-    "sweep_results",
 ]
-
-VARIANTS: tuple[str, ...] = get_args(get_args(SweepSettings.model_fields["variants"].annotation)[0])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     Raises
     ------
     ValueError
-        If the variant is unknown, the fraction is not in (0, 1], or the pretrained variant has no checkpoint yet.
+        If the variant is unknown, the fraction is not in (0, 1], or the pre-training that it starts from (that of the
+        same seed) is not done.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
@@ -122,11 +123,11 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     states = profile.data.states("target")
     units = draw_units(_training_units(store, states), fraction, seed)
     checkpoint, origin = None, None
-    if variant == "pretrained":
-        checkpoint = pretraining_run(profile, profile.sweep.pretraining_seed, store).folder
+    if VARIANTS[variant].start != "random":
+        checkpoint = pretraining_run(profile, seed, store).folder
         origin = read_record(checkpoint)["sha256"]
     settings = None
-    if variant != "linear":
+    if VARIANTS[variant].learner == "deeplight":
         settings = [section.model_dump(mode="json") for section in (profile.model, profile.finetuning)]
     key = digest(__version__, "finetuning", store.identity, settings, states, units, variant, origin, seed)
     folder = profile.folder / f"finetuning-{variant}-{fraction:g}-seed{seed}-{key}"
@@ -185,16 +186,23 @@ def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings
     train_rows = select_rows(store.index, states, "train", run.units)
     held_out_rows = select_rows(store.index, states, "validation")
     _describe(run, store)
-    if run.variant == "linear":
-        predicted = linear_predictions(Volumes(store, train_rows), Volumes(store, held_out_rows))
+    variant = VARIANTS[run.variant]
+    if variant.permuted:
+        train_rows = permute_labels(train_rows, run.seed)
+    if variant.learner != "deeplight":
+        predicted = linear_predictions(variant.learner, Volumes(store, train_rows), Volumes(store, held_out_rows))
     else:
         torch.manual_seed(run.seed)
-        model = DeepLight(store.shape, len(states), run.profile.model)
+        own = {"initialisation": variant.initialisation} if variant.initialisation else {}
+        model = DeepLight(store.shape, len(states), run.profile.model.model_copy(update=own))
         facts = data_facts(store.info, store.shape, store.affine)
         left_out: list[str] = []
         if run.checkpoint:
             left_out = transfer(model, run.checkpoint, facts)
             print(f"{run.label}: took all weights of {run.checkpoint.name} but {', '.join(left_out)}", flush=True)
+            if variant.start == "shuffled":
+                shuffle(model.encoder, run.seed)
+        model.encoder.requires_grad_(not variant.frozen)
         _, predicted = fit(
             model,
             lambda device: Volumes(store, train_rows, device), lambda device: Volumes(store, held_out_rows, device),
@@ -232,21 +240,23 @@ def _describe(run: Run, store: Store) -> None:
     write_whole(run.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def sweep_results(profile: Profile) -> pd.DataFrame:
-    """The results tables of all runs of the profile's sweep, in one.
+def finished_run(profile: Profile, cell: Cell) -> Run | None:
+    """The run of a grid's cell if it is finished, else None."""
+    own = profile.for_target(cell.target)
+    store = open_store(own.store)
+    if VARIANTS[cell.variant].start != "random" and not pretraining_run(own, cell.seed, store).finished:
+        return None
+    run = finetuning_run(own, cell.variant, cell.fraction, cell.seed, store)
+    return run if run.finished else None
 
-    Raises
-    ------
-    ValueError
-        If runs are missing; the message lists them.
-    """
-    store = open_store(profile.store)
-    sweep = profile.sweep
-    runs = [
-        finetuning_run(profile, v, f, s, store) for s in sweep.seeds for v in sweep.variants for f in sweep.fractions
-    ]
-    if missing := [run.label for run in runs if not run.finished]:
-        raise ValueError(
-            f"{len(missing)} of {len(runs)} runs are not finished:\n" + "\n".join(f"  {m}" for m in missing)
-        )
-    return pd.concat([run.results() for run in runs], ignore_index=True)
+
+def grid_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
+    """The results of a grid's finished runs in one table, and the names of those that are missing."""
+    columns = [*RESULT_KEYS, "task", "subject", "accuracy", "n_volumes"]
+    tables, missing = [], []
+    for cell in grid(profile, name):
+        if run := finished_run(profile, cell):
+            tables.append(run.results())
+        else:
+            missing.append(cell.name)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), missing

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deeplight_core.store import Store
 
-__all__ = ["Batch", "Volumes", "draw_units", "rows_of_step", "select_rows", "steps_per_pass"]
+__all__ = ["Batch", "Volumes", "draw_units", "permute_labels", "rows_of_step", "select_rows", "steps_per_pass"]
 
 Batch = dict[str, Tensor]
 _PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
@@ -45,6 +45,12 @@ def draw_units(units: list[str], fraction: float, seed: int) -> list[str]:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}; 0.05 means 5% of the training units")
     order = np.random.default_rng([seed, 0xF2AC]).permutation(sorted(units))
     return [str(u) for u in order[: max(1, int(fraction * len(units) + 0.5))]]
+
+
+def permute_labels(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows with their `label` in random order within each run: as frequent as before, and without meaning."""
+    random = np.random.default_rng([seed, 0x9E12])
+    return rows.assign(label=rows.groupby("file", sort=False)["label"].transform(random.permutation))
 
 
 def steps_per_pass(n: int, batch_size: int) -> int:

@@ -3,8 +3,9 @@
 Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a task or variant keeps its own everywhere.
 """
 
-from collections.abc import Mapping
-from itertools import pairwise
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from deeplight_core.variants import VARIANTS
 
 __all__ = [
     "accuracy_by_fraction",
@@ -23,9 +26,14 @@ __all__ = [
     "design_timeline",
     "difference_bars",
     "fraction_curves",
+    "hours_bars",
     "mask_map",
+    "model_diagram",
+    "saved_subjects",
+    "seed_differences",
     "task_bars",
     "task_curves",
+    "transfer_map",
     "use_style",
 ]
 
@@ -33,11 +41,13 @@ _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", 
 TASK_COLOURS = dict(
     zip(("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM"), _OKABE_ITO, strict=False)
 )
-VARIANT_COLOURS = {"pretrained": "#0072B2", "scratch": "#D55E00", "linear": "#595959"}
-VARIANT_NAMES = {
-    "pretrained": "DeepLight, pre-trained", "scratch": "DeepLight, from scratch", "linear": "logistic regression",
+_STYLES = {  # colour and mark of every variant; one with permuted labels looks like the one with true labels
+    "pretrained": ("#0072B2", "o"), "scratch": ("#D55E00", "s"), "linear": ("#595959", "D"), "svm": ("#CC79A7", "^"),
+    "decoder": ("#009E73", "v"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
+    "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
 }  # fmt: skip
-VARIANT_MARKS = {"pretrained": "o", "scratch": "s", "linear": "D"}
+_INK = "#222222"
+_LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
 _CHANCE: dict[str, Any] = {"color": "#595959", "linestyle": "--", "linewidth": 1}
 _POINTS: dict[str, Any] = {"s": 14, "color": "#222222", "alpha": 0.6, "linewidth": 0, "zorder": 3}
 
@@ -135,7 +145,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     ----------
     metrics : `variant, fraction, epoch, split, subject, accuracy`
     """
-    variants = [v for v in VARIANT_NAMES if v in set(metrics["variant"])]
+    variants = [v for v in VARIANTS if v in set(metrics["variant"])]
     fractions = sorted(metrics["fraction"].unique())
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(fractions)))
     size = (4.5 * len(variants), 6)
@@ -147,7 +157,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
             for colour, fraction in zip(colours, fractions, strict=True):
                 _band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%")
             axes.axhline(1 / n_states, **_CHANCE)
-            axes.set_title(f"{VARIANT_NAMES[variant].removeprefix('DeepLight, ')}: {title}")
+            axes.set_title(f"{VARIANTS[variant].title.removeprefix('DeepLight, ')}: {title}")
     for axes in panels[1]:
         axes.set_xlabel("epoch")
     for axes in panels[:, 0]:
@@ -169,15 +179,15 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     """
     figure, axes = plt.subplots(figsize=(7, 4.2))
     sizes = sorted(intervals["n_subjects"].unique())
-    for dodge, (variant, name) in enumerate(VARIANT_NAMES.items(), start=-1):  # side by side, so that intervals show
+    variants = [v for v in VARIANTS if v in set(intervals["variant"])]
+    for position, variant in enumerate(variants):
         group = intervals[intervals["variant"] == variant].sort_values("n_subjects")
-        if group.empty:
-            continue
         error = np.stack([group["mean"] - group["low"], group["high"] - group["mean"]])
+        colour, mark = _STYLES[variant.removesuffix("-permuted")]
         axes.errorbar(
-            group["n_subjects"] * 1.03**dodge, group["mean"], error, label=name, capsize=3,
-            color=VARIANT_COLOURS[variant], marker=VARIANT_MARKS[variant],
-            linestyle="--" if variant == "linear" else "-",
+            group["n_subjects"] * 1.03 ** (position - (len(variants) - 1) / 2),  # side by side, so that intervals show
+            group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
+            linestyle="-" if VARIANTS[variant].learner == "deeplight" else "--",
         )  # fmt: skip
     axes.axhline(1 / n_states, **_CHANCE)
     _mark_chance(axes, n_states)
@@ -225,6 +235,107 @@ def difference_bars(
     axes.set_xlabel("fraction of the training data")
     axes.set_ylabel("difference in accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
+    """How many units from scratch equal n pre-trained ones; an arrow where no size of the sweep does.
+
+    Parameters
+    ----------
+    table : `n_subjects, equivalent, low, high`, as `statistics.subjects_saved` gives it
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    sizes = table["n_subjects"].to_numpy(float)
+    top = sizes.max() * 1.6  # stands for "more than the largest"
+    shown = table[["equivalent", "low", "high"]].clip(upper=top)
+    error = np.stack([shown["equivalent"] - shown["low"], shown["high"] - shown["equivalent"]])
+    axes.plot(sizes, sizes, **_CHANCE)
+    axes.annotate(
+        "no gain", (sizes[-1], sizes[-1]), xytext=(0, -14), textcoords="offset points", ha="right", fontsize=9
+    )
+    colour, mark = _STYLES["pretrained"]
+    axes.errorbar(sizes, shown["equivalent"], error, color=colour, marker=mark, linestyle="none", capsize=3)
+    for n, value in zip(sizes, table["high"], strict=True):
+        if np.isinf(value):
+            axes.annotate("▲", (n, top), ha="center", va="center", color=colour, fontsize=11, family="DejaVu Sans")
+    axes.axhline(sizes.max(), color="#BBBBBB", linewidth=0.8)
+    axes.annotate(
+        f"more than {sizes.max():g}", (1, top), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [f"{n:g}" for n in sizes]
+    axes.set_xticks(sizes, ticks)
+    axes.set_yticks(sizes, ticks)
+    axes.minorticks_off()
+    axes.set_ylim(sizes.min() * 0.8, top * 1.2)
+    axes.set_xlabel(f"{unit}s to fine-tune the pre-trained decoder on")
+    axes.set_ylabel(f"{unit}s from scratch that equal them")
+    return figure
+
+
+def seed_differences(results: pd.DataFrame, model: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> Figure:
+    """Difference between two variants per fraction: each seed's mean (points) and the mixed model's interval (bar).
+
+    Parameters
+    ----------
+    results : the results table
+    model : `fraction, n_subjects, difference, low, high`, as `statistics.seed_model` gives it
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 3.8))
+    means = results.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    difference = means[a] - means[b]
+    rows = model.to_dict("records")
+    for position, row in enumerate(rows):
+        values = difference.loc[row["fraction"]].to_numpy()
+        axes.scatter(position + np.linspace(-0.15, 0.15, len(values)), values, **_POINTS | {"s": 30})
+        interval = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+        axes.errorbar(position + 0.3, row["difference"], interval, color=_STYLES[a][0], marker="o", capsize=4)
+    axes.axhline(0, color="#222222", linewidth=1)
+    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
+    axes.set_xlabel("fraction of the training data")
+    axes.set_ylabel("difference in accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def transfer_map(table: pd.DataFrame) -> Figure:
+    """Difference between pre-trained and from scratch for every task as the target; filled where significant.
+
+    Parameters
+    ----------
+    table : `task, fraction, n_subjects, difference, low, high, significant`
+    """
+    tasks, fractions = list(dict.fromkeys(table["task"])), sorted(table["fraction"].unique())
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.62 * len(tasks)))
+    marks = ("o", "s", "D", "^", "v", "P")
+    for row in table.to_dict("records"):
+        step = fractions.index(row["fraction"])
+        y = -tasks.index(row["task"]) - 0.22 * (step - (len(fractions) - 1) / 2)
+        colour = _colour(row["task"], tasks.index(row["task"]))
+        axes.errorbar(
+            row["difference"], y, xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+            color=colour, marker=marks[step % len(marks)], capsize=2, linewidth=1.5,
+            markerfacecolor=colour if row["significant"] else "white",
+        )  # fmt: skip
+    for step, fraction in enumerate(fractions):
+        n = int(table.loc[table["fraction"] == fraction, "n_subjects"].iloc[0])
+        axes.plot(
+            [],
+            [],
+            color="#222222",
+            marker=marks[step % len(marks)],
+            linestyle="none",
+            label=f"{100 * fraction:g}% (n = {n})",
+        )
+    axes.axvline(0, color="#222222", linewidth=1)
+    axes.set_yticks([-i for i in range(len(tasks))], tasks)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("difference in accuracy, pre-trained − from scratch")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color="#E5E5E5")
+    figure.legend(loc="outside lower center", ncols=len(fractions))
     return figure
 
 
@@ -363,3 +474,165 @@ def _cuts(inside: np.ndarray, affine: np.ndarray, n: int) -> list[float]:
     chosen = np.unique(slices[np.linspace(0, len(slices) - 1, min(n, len(slices)) + 2).round().astype(int)[1:-1]])
     x, y = (n // 2 for n in inside.shape[:2])
     return [float((affine @ [x, y, z, 1])[2]) for z in chosen]
+
+
+def model_diagram(layers: Sequence[Any], shape: tuple[int, int, int], n_states: int) -> Figure:
+    """The decoder from volume to states (Fig. 1): convolutions on every slice above, what follows them below.
+
+    Boxes are as high as a convolution's maps have rows, and as wide as it has channels.
+
+    Parameters
+    ----------
+    layers : as `DeepLight.layers` gives them: convolutions, the LSTM, the output layer
+    shape : (X, Y, Z) of the grid
+    n_states : output neurons
+    """
+    figure, axes = plt.subplots(figsize=(9, 6.2), layout="none")
+    axes.set_position((0, 0, 1, 1))  # one data unit is one inch
+    axes.set(xlim=(0, 9), ylim=(-0.05, 6.15))
+    axes.axis("off")
+    convolutions = [layer for layer in layers if layer.kind == "convolution"]
+    lstm = next(layer for layer in layers if layer.kind == "lstm")
+    _draw_slices(axes, shape)
+    end = _draw_convolutions(axes, convolutions)
+    path = np.array([(end, 4.72), (8.86, 4.72), (8.86, 2.57), (0.3, 2.57), (0.3, 1.35), (0.52, 1.35)])
+    axes.plot(*path[:-1].T, **_LINE)
+    _arrow(axes, path[-2], path[-1])
+    _draw_recurrence(axes, math.prod(convolutions[-1].output_shape[1:]), lstm.output_shape)
+    _draw_output(axes, math.prod(lstm.output_shape), n_states)
+    return figure
+
+
+def _note(axes: Axes, x: float, y: float, text: str, size: float = 12, **how: Any) -> None:
+    axes.text(
+        x,
+        y,
+        text,
+        **{"ha": "center", "va": "center_baseline", "fontsize": size, "color": _INK, "linespacing": 1.25, **how},
+    )
+
+
+def _arrow(axes: Axes, start: Any, end: Any, colour: str = "#8C8C8C") -> None:
+    how = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 11}
+    axes.annotate("", end, start, arrowprops=how, zorder=1)
+
+
+def _draw_slices(axes: Axes, shape: tuple[int, int, int]) -> None:
+    """The volume as a stack of axial slices, seen from the side; each holds an outline of the brain."""
+    x, y, z = shape
+    turn = np.linspace(0, 2 * np.pi, 60)
+    lean = np.array([[0.5 * x / max(x, y), 0.24 * y / max(x, y)], [0, 0.24 * y / max(x, y)]])  # of x and y on paper
+    for i, height in enumerate(np.linspace(-1, 1, 7)):
+        middle = np.array([[0.86], [4.72 + 0.76 * height]])
+        corners = lean @ np.array([[-1, 1, 1, -1], [-1, -1, 1, 1]]) + middle
+        axes.fill(*corners, facecolor="white", edgecolor=_OKABE_ITO[4], linewidth=1.2, zorder=2 + i)
+        brain = lean @ np.stack([np.cos(turn), np.sin(turn)]) * 0.82 * math.sqrt(1 - 0.75 * height**2) + middle
+        axes.fill(*brain, facecolor=_OKABE_ITO[4], alpha=0.75, zorder=2 + i)
+    _note(axes, 0.14, 6.0, f"volume of {x} × {y} × {z} voxels = {z} axial slices", 11, ha="left", weight="bold")
+    _arrow(axes, (1.6, 4.72), (2.1, 4.72))
+
+
+def _draw_convolutions(axes: Axes, layers: Sequence[Any]) -> float:
+    """Boxes, a table of what they are below; returns where the last one ends."""
+    left, right = 1.98, 8.74
+    step = (right - left) / len(layers)
+    rows, channels = (max(layer.output_shape[i] for layer in layers) for i in (2, 1))
+    places = [left + (i + 0.5) * step for i in range(len(layers))]
+    axes.plot([places[0], places[-1]], [4.72, 4.72], **_LINE)
+    names = {3.48: "kernel", 3.24: "channels", 3.0: "stride", 2.76: "rows × columns"}
+    for y, name in names.items():
+        _note(axes, 1.85, y, name, ha="right", color="#595959")
+    for place, layer in zip(places, layers, strict=True):
+        width, height = 0.8 * step * layer.output_shape[1] / channels, 2 * layer.output_shape[2] / rows
+        box = plt.Rectangle((place - width / 2, 4.72 - height / 2), width, height, facecolor=_OKABE_ITO[0], zorder=2)
+        axes.add_patch(box)
+        _note(axes, place, 3.48, f"{layer.kernel}×{layer.kernel}")
+        _note(axes, place, 3.24, f"{layer.output_shape[1]}")
+        _note(axes, place, 3.0, f"{layer.stride}", weight="bold" if layer.stride > 1 else "normal")
+    for size, group in groupby(zip(places, layers, strict=True), key=lambda pair: pair[1].output_shape[2:]):
+        same = [place for place, _ in group]
+        if len(same) > 1:
+            axes.plot([same[0] - 0.3 * step, same[-1] + 0.3 * step], [2.88, 2.88], **_LINE)
+        _note(axes, (same[0] + same[-1]) / 2, 2.76, f"{size[0]}×{size[1]}")
+    _note(axes, right, 6.0, f"{len(layers)} convolutions, the same for every slice", 11, ha="right", weight="bold")
+    return places[-1]
+
+
+def _draw_recurrence(axes: Axes, n_features: int, states: tuple[int, ...]) -> None:
+    """One vector per slice, read by an LSTM upwards and by another downwards."""
+    heights = 1.35 + 0.3 * np.array([-2.6, -1.6, -0.6, 0.6, 1.6, 2.6])
+    columns = ((2.95, _OKABE_ITO[2], heights), (4.45, _OKABE_ITO[3], heights[::-1]))
+    for y in heights:
+        axes.add_patch(plt.Rectangle((0.6, y - 0.07), 1.5, 0.14, facecolor=_OKABE_ITO[0], zorder=2))
+        axes.plot([2.1, 4.45], [y, y], **_LINE)
+    axes.plot([1.35] * 3, [1.29, 1.35, 1.41], ".", color=_INK, markersize=3)  # and so on
+    for x, colour, order in columns:
+        for y in order:
+            axes.add_patch(plt.Rectangle((x - 0.2, y - 0.09), 0.4, 0.18, facecolor=colour, zorder=2))
+        for start, end in pairwise(order):
+            way = math.copysign(0.09, end - start)
+            _arrow(axes, (x, start + way), (x, end - way), colour)
+    _note(axes, 1.35, 0.18, f"{n_features} features\nof each slice")
+    _note(axes, 2.95, 0.18, f"LSTM, {states[1]} units,\nbottom to top")
+    _note(axes, 4.45, 0.18, f"LSTM, {states[1]} units,\ntop to bottom")
+
+
+def _draw_output(axes: Axes, n_features: int, n_states: int) -> None:
+    """The last states of both LSTMs, concatenated, and one neuron per state."""
+    up, down = _OKABE_ITO[2], _OKABE_ITO[3]
+    for colour, bottom in ((up, 1.35), (down, 0.75)):
+        axes.add_patch(plt.Rectangle((5.8, bottom), 0.3, 0.6, facecolor=colour, zorder=2))
+    axes.plot([2.95, 2.95, 5.95], [2.22, 2.4, 2.4], color=up, linewidth=1.2)
+    _arrow(axes, (5.95, 2.4), (5.95, 1.95), up)
+    axes.plot([4.65, 5.95], [0.57, 0.57], color=down, linewidth=1.2)
+    _arrow(axes, (5.95, 0.57), (5.95, 0.75), down)
+    heights = np.linspace(0.55, 2.15, n_states) if n_states > 1 else np.array([1.35])
+    for y in heights:
+        axes.plot([6.1, 8.0], [1.35, y], **{**_LINE, "linewidth": 0.6})
+    axes.scatter(np.full(n_states, 8.0), heights, s=min(90, (70 / n_states) ** 2), color=_OKABE_ITO[1], zorder=2)
+    _note(axes, 5.95, 0.18, f"{n_features}\nfeatures")
+    _note(axes, 8.0, 0.18, f"softmax,\n{n_states} states")
+
+
+def hours_bars(hours: pd.DataFrame) -> Figure:
+    """Estimated hours of each part of the full run per device (bars, logarithmic) and the arithmetic's bound (ticks).
+
+    Parameters
+    ----------
+    hours : `device, precision, part, hours, bound_hours`
+    """
+    groups = list(hours.groupby(["device", "precision"], sort=False))
+    parts = list(hours["part"].unique())
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.28 * (len(hours) + len(groups))))
+    place, ticks = 0.0, dict[float, str]()
+    handles: dict[str, Any] = {}
+    white = {"color": "white", "pad": 0.5}  # behind labels, where lines cross
+    for (device, precision), rows in groups:
+        ticks[place - (len(rows) - 1) / 2] = f"{device}\n{precision}"
+        for row in rows.to_dict("records"):
+            colour = _OKABE_ITO[parts.index(row["part"])]
+            handles[row["part"]] = axes.barh(place, row["hours"], height=0.8, color=colour)
+            label = f"{row['hours']:,.0f} h" if row["hours"] >= 10 else f"{row['hours']:.2g} h"
+            at = (max(row["hours"], row["bound_hours"]), place)
+            axes.annotate(label, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=10, bbox=white)
+            (handles["least by arithmetic"],) = axes.plot(
+                [row["bound_hours"]] * 2, [place - 0.4, place + 0.4], color=_INK, linewidth=2
+            )
+            place -= 1
+        place -= 1
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_xscale("log")
+    left = 10 ** math.floor(math.log10(hours["bound_hours"].min()))
+    right = 5 * hours[["hours", "bound_hours"]].to_numpy().max()  # room for the labels
+    axes.set_xlim(left, right)
+    for name, n_hours in {"a day": 24, "a week": 168, "a month": 730, "a year": 8766}.items():
+        if left < n_hours < right:
+            axes.axvline(n_hours, color="#8C8C8C", linestyle=":", linewidth=1, zorder=0)
+            axes.annotate(name, (n_hours, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=10)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("hours")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    names = [*parts, "least by arithmetic"]
+    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(names))
+    return figure

@@ -64,7 +64,7 @@ def fit(
     label: str,
     checkpoint_every_s: float = 60.0,
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Train a model; report each epoch; leave the model trained, on the CPU.
+    """Train a model's unfrozen weights; report each epoch; leave the model trained, on the CPU.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def fit(
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
     fabric = Fabric(accelerator="auto", devices=1, precision=settings.precision)
     data, held_out = train(fabric.device), validation(fabric.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], lr=settings.learning_rate)
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("loss")
     per_epoch = settings.steps_per_epoch or steps_per_pass(len(data), settings.batch_size)
@@ -183,7 +183,7 @@ def _save_state(
     tensors = {"tally": tally}
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter
-        for key, value in optimizer.state[parameter].items():
+        for key, value in optimizer.state.get(parameter, {}).items():  # none of a frozen weight
             tensors[f"adam.{key}.{name}"] = value
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     write_whole(folder / _STATE, lambda p: save_file(tensors, p, metadata={"step": json.dumps(step)}))
@@ -201,6 +201,8 @@ def _resume(
         tally.copy_(tensors.get_tensor("tally"))
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors.get_tensor(f"model.{name}"))
+            if not parameter.requires_grad:
+                continue
             state = {key: tensors.get_tensor(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {
                 k: v if k == "step" else v.to(parameter).clone(memory_format=torch.preserve_format)

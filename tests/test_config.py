@@ -89,7 +89,7 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("model: {conv_dropout: [0, 0.2, 1.4]}", "model.conv_dropout.2: .* less than 1, got 1.4"),
         ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
         ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),
-        ("sweep: {variants: [frozen]}", "sweep.variants.0: .* 'pretrained', 'scratch' or 'linear'"),
+        ("sweep: {variants: [frosen]}", "sweep.variants.0: unknown variant 'frosen'; known are pretrained, scratch"),
         ("simulation: {resolution_mm: 1}", "simulation.resolution_mm: .* greater than or equal to 2, got 1"),
         ("name: ../else", "name: .* pattern"),
         ("- a\n- b", "must hold `key: value` lines, found list"),
@@ -227,3 +227,26 @@ def names_read() -> set[str]:
 @pytest.mark.parametrize(("section", "field"), FIELDS, ids=[".".join(field) for field in FIELDS])
 def test_every_setting_is_read_somewhere(section: str, field: str, names_read: set[str]) -> None:
     assert field in names_read, f"nobody reads {section}.{field}"
+
+
+def test_a_task_takes_the_place_of_the_target() -> None:
+    swapped = Profile().for_target("MOTOR")
+    assert list(swapped.data.target) == ["MOTOR"]
+    assert set(swapped.data.source) == {"GAMBLING", "LANGUAGE", "SOCIAL", "RELATIONAL", "EMOTION", "WM"}
+    assert {t: swapped.data.events(t) for t in swapped.tasks_to_leave_out} == {
+        t: Profile().data.events(t) for t in Profile().tasks_to_leave_out
+    }
+    assert Profile().for_target("") == Profile().for_target("WM") == Profile()
+
+
+def test_a_task_that_cannot_be_the_target_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'WN' cannot be the target .* that can: GAMBLING, MOTOR"):
+        Profile().for_target("WN")
+    shared = Profile(data={"source": {"viewing": ["cat", "dog"]}, "target": {"viewing": ["house", "shoe"]}})
+    with pytest.raises(ValueError, match="that can: none"):
+        shared.for_target("resting")
+
+
+def test_unknown_variants_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown variant 'pretraind'; known are pretrained, scratch, linear"):
+        from_parameters("other", sweep={"variants": ["pretraind"]})

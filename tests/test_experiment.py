@@ -17,13 +17,14 @@ from deeplight_core.experiment import (
     evaluate,
     finetune,
     finetuning_run,
+    grid_results,
     prepare_data,
     pretrain,
     pretraining_run,
-    sweep_results,
 )
 from deeplight_core.manifest import write_manifest
 from deeplight_core.store import Store, open_store
+from deeplight_core.variants import VARIANTS as EVERY_VARIANT
 
 VARIANTS = ["pretrained", "scratch", "linear"]
 
@@ -75,13 +76,12 @@ def test_finished_runs_are_found(project: Path, tiny_profile: Profile, capsys: p
 def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile) -> None:
     before = times(project)
     more = changed(tiny_profile, "sweep", fractions=[0.5, 1.0])
-    with pytest.raises(ValueError, match=r"^3 of 6 runs are not finished") as error:
-        sweep_results(more)
-    assert str(error.value).splitlines()[1:] == [f"  finetuning {v} 100% (4 subjects), seed 1" for v in VARIANTS]
+    results, missing = grid_results(more)
+    assert missing == [f"{v}-1-seed1" for v in VARIANTS]
+    assert set(results["fraction"]) == {0.5}
     for fraction in more.sweep.fractions:
         finetune(more, "linear", fraction, 1)
-    with pytest.raises(ValueError, match=r"^2 of 6 runs"):
-        sweep_results(more)
+    assert grid_results(more)[1] == [f"{v}-1-seed1" for v in VARIANTS[:2]]
     after = times(project)
     new = [path.name for path in (project / "runs/tiny").iterdir() if path not in before]
     assert len(new) == 1
@@ -153,7 +153,7 @@ def test_results_are_those_of_the_predictions(project: Path, tiny_profile: Profi
         assert results["n_volumes"].tolist() == [N_KEPT, N_KEPT]
         assert set(predictions["task"]) == {"SOCIAL"}
     pd.testing.assert_frame_equal(
-        sweep_results(tiny_profile),
+        grid_results(tiny_profile)[0],
         pd.concat([finetuning_run(tiny_profile, v, 0.5, 1).results() for v in VARIANTS], ignore_index=True),
     )
 
@@ -201,9 +201,8 @@ def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Pr
 
 def test_pretrained_starts_from_the_checkpoint(project: Path, tiny_profile: Profile) -> None:
     """After one step of next to nothing it still is the checkpoint, but for the output layer."""
-    still = changed(tiny_profile, "finetuning", epochs=1, steps_per_epoch=1, learning_rate=1e-30)
-    weights = load_model(finetune(still, "pretrained", 0.5, 1).folder)[0].state_dict()
-    scratch = load_model(finetune(still, "scratch", 0.5, 1).folder)[0].state_dict()
+    weights = load_model(finetune(still(tiny_profile), "pretrained", 0.5, 1).folder)[0].state_dict()
+    scratch = load_model(finetune(still(tiny_profile), "scratch", 0.5, 1).folder)[0].state_dict()
     origin = load_model(pretraining_run(tiny_profile, 1).folder)[0].state_dict()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, (scratch if name.startswith("head.") else origin)[name], rtol=0, atol=1e-29)
@@ -227,12 +226,93 @@ def test_interrupted_run_becomes_the_same(
     run = finetuning_run(tiny_profile, "scratch", 0.5, 1)
     assert run.folder == whole
     assert not run.finished
-    with pytest.raises(ValueError, match=r"^1 of 3 runs are not finished:\n  finetuning scratch 50%"):
-        sweep_results(tiny_profile)
+    assert grid_results(tiny_profile)[1] == ["scratch-0.5-seed1"]
     finetune(tiny_profile, "scratch", 0.5, 1)
     assert "going on at step 6 of 6" in capsys.readouterr().out
     assert all(torch.equal(weight, weights[name]) for name, weight in load_file(whole / "model.safetensors").items())
     assert (whole / "subject_accuracy.csv").read_bytes() == accuracy
+
+
+# ---- controls
+
+
+def test_every_variant_trains_and_is_told_apart(project: Path, tiny_profile: Profile) -> None:
+    runs = {variant: finetune(tiny_profile, variant, 0.5, 1) for variant in EVERY_VARIANT}
+    assert len({run.folder for run in runs.values()}) == len(EVERY_VARIANT)
+    for variant, run in runs.items():
+        assert set(run.results()["variant"]) == {variant}
+        assert run.units == runs["scratch"].units
+        assert run.results()["n_volumes"].tolist() == [N_KEPT, N_KEPT]
+
+
+def still(profile: Profile) -> Profile:
+    """Its training changes next to nothing."""
+    return changed(profile, "finetuning", epochs=1, steps_per_epoch=1, learning_rate=1e-30)
+
+
+def encoder_of(folder: Path) -> dict[str, torch.Tensor]:
+    weights = load_model(folder)[0].state_dict()
+    return {name: weight for name, weight in weights.items() if name.startswith("encoder.")}
+
+
+def test_shuffled_has_the_weights_of_the_pretraining_in_another_order(project: Path, tiny_profile: Profile) -> None:
+    run = finetune(still(tiny_profile), "shuffled", 0.5, 1)
+    assert run.checkpoint is not None
+    before = encoder_of(run.checkpoint)
+    for name, after in encoder_of(run.folder).items():
+        assert torch.allclose(after.flatten().sort().values, before[name].flatten().sort().values, atol=1e-12), name
+        if before[name].unique().numel() > 2:
+            assert not torch.equal(after, before[name]), name
+
+
+def test_frozen_keeps_the_encoder_and_learns_the_output_layer(project: Path, tiny_profile: Profile) -> None:
+    run = finetune(tiny_profile, "frozen", 0.5, 1)
+    assert run.checkpoint is not None
+    before, after = encoder_of(run.checkpoint), encoder_of(run.folder)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    untrained = load_model(finetune(still(tiny_profile), "frozen", 0.5, 1).folder)[0].state_dict()
+    assert not torch.equal(load_model(run.folder)[0].state_dict()["head.weight"], untrained["head.weight"])
+
+
+def test_initialisation_is_the_variants_own(project: Path, tiny_profile: Profile) -> None:
+    spread = {}
+    for variant in ("scratch", "scratch-he", "scratch-glorot"):
+        run = finetune(still(tiny_profile), variant, 0.5, 1)
+        spread[variant] = encoder_of(run.folder)["encoder.convolutions.5.weight"].std().item()
+    n_in, n_out = 9 * 32, 9 * 32
+    assert spread["scratch-he"] == spread["scratch"] == pytest.approx((2 / n_in) ** 0.5, rel=0.05)
+    assert spread["scratch-glorot"] == pytest.approx((2 / (n_in + n_out)) ** 0.5, rel=0.05)
+
+
+def test_permuted_labels_are_trained_on_but_not_tested_on(project: Path, tiny_profile: Profile) -> None:
+    """On true labels the tiny data are separable; volumes held out keep their true states."""
+    true, permuted = (finetune(tiny_profile, v, 1.0, 1) for v in ("linear", "linear-permuted"))
+    assert true.results()["accuracy"].min() > 0.9
+    assert permuted.results()["accuracy"].mean() < 0.8
+    pd.testing.assert_series_equal(true.predictions()["state"], permuted.predictions()["state"])
+
+
+def test_another_task_as_the_target(project: Path, tiny_profile: Profile) -> None:
+    swapped = tiny_profile.for_target("EMOTION")
+    assert swapped.data.states("source") == tiny_profile.data.states("target")
+    assert swapped.folder == tiny_profile.folder
+    pretrain(swapped, 1)
+    run = finetune(swapped, "pretrained", 0.5, 1)
+    assert set(run.results()["task"]) == {"EMOTION"}
+    assert read_record(run.checkpoint)["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
+    assert run.folder != finetuning_run(tiny_profile, "pretrained", 0.5, 1).folder
+
+
+def test_an_unfinished_grid_says_what_is_missing(project: Path, tiny_profile: Profile) -> None:
+    own = changed(tiny_profile, "controls", fractions=[0.5], seeds=[1, 2])
+    results, missing = grid_results(own, "tasks")
+    assert set(results["task"]) == {"SOCIAL"}
+    assert missing == ["EMOTION-pretrained-0.5-seed1", "EMOTION-scratch-0.5-seed1"]
+    assert grid_results(own, "seeds")[1] == ["pretrained-0.5-seed2", "scratch-0.5-seed2"]
+    results, missing = grid_results(own, "permutation")
+    assert len(results) == 0
+    assert list(results.columns) == list(grid_results(own)[0].columns)
+    assert len(missing) == 3
 
 
 # ---- from the manifest, and errors
@@ -254,13 +334,12 @@ def test_prepare_data_reads_the_manifest(
 
 
 def test_pretrained_needs_a_checkpoint(project: Path, tiny_profile: Profile) -> None:
-    other = changed(tiny_profile, "sweep", pretraining_seed=7)
     with pytest.raises(
         ValueError, match=r"no finished checkpoint in .*pretraining-seed7-.*; run the pre-training first"
     ):
-        finetune(other, "pretrained", 0.5, 1)
+        finetune(tiny_profile, "pretrained", 0.5, 7)
     assert not list((project / "runs/tiny").glob("pretraining-seed7-*"))
-    assert finetune(other, "scratch", 0.5, 1).finished
+    assert finetune(tiny_profile, "scratch", 0.5, 7).finished
 
 
 def test_unknown_variant_is_an_error(tiny_profile: Profile) -> None:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -5,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from deeplight_core import plots, statistics
+from deeplight_core.models.deeplight import DeepLight, Layer
+from deeplight_core.variants import VARIANTS
 
 SUBJECTS = [f"s{i}" for i in range(5)]
 
@@ -77,8 +82,8 @@ def test_accuracy_by_fraction_puts_every_variant_at_its_means(results):
     axes = plots.accuracy_by_fraction(intervals, 4).axes[0]
     drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
     expected = intervals[intervals["variant"] == "scratch"].sort_values("n_subjects")[["n_subjects", "mean"]].to_numpy()
-    assert drawn[plots.VARIANT_NAMES["scratch"]][:, 1] == pytest.approx(expected[:, 1])
-    assert drawn[plots.VARIANT_NAMES["scratch"]][:, 0] == pytest.approx(expected[:, 0], rel=0.05)  # set side by side
+    assert drawn[VARIANTS["scratch"].title][:, 1] == pytest.approx(expected[:, 1])
+    assert drawn[VARIANTS["scratch"].title][:, 0] == pytest.approx(expected[:, 0], rel=0.05)  # set side by side
 
 
 def test_difference_bars_star_only_what_is_significant(results):
@@ -126,3 +131,58 @@ def test_fraction_curves_and_timeline_and_maps_draw(metrics):
     assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
     curves = figures[0].axes
     assert [axes.get_title("left") for axes in curves[:2]] == ["pre-trained: training", "from scratch: training"]
+
+
+def drawn(layers: list[Layer], shape: tuple[int, int, int], n_states: int) -> str:
+    return " | ".join(text.get_text() for text in plots.model_diagram(layers, shape, n_states).axes[0].texts)
+
+
+def test_model_diagram_shows_the_numbers_of_its_layers():
+    layers = [
+        Layer("a", "convolution", (11, 5, 30, 20), 1, 1, kernel=7, stride=1),
+        Layer("b", "convolution", (11, 6, 10, 8), 1, 1, kernel=9, stride=3),
+        Layer("c", "lstm", (2, 37), 1, 1),
+        Layer("d", "linear", (4,), 1, 1),
+    ]
+    labels = drawn(layers, (20, 30, 11), 4)
+    for number in (
+        "20 × 30 × 11 voxels", "11 axial slices", "2 convolutions", "7×7 | 5 | 1", "9×9 | 6 | 3", "30×20", "10×8",
+        "480 features", "37 units", "74\nfeatures", "4 states",
+    ):  # fmt: skip
+        assert number in labels
+    axes = plots.model_diagram(layers, (20, 30, 11), 4).axes[0]
+    first, second = [patch for patch in axes.patches if isinstance(patch, Rectangle)][:2]
+    assert first.get_height() == pytest.approx(3 * second.get_height())
+    assert first.get_width() == pytest.approx(5 / 6 * second.get_width())
+    assert len(axes.collections[0].get_offsets()) == 4
+
+
+@pytest.mark.parametrize("shape", [(91, 109, 91), (23, 28, 21)])
+def test_labels_of_the_model_diagram_do_not_overlap(shape):
+    model = DeepLight(shape, 16)
+    figure = plots.model_diagram(model.layers(), shape, 16)
+    figure.canvas.draw()
+    extents = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    boxes = [box.padded(0, -2) for box in extents]  # of which letters leave as much free above and below
+    assert len(boxes) > 40
+    assert not [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b)]
+    assert all(figure.bbox.contains(x, y) for box in boxes for x, y in (box.min, box.max))
+
+
+def test_hours_bars_write_the_hours_beside_their_bounds():
+    hours = pd.DataFrame(
+        {"device": ["A", "A", "B"], "precision": "32-true", "part": ["pre-training", "sweep", "sweep"],
+         "hours": [1200.0, 30.0, 0.52], "bound_hours": [100.0, 3.0, 0.1]}
+    )  # fmt: skip
+    figure = plots.hours_bars(hours)
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1200.0, 30.0, 0.52]
+    assert [text.get_text() for text in axes.texts] == ["1,200 h", "30 h", "0.52 h", "a day", "a week", "a month"]
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [100.0, 3.0, 0.1, 24, 168, 730]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A\n32-true", "B\n32-true"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "pre-training",
+        "sweep",
+        "least by arithmetic",
+    ]
+    assert axes.get_xscale() == "log"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deeplight_core.config import ModelSettings
 
-__all__ = ["DeepLight", "Loss", "SliceEncoder", "same_padding"]
+__all__ = ["DeepLight", "Layer", "Loss", "SliceEncoder", "same_padding"]
 
 CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1)
@@ -33,6 +33,26 @@ class Loss(NamedTuple):
 
     value: Tensor
     logits: Tensor
+
+
+class Layer(NamedTuple):
+    """One layer as it works on one volume.
+
+    name : of the module
+    kind : "convolution", "lstm" or "linear"
+    output_shape : (Z, C, H, W) of a convolution; (2, units), the last states up and down, of the LSTM; (S,)
+    n_parameters : weights and biases
+    flops : 2 × multiply-adds of one forward pass, all slices; biases and element-wise functions are not counted
+    kernel, stride : edge of a convolution's kernel and its step, in voxels of its input
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    n_parameters: int
+    flops: int
+    kernel: int | None = None
+    stride: int | None = None
 
 
 def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
@@ -119,6 +139,25 @@ class DeepLight(nn.Module):
             "settings": self.settings.model_dump(),
         }
 
+    def layers(self) -> list[Layer]:
+        """The layers in their order, with what one volume makes of them; nothing is computed."""
+        convolutions, lstm = self.encoder.convolutions, self.encoder.lstm
+        layers = []
+        width, height, n_slices = self.shape
+        for i, conv in enumerate(convolutions):
+            assert isinstance(conv, SameConv2d)
+            height, width = (-(-n // stride) for n, stride in zip((height, width), conv.stride, strict=True))
+            shape = (n_slices, conv.out_channels, height, width)
+            flops = 2 * conv.weight[0].numel() * math.prod(shape)  # each output is a sum over channels and kernel
+            name, n = f"encoder.convolutions.{i}", _n_parameters(conv)
+            layers.append(Layer(name, "convolution", shape, n, flops, conv.kernel_size[0], conv.stride[0]))
+        n_weights = sum(w.numel() for name, w in lstm.named_parameters() if name.startswith("weight"))
+        states = (2, lstm.hidden_size)
+        layers.append(Layer("encoder.lstm", "lstm", states, _n_parameters(lstm), 2 * n_weights * n_slices))
+        flops = 2 * self.head.weight.numel()
+        layers.append(Layer("head", "linear", (self.head.out_features,), _n_parameters(self.head), flops))
+        return layers
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
@@ -151,3 +190,7 @@ class DeepLight(nn.Module):
         """Cross-entropy of a batch `{"volumes": (B, Z, Y, X), "labels": (B,)}`."""
         logits = self(batch["volumes"])
         return Loss(F.cross_entropy(logits, batch["labels"]), logits)
+
+
+def _n_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from deeplight_core.config import ModelSettings
 from deeplight_core.models import MODELS
@@ -53,6 +54,57 @@ def test_size_on_the_grid_of_hcp(paper: DeepLight) -> None:
 @torch.no_grad()
 def test_slices_of_hcp_end_as_4_by_3_by_64(paper: DeepLight) -> None:
     assert paper.encoder.convolutions(torch.zeros(1, 1, 109, 91)).shape == (1, 64, 4, 3)
+
+
+# ---- layers
+
+
+def test_layers_have_the_shapes_that_pass_through_them() -> None:
+    shape = (35, 44, 5)
+    model, seen = build(shape).eval(), {}
+    for name, module in model.named_modules():
+        if isinstance(module, (SameConv2d, torch.nn.LSTM, torch.nn.Linear)):
+            module.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
+    with torch.no_grad():
+        model(volumes(1, shape))
+    layers = {layer.name: layer for layer in model.layers()}
+    assert list(layers) == list(seen)
+    assert layers["head"].output_shape == seen["head"][1][0].shape
+    assert layers["encoder.lstm"].output_shape == seen["encoder.lstm"][1][1][0][:, 0].shape
+    for name, layer in list(layers.items())[:-2]:
+        given, output = seen[name]
+        assert layer.output_shape == output.shape
+        assert layer.stride == round(given.shape[2] / output.shape[2])
+        assert layer.kernel == 3
+
+
+def test_layers_have_all_parameters_and_the_flops_that_pytorch_counts() -> None:
+    shape, n_volumes = (35, 44, 5), 3
+    model = build(shape).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(volumes(n_volumes, shape))
+    counted = counter.get_flop_counts()
+    for layer in model.layers():
+        assert layer.n_parameters == sum(p.numel() for p in model.get_submodule(layer.name).parameters())
+        if layer.kind != "lstm":  # PyTorch counts none for the fused one
+            assert n_volumes * layer.flops == sum(counted[f"DeepLight.{layer.name}"].values())
+    assert sum(layer.n_parameters for layer in model.layers()) == sum(p.numel() for p in model.parameters())
+
+
+def test_lstm_flops_are_those_of_its_gates() -> None:
+    model = build((35, 44, 5))
+    into = model.encoder.slice_features + 64  # the slice's features and the state before it
+    lstm = next(layer for layer in model.layers() if layer.kind == "lstm")
+    assert lstm.flops == 5 * 2 * (4 * 64) * into * 2  # slices, directions, gates, and a product and a sum each
+
+
+def test_layers_of_the_paper(paper: DeepLight) -> None:
+    layers = paper.layers()
+    assert [layer.kind for layer in layers] == ["convolution"] * 12 + ["lstm", "linear"]
+    assert layers[0].output_shape == (91, 16, 109, 91)
+    assert math.prod(layers[11].output_shape[1:]) == 768
+    assert math.prod(layers[12].output_shape) == 128
+    assert layers[13].output_shape == (16,)
 
 
 @pytest.mark.parametrize(
