@@ -147,7 +147,8 @@ def _page(source: Path, target: Path, profile: str) -> None:
 def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     record = notebook.metadata["papermill"]
     name = Path(record["input_path"]).name
-    own = " ".join(f"-p {key} {value}" for key, value in record["parameters"].items() if key in _OWN_PARAMETERS)
+    chosen = {key: record["parameters"].get(key, "") for key in _OWN_PARAMETERS}
+    own = " ".join(f"-p {key} {value}" for key, value in chosen.items() if value != "")
     page = f"papermill notebooks/{name} page.ipynb -f runs/{profile}/profile.yaml {own}".strip()
     target = "controls" if name.startswith("controls_") else "reproduce"
     return (

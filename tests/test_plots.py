@@ -186,3 +186,49 @@ def test_hours_bars_write_the_hours_beside_their_bounds():
         "least by arithmetic",
     ]
     assert axes.get_xscale() == "log"
+
+
+def test_saved_subjects_mark_what_no_size_reaches():
+    table = pd.DataFrame(
+        {"n_subjects": [1, 3, 30], "equivalent": [9.0, 20.0, np.inf], "low": [5.0, 12.0, 25.0],
+         "high": [14.0, np.inf, np.inf]}
+    )  # fmt: skip
+    axes = plots.saved_subjects(table).axes[0]
+    points = axes.containers[0].lines[0].get_xydata()
+    assert points[:2].tolist() == [[1, 9], [3, 20]]
+    assert points[2, 1] > 30
+    assert [text.xy[0] for text in axes.texts if text.get_text() == "▲"] == [3, 30]
+    assert "more than 30" in [text.get_text() for text in axes.texts]
+
+
+def test_seed_differences_show_every_training(results):
+    table = pd.concat([results.assign(seed=s, accuracy=results["accuracy"] + 0.01 * s) for s in (1, 2, 3)])
+    model = pd.DataFrame(
+        {"fraction": [0.05, 1.0], "n_subjects": [1, 20], "difference": [0.3, 0.3], "low": 0.2, "high": 0.4}
+    )
+    axes = plots.seed_differences(table, model).axes[0]
+    points = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 3]
+    assert len(points) == 2
+    wide = table.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    expected = (wide["pretrained"] - wide["scratch"])[0.05]
+    assert points[0][:, 1].tolist() == pytest.approx(expected.tolist())
+
+
+def test_transfer_map_fills_what_is_significant():
+    table = pd.DataFrame(
+        {"task": ["MOTOR", "MOTOR", "WM"], "fraction": [0.1, 1.0, 0.1], "n_subjects": [3, 30, 3],
+         "difference": [0.2, 0.1, -0.1], "low": [0.1, -0.1, -0.2], "high": [0.3, 0.3, 0.0],
+         "significant": [True, False, False]}
+    )  # fmt: skip
+    axes = plots.transfer_map(table).axes[0]
+    marks = [c.lines[0] for c in axes.containers]
+    assert [float(m.get_xdata()[0]) for m in marks] == [0.2, 0.1, -0.1]
+    assert [m.get_markerfacecolor() == "white" for m in marks] == [False, True, True]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["MOTOR", "WM"]
+
+
+def test_every_variant_has_a_look_of_its_own(results):
+    table = pd.concat([results.assign(variant=v) for v in VARIANTS if not VARIANTS[v].permuted])
+    axes = plots.accuracy_by_fraction(statistics.mean_intervals(table), 4).axes[0]
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axes.containers}
+    assert len(looks) == len(axes.containers) - 1  # Glorot and He are never in one figure

@@ -1,5 +1,6 @@
 """The main job on profile smoke, in a copy of the repository: killed half-way, resumed, repeated, extended, damaged."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import stats
+
+from deeplight_core.grids import CONTROLS
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -67,7 +70,7 @@ def notebooks(project: Path, profile: str) -> list[Path]:
 
 def test_every_notebook_ran_without_error_or_stray_output(project):
     executed = notebooks(project, "smoke")
-    assert len(executed) == 3 + 3 * 2
+    assert len(executed) == 5 + len(CONTROLS) + 3 * 2
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
         assert not notebook.metadata.papermill.exception, path
@@ -122,9 +125,31 @@ def test_the_book_is_whole_and_asks_nobody_for_anything(project):
         text = page.read_text(encoding="utf-8")
         assert not EXTERNAL.search(text), page
         assert str(project) not in text, page
-    for page in ("book/index", "notebooks/01_data", "notebooks/02_pretraining", "notebooks/04_statistics"):
+    results = ["01_data", "02_pretraining", "04_statistics", "paper_and_this_run", *(f"controls_{c}" for c in CONTROLS)]
+    for page in ("book/index", *(f"notebooks/{name}" for name in results)):
         assert "Simulated data" in (html / f"{page}.html").read_text(encoding="utf-8"), page
     assert "has not been run here" in (html / "real/04_statistics.html").read_text(encoding="utf-8")
+    assert "Not reproduced" in (html / "notebooks/paper_and_this_run.html").read_text(encoding="utf-8")  # two epochs
+    for name in ("results.csv", "statistics.csv", "04_statistics.ipynb"):
+        assert list((html / "_downloads").rglob(name)), name
+
+
+def test_every_picture_has_a_text_in_its_place(project):
+    html = project / "runs/smoke/book/_build/html"
+    pictures = [
+        (page.name, tag)
+        for page in html.rglob("*.html") if "_static" not in page.parts
+        for tag in re.findall(r"<img[^>]*>", page.read_text(encoding="utf-8"))
+    ]  # fmt: skip
+    assert len(pictures) > 30
+    assert [p for p in pictures if not re.search(r'alt="(?!_images|\.\./)[^"]{10,}"', p[1])] == []
+
+
+def test_controls_say_that_they_have_not_been_run(project):
+    for control in set(CONTROLS) - {"baselines", "tasks"}:  # these have runs of the sweep to show
+        page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")
+        assert "have not been run" in page, control
+        assert "make controls PROFILE=smoke" in page, control
 
 
 def test_a_second_run_does_nothing(project):
@@ -145,6 +170,45 @@ def test_an_added_fraction_repeats_no_finished_training(project):
     done = run([*workflow(project, str(wider)), "--dry-run"], project)
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE))
     assert {name: int(n) for name, n in counts.items()} == {"finetuning": 3, "statistics": 1, "book": 1, "total": 5}
+
+
+def test_controls_run_and_their_pages_follow(project):
+    done = run(workflow(project, "smoke", controls="yes"), project)
+    assert done.returncode == 0, done.stdout[-4000:]
+    for control in CONTROLS:
+        page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")
+        assert "runs of this grid are here" in page, control
+        assert "have not been run" not in page, control
+    transfer = pd.read_csv(project / "runs/smoke/transfer_map.csv")
+    assert set(transfer["task"]) == {"WM", "GAMBLING", "MOTOR", "LANGUAGE", "SOCIAL", "RELATIONAL", "EMOTION"}
+    again = run(workflow(project, "smoke"), project)  # without asking for controls: what is there stays
+    assert "Nothing to be done" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters"),
+    [
+        ("04_statistics", ["-y", "sweep: {fractions: [0.25, 0.5, 1.0], seeds: [1, 5]}"]),
+        ("04_statistics", ["-y", "sweep: {variants: [pretrained], fractions: [0.5]}"]),
+        ("paper_and_this_run", ["-y", "sweep: {fractions: [0.25, 0.5]}"]),
+        ("controls_seeds", ["-y", "controls: {fractions: [0.5], seeds: [1, 2, 3]}"]),
+        ("controls_tasks", ["-y", "controls: {fractions: [0.25, 0.5]}"]),
+        ("controls_baselines", ["-y", "sweep: {fractions: [0.25]}"]),
+        ("controls_initialisation", ["-y", "sweep: {fractions: [0.25, 0.5]}"]),
+        ("controls_permutation", ["-y", "controls: {fractions: [0.25]}"]),
+    ],
+)
+def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, project, tmp_path):
+    """In a copy of the results, since pages write their tables."""
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("data", "book", "_build", ".snakemake", "notebooks"))
+    shutil.copytree(project / "notebooks", copy / "notebooks")
+    out = tmp_path / "out.ipynb"
+    done = run(["papermill", f"notebooks/{notebook}.ipynb", str(out), "-p", "name", "smoke", *parameters], copy)
+    assert done.returncode == 0, done.stdout[-3000:]
+    text = json.dumps([o for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", [])])
+    complete = parameters[-1].startswith("sweep: {variants")
+    assert ("have not been run" in text) != complete
 
 
 @pytest.mark.parametrize(
@@ -214,3 +278,24 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project):
     page = (project / "runs" / profile / "book/_build/html/real/04_statistics.html").read_text(encoding="utf-8")
     assert "Real data" in page
     assert "tests count runs" in page
+
+
+def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
+    """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
+    small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]
+    assert run(["deeplight", "simulate", str(tmp_path / "hcp"), *small], project).returncode == 0
+    manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
+    assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
+    page = (project / "notebooks/full_run.ipynb").read_text(encoding="utf-8")
+    assert "--executor slurm --jobs 20 --config profile=paper data=/path/to/hcp --retries 5" in page
+    resources = ["slurm_account=a", "slurm_partition=p", "runtime=1440", "mem_mb=64000"]
+    done = run(
+        ["snakemake", "--executor", "slurm", "--jobs", "20", "--config", "profile=paper", f"data={tmp_path / 'hcp'}",
+         "--retries", "5", "--default-resources", *resources,
+         "--set-resources", "pretraining:gres=gpu:1", "finetuning:gres=gpu:1", "--dry-run"],
+        project,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)}
+    assert (counts["pretraining"], counts["finetuning"]) == (1, 14)
+    assert "cpus_per_task=8" in done.stdout

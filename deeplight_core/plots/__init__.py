@@ -1,0 +1,37 @@
+"""Tables and maps to figures. Pure functions: no file is read or written here."""
+
+from deeplight_core.plots.data import activation_maps, carpet, class_counts, design_timeline, mask_map
+from deeplight_core.plots.decoding import (
+    accuracy_by_fraction,
+    confusion_matrix,
+    difference_bars,
+    fraction_curves,
+    saved_subjects,
+    seed_differences,
+    task_bars,
+    task_curves,
+    transfer_map,
+)
+from deeplight_core.plots.model import hours_bars, model_diagram
+from deeplight_core.plots.style import TASK_COLOURS, use_style
+
+__all__ = [
+    "TASK_COLOURS",
+    "accuracy_by_fraction",
+    "activation_maps",
+    "carpet",
+    "class_counts",
+    "confusion_matrix",
+    "design_timeline",
+    "difference_bars",
+    "fraction_curves",
+    "hours_bars",
+    "mask_map",
+    "model_diagram",
+    "saved_subjects",
+    "seed_differences",
+    "task_bars",
+    "task_curves",
+    "transfer_map",
+    "use_style",
+]

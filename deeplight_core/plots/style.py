@@ -1,0 +1,76 @@
+"""The one look of all figures: colours, marks, chance lines.
+
+Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a task or variant keeps its own everywhere.
+"""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+__all__ = [
+    "CHANCE",
+    "INK",
+    "LINE",
+    "OKABE_ITO",
+    "POINTS",
+    "STYLES",
+    "TASK_COLOURS",
+    "band",
+    "colour_of",
+    "mark_chance",
+    "percent",
+    "use_style",
+]
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#999999", "#F0E442")
+TASK_COLOURS = dict(
+    zip(("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM"), OKABE_ITO, strict=False)
+)
+STYLES = {  # colour and mark of every variant; one with permuted labels looks like the one with true labels
+    "pretrained": ("#0072B2", "o"), "scratch": ("#D55E00", "s"), "linear": ("#595959", "D"), "svm": ("#CC79A7", "^"),
+    "decoder": ("#009E73", "v"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
+    "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
+}  # fmt: skip
+INK = "#222222"
+LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
+CHANCE: dict[str, Any] = {"color": "#595959", "linestyle": "--", "linewidth": 1}
+POINTS: dict[str, Any] = {"s": 14, "color": "#222222", "alpha": 0.6, "linewidth": 0, "zorder": 3}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for all figures of the project."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100, "savefig.dpi": 200, "figure.facecolor": "white", "figure.constrained_layout.use": True,
+            "font.size": 11, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+            "grid.color": "#E5E5E5", "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 2,
+        }
+    )  # fmt: skip
+
+
+def colour_of(name: str, position: int) -> str:
+    """A task's own colour, or that of a position in the palette."""
+    return TASK_COLOURS.get(name, OKABE_ITO[position % len(OKABE_ITO)])
+
+
+def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str = "-") -> None:
+    """Mean over subjects per epoch with a standard-error band."""
+    by_epoch = table.groupby("epoch")["accuracy"]
+    mean, error = by_epoch.mean(), by_epoch.sem().fillna(0)
+    axes.plot(mean.index, mean, style, color=colour, label=label, marker="o", markersize=3)
+    axes.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+
+
+def mark_chance(axes: Axes, n_states: int) -> None:
+    """Write what the dashed line at one over the number of states is."""
+    axes.annotate("chance", (1, 1 / n_states), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+
+
+def percent(axes: Axes) -> None:
+    """A vertical axis from 0 to 100%."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1.0)
