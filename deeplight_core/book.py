@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 from deeplight_core.config import Profile
 from deeplight_core.files import write_whole
-from deeplight_core.grids import grid
+from deeplight_core.grids import CONTROLS, grid
 
 __all__ = ["missing_note", "stage"]
 
@@ -37,9 +37,10 @@ _DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hc
 _OWN_PARAMETERS = ("target", "variant", "fraction", "seed")  # of a notebook, beside the profile's sections
 _TABLES = {
     "results.csv": "accuracy of every held-out subject, for every variant, fraction and seed of the sweep",
+    **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
     "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
     "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",
-    "transfer_map.csv": "every task as the target",
+    "transfer_map.csv": "tests of every task as the target",
     "paper_and_this_run.csv": "every number of the paper beside this run's",
 }
 

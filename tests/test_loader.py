@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import N_KEPT, SHAPE
 
-from deeplight_core.loader import Volumes, draw_units, rows_of_step, select_rows, steps_per_pass
+from deeplight_core.loader import Volumes, draw_units, permute_labels, rows_of_step, select_rows, steps_per_pass
 from deeplight_core.store import Store
 
 STATES = [("SOCIAL", "no interaction"), ("EMOTION", "fear"), ("SOCIAL", "interaction")]
@@ -98,6 +98,17 @@ def test_rows_of_the_store(store: Store) -> None:
 
 
 # ---- what is in a batch
+
+
+def test_permuted_labels_stay_in_their_run_and_as_frequent(rows: pd.DataFrame) -> None:
+    permuted = permute_labels(rows, 1)
+    pd.testing.assert_frame_equal(permuted.drop(columns="label"), rows.drop(columns="label"))
+    counts = [table.groupby(["file", "label"]).size() for table in (permuted, rows)]
+    pd.testing.assert_series_equal(*counts)
+    both = rows.groupby("file")["label"].transform("nunique") == 2  # half of those labels change in expectation
+    assert 0.3 < (permuted["label"] == rows["label"])[both].mean() < 0.7
+    pd.testing.assert_frame_equal(permuted, permute_labels(rows, 1))
+    assert not permuted.equals(permute_labels(rows, 2))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -49,6 +49,7 @@ def train(
     seed: int = 1,
     every_s: float = 60,
     steps: float = math.inf,
+    frozen: bool = False,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[str, Tensor]]:
     """Metrics, predictions and weights of a run; it is interrupted after so many steps."""
 
@@ -62,6 +63,7 @@ def train(
 
     torch.manual_seed(seed)
     net = DeepLight(store.shape, len(STATES), model)
+    net.encoder.requires_grad_(not frozen)
     metrics, predicted = fit(
         net, volumes("train"), volumes("validation"), settings, seed, folder, "run", checkpoint_every_s=every_s
     )
@@ -121,6 +123,17 @@ def test_resumed_equals_unbroken(unbroken: tuple, store: Store, tmp_path: Path, 
     np.testing.assert_array_equal(predicted, unbroken[1])
     assert_same_weights(weights, unbroken[2])
     assert (tmp_path / "metrics.csv").read_bytes() == unbroken[3]
+
+
+def test_frozen_weights_stay_and_a_resumed_run_equals_an_unbroken_one(store: Store, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = DeepLight(store.shape, len(STATES), MODEL).state_dict()
+    *_, weights = train(store, tmp_path / "whole", frozen=True)
+    for name, weight in weights.items():
+        assert torch.equal(weight, before[name]) == name.startswith("encoder."), name
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "broken", frozen=True, every_s=0, steps=4)
+    assert_same_weights(train(store, tmp_path / "broken", frozen=True)[2], weights)
 
 
 def test_killed_between_metrics_and_state(unbroken: tuple, store: Store, tmp_path: Path) -> None:
