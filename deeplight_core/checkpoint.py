@@ -112,8 +112,13 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
 
 @torch.no_grad()
 def shuffle(module: nn.Module, seed: int) -> None:
-    """Put the entries of every weight tensor in random order: the same distribution in every layer, no features."""
+    """Put the entries of every weight tensor in random order: the same distribution in every layer, no features.
+
+    An LSTM's tensors stack its four gates, which differ in their distribution (the forget gate's bias): each gate keeps its own.
+    """
     random = torch.Generator().manual_seed(seed)
-    for weight in module.parameters():
-        order = torch.randperm(weight.numel(), generator=random)
-        weight.copy_(weight.flatten()[order].view_as(weight))
+    for layer in module.modules():
+        for weight in layer.parameters(recurse=False):
+            for part in weight.chunk(4) if isinstance(layer, nn.LSTM) else [weight]:
+                order = torch.randperm(part.numel(), generator=random)
+                part.copy_(part.flatten()[order].view_as(part))

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from deeplight_core.config import Profile
 from deeplight_core.variants import VARIANTS
 
@@ -22,7 +24,8 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """A name for files."""
-        return "-".join(filter(None, [self.target, self.variant, f"{self.fraction:g}", f"seed{self.seed}"]))
+        fraction = np.format_float_positional(self.fraction, trim="-")  # all digits: names are read back
+        return "-".join(filter(None, [self.target, self.variant, fraction, f"seed{self.seed}"]))
 
 
 def grid(profile: Profile, name: str) -> list[Cell]:

@@ -103,7 +103,7 @@ def fit(
     predicted = np.empty(0, int)
     writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
     order = (rows_of_step(len(data), settings.batch_size, seed, s) for s in range(step, n_steps))
-    wrapped.train()
+    _train_mode(wrapped)
     for numbers, batch in data.batches(order):
         torch.manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
@@ -125,7 +125,7 @@ def fit(
         if step % per_epoch == 0:
             wrapped.eval()
             predicted, losses = predict(wrapped, held_out)
-            wrapped.train()
+            _train_mode(wrapped)
             rows = [_epoch_rows(data.rows, tally.numpy(), "train")]
             seen = np.stack([np.ones(len(losses)), predicted == held_out.rows["label"].to_numpy(), losses], axis=1)
             rows.append(_epoch_rows(held_out.rows, seen, "validation"))
@@ -144,6 +144,15 @@ def fit(
     writer.close()
     model.to("cpu").eval()
     return metrics, predicted
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Dropout for what learns; a frozen part gives the same features for the same volume."""
+    model.train()
+    for part in model.modules():
+        weights = list(part.parameters())
+        if weights and not any(w.requires_grad for w in weights):
+            part.eval()
 
 
 def _epoch_rows(rows: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFrame:

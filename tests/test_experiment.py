@@ -260,7 +260,9 @@ def test_shuffled_has_the_weights_of_the_pretraining_in_another_order(project: P
     assert run.checkpoint is not None
     before = encoder_of(run.checkpoint)
     for name, after in encoder_of(run.folder).items():
-        assert torch.allclose(after.flatten().sort().values, before[name].flatten().sort().values, atol=1e-12), name
+        n = 4 if "lstm" in name else 1  # each gate keeps its own distribution
+        for part, own in zip(after.chunk(n), before[name].chunk(n), strict=True):
+            assert torch.allclose(part.flatten().sort().values, own.flatten().sort().values, atol=1e-12), name
         if before[name].unique().numel() > 2:
             assert not torch.equal(after, before[name]), name
 

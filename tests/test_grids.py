@@ -20,6 +20,14 @@ def test_the_sweep_is_every_combination() -> None:
     assert Cell("", "scratch", 1.0, 4) in cells
 
 
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(1.0, "1"), (0.01, "0.01"), (1 / 3, "0.3333333333333333"), (1e-5, "0.00001")]
+)
+def test_a_name_has_all_digits_of_the_fraction(fraction: float, text: str) -> None:
+    assert Cell("", "scratch", fraction, 1).name == f"scratch-{text}-seed1"
+    assert float(text) == fraction
+
+
 @pytest.mark.parametrize("name", ["baselines", "initialisation"])
 def test_a_control_stands_beside_both_decoders_at_every_fraction(name: str) -> None:
     cells = grid(profile(), name)

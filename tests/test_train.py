@@ -15,7 +15,7 @@ from torch import Tensor
 from deeplight_core.config import ModelSettings, TrainingSettings
 from deeplight_core.evaluate import predict
 from deeplight_core.loader import Batch, Volumes, rows_of_step, select_rows
-from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.models.deeplight import DeepLight, SliceEncoder
 from deeplight_core.store import Store
 from deeplight_core.train import fit, learning_rate
 
@@ -134,6 +134,21 @@ def test_frozen_weights_stay_and_a_resumed_run_equals_an_unbroken_one(store: Sto
     with pytest.raises(KeyboardInterrupt):
         train(store, tmp_path / "broken", frozen=True, every_s=0, steps=4)
     assert_same_weights(train(store, tmp_path / "broken", frozen=True)[2], weights)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_encoder_has_no_dropout(
+    frozen: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, forward = [], SliceEncoder.forward
+
+    def spy(self: SliceEncoder, volumes: Tensor) -> Tensor:
+        modes.append(self.training)
+        return forward(self, volumes)
+
+    monkeypatch.setattr(SliceEncoder, "forward", spy)
+    train(store, tmp_path, frozen=frozen)
+    assert any(modes) == (not frozen)
 
 
 def test_killed_between_metrics_and_state(unbroken: tuple, store: Store, tmp_path: Path) -> None:
