@@ -114,7 +114,7 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
 def shuffle(module: nn.Module, seed: int) -> None:
     """Put the entries of every weight tensor in random order: the same distribution in every layer, no features.
 
-    An LSTM's tensors stack its four gates, which differ in their distribution (the forget gate's bias): each gate keeps its own.
+    An LSTM's tensors stack its four gates, which differ (the forget gate's bias): each gate keeps its own.
     """
     random = torch.Generator().manual_seed(seed)
     for layer in module.modules():

@@ -1,16 +1,18 @@
 """From one tidy table of subject accuracies to tests, intervals and effect sizes. Subjects are the unit.
 
-Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, accuracy`, gives tables.
+Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, accuracy`, gives tables. A seed
+is a repetition with its own training subjects, so variants are compared over the seeds that they share.
 """
 
 import warnings
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 __all__ = [
     "against_chance",
+    "balanced",
     "compare",
     "compare_cells",
     "mean_intervals",
@@ -22,10 +24,18 @@ __all__ = [
 _RESAMPLES = 9999
 
 
+def balanced(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those seeds that, at their fraction and task, all variants have; an unfinished grid has others."""
+    cell = ["fraction", "task"]
+    variants = results.groupby(cell)["variant"].transform("nunique")
+    return results[results.groupby([*cell, "seed"])["variant"].transform("nunique") == variants]
+
+
 def subject_means(results: pd.DataFrame) -> pd.DataFrame:
-    """One accuracy per variant, fraction and subject: the mean over seeds and tasks."""
+    """One accuracy per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
     keys = ["variant", "fraction", "subject"]
-    return results.groupby(keys, as_index=False).agg(accuracy=("accuracy", "mean"), n_subjects=("n_subjects", "first"))
+    means = balanced(results).groupby(keys, as_index=False)
+    return means.agg(accuracy=("accuracy", "mean"), n_subjects=("n_subjects", "first"))
 
 
 def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -59,25 +69,29 @@ def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
     return table
 
 
-def compare(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", alpha: float = 0.05) -> pd.DataFrame:
+def compare(
+    results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", alpha: float = 0.05, n_tests: int = 0
+) -> pd.DataFrame:
     """Paired t-tests of two variants over the same held-out subjects, one per fraction that both have.
 
     Parameters
     ----------
-    results : the results table; several seeds are averaged per subject first
+    results : the results table; the seeds that both variants have are averaged per subject first
     a, b : the variants; a positive difference means that `a` is better
-    alpha : family-wise error rate; a fraction is significant if p < alpha / number of fractions (Bonferroni, the
-        paper's rule)
+    alpha : family-wise error rate; a fraction is significant if p < alpha / number of tests (Bonferroni, the paper's
+        rule)
+    n_tests : tests that were planned, if more than those here: those of a grid that is not finished, or other tests of
+        the same table
 
     Returns
     -------
-    `fraction, n_subjects, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference), `t, dof, p`;
-    `p_permutation`: two-sided, over the signs of the differences (all of them up to 13 subjects, else 9,999 random
-    ones); `bf10`: Bayes factor of a difference against none (JZS, Cauchy prior of scale √2/2, Rouder et al. 2009);
-    `d`: standardised mean difference (mean over SD of the paired differences), with `d_low, d_high`, its 95% bootstrap
-    interval (BCa, Efron 1987; too narrow for few subjects: for ten it covers 86 to 96%), and `d_normal_low,
-    d_normal_high`, from the standard error √(1/n + d²/2n) (Hedges & Olkin 1985, as pingouin has it); `p_bonferroni`,
-    `p_holm` (Holm 1979), `significant`, `significant_holm`. Where all differences are equal there is no test: NaN.
+    `fraction, n_subjects, n_seeds, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference), `t,
+    dof, p`; `p_permutation`: two-sided, over the signs of the differences (all of them up to 13 subjects, else 9,999
+    random ones); `bf10`: Bayes factor of a difference against none (JZS, Cauchy prior of scale √2/2, Rouder et al.
+    2009); `d`: standardised mean difference (mean over SD of the paired differences), with `d_low, d_high`, its 95%
+    bootstrap interval (BCa, Efron 1987; too narrow for few subjects), and `d_t_low, d_t_high`, from the noncentral t
+    distribution (Steiger & Fouladi 1997; exact where differences are normal); `p_bonferroni`, `p_holm` (Holm 1979),
+    `significant`, `significant_holm`. Where all differences are equal there is no test: NaN.
 
     Raises
     ------
@@ -86,17 +100,19 @@ def compare(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", al
     """
     import pingouin as pg
 
-    means = subject_means(results)
-    if absent := [v for v in (a, b) if v not in set(means["variant"])]:
-        there = ", ".join(means["variant"].unique()) or "none"
+    if absent := [v for v in (a, b) if v not in set(results["variant"])]:
+        there = ", ".join(results["variant"].unique()) or "none"
         raise ValueError(f"no results of variant {', '.join(absent)}; there are {there}")
+    both = balanced(results[results["variant"].isin([a, b])])
     rows = []
-    for fraction in sorted(set.intersection(*(set(means.loc[means["variant"] == v, "fraction"]) for v in (a, b)))):
-        rows.append({"fraction": fraction, **_paired(means, (a, fraction), (b, fraction))})
+    for fraction in sorted(set.intersection(*(set(both.loc[both["variant"] == v, "fraction"]) for v in (a, b)))):
+        rows.append({"fraction": fraction, **compare_cells(both, (a, fraction), (b, fraction))})
     columns = ["fraction", *_COLUMNS, "p_bonferroni", "p_holm", "significant", "significant_holm"]
     table = pd.DataFrame(rows, columns=columns)
-    for method in ("bonferroni", "holm"):  # a fraction without a test counts as one that asks
-        corrected = pg.multicomp(table["p"].fillna(1).to_numpy(), method=method)[1] if len(table) else np.nan
+    p = np.ones(max(n_tests, len(table)))  # a test that could not be made counts as one that asks
+    p[: len(table)] = table["p"].fillna(1)
+    for method in ("bonferroni", "holm"):
+        corrected = pg.multicomp(p, method=method)[1][: len(table)] if len(table) else np.nan
         table[f"p_{method}"] = np.where(table["p"].isna(), np.nan, corrected)
     table["significant"] = table["p_bonferroni"] < alpha
     table["significant_holm"] = table["p_holm"] < alpha
@@ -104,8 +120,8 @@ def compare(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", al
 
 
 _COLUMNS = (
-    "n_subjects", "n", "mean_a", "mean_b", "difference", "low", "high", "t", "dof", "p", "p_permutation", "bf10", "d",
-    "d_low", "d_high", "d_normal_low", "d_normal_high",
+    "n_subjects", "n_seeds", "n", "mean_a", "mean_b", "difference", "low", "high", "t", "dof", "p", "p_permutation",
+    "bf10", "d", "d_low", "d_high", "d_t_low", "d_t_high",
 )  # fmt: skip
 
 
@@ -115,27 +131,28 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     Raises
     ------
     ValueError
-        If one is absent, or the two were not tested on the same subjects.
+        If one is absent, they have no seed in common, or the two were not tested on the same subjects.
     """
-    return _paired(subject_means(results), a, b)
-
-
-def _paired(means: pd.DataFrame, a: tuple[str, float], b: tuple[str, float]) -> dict[str, float]:
     import pingouin as pg
 
-    chosen = [means[(means["variant"] == v) & (means["fraction"] == f)].set_index("subject") for v, f in (a, b)]
-    if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), chosen, strict=True) if one.empty]:
+    cells = [results[(results["variant"] == v) & (results["fraction"] == f)] for v, f in (a, b)]
+    if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), cells, strict=True) if one.empty]:
         raise ValueError(f"no results of {' and '.join(absent)}")
+    seeds = set(cells[0]["seed"]) & set(cells[1]["seed"])
+    chosen = [one[one["seed"].isin(seeds)].groupby("subject")[["accuracy", "n_subjects"]].mean() for one in cells]
+    if not seeds:
+        raise ValueError(f"{a[0]} at {100 * a[1]:g}% and {b[0]} at {100 * b[1]:g}% have no seed in common")
     if unpaired := sorted(set(chosen[0].index) ^ set(chosen[1].index)):
         raise ValueError(f"{a[0]} and {b[0]} were not tested on the same subjects: {unpaired}")
-    first, second = (one["accuracy"].sort_index().to_numpy() for one in chosen)
+    first, second = (one["accuracy"].to_numpy() for one in chosen)
     difference = first - second
     n = len(difference)
     t, p = _t_test(difference)
     low, high = _t_interval(difference, 0.95)
     row = {
-        "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n": n, "mean_a": first.mean(), "mean_b": second.mean(),
-        "difference": difference.mean(), "low": low, "high": high, "t": t, "dof": n - 1, "p": p,
+        "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n_seeds": len(seeds), "n": n,
+        "mean_a": first.mean(), "mean_b": second.mean(), "difference": difference.mean(), "low": low, "high": high,
+        "t": t, "dof": n - 1, "p": p,
     }  # fmt: skip
     if np.isnan(t):
         return {name: row.get(name, np.nan) for name in _COLUMNS}
@@ -143,10 +160,10 @@ def _paired(means: pd.DataFrame, a: tuple[str, float], b: tuple[str, float]) -> 
         (difference,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES, vectorized=True, rng=0
     )
     d_low, d_high = _bootstrap_d(difference)
-    normal_low, normal_high = pg.compute_esci(stat=t / np.sqrt(n), nx=n, paired=True, decimals=12)
+    d_t_low, d_t_high = _noncentral_d(t, n)
     return row | {
         "p_permutation": float(signs.pvalue), "bf10": float(pg.bayesfactor_ttest(t, n, paired=True)),
-        "d": t / np.sqrt(n), "d_low": d_low, "d_high": d_high, "d_normal_low": normal_low, "d_normal_high": normal_high,
+        "d": t / np.sqrt(n), "d_low": d_low, "d_high": d_high, "d_t_low": d_t_low, "d_t_high": d_t_high,
     }  # fmt: skip
 
 
@@ -154,13 +171,14 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
     """The difference between two variants with subjects and seeds as crossed random effects, per fraction.
 
     A t-test over the subjects of one trained pair asks what another subject would give; this asks what another subject
-    *and* another training would: difference = mean + subject + seed + rest, fitted by REML (statsmodels' MixedLM). The
-    interval is mean ± t·SE with Satterthwaite's degrees of freedom (1946), since a few seeds are few.
+    *and* another training would: difference = mean + subject + seed + rest, by restricted maximum likelihood. The
+    interval is mean ± t·SE with Satterthwaite's degrees of freedom (1946), since a few seeds are few. The table must be
+    complete, so the estimates are those of the mean squares (statsmodels' MixedLM approaches them by iteration).
 
     Returns
     -------
     `fraction, n_subjects, n_seeds, n, difference, low, high, dof, p, sd_subject, sd_seed, sd_rest`; fractions with one
-    seed only are left out
+    seed or one subject only are left out. Where all differences are equal there is no test: NaN.
 
     Raises
     ------
@@ -171,24 +189,25 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
     for fraction in sorted(results["fraction"].unique().tolist()):
         group = results[results["variant"].isin([a, b]) & (results["fraction"] == fraction)]
         means = group.groupby(["subject", "seed", "variant"])["accuracy"].mean().unstack()
-        if set(means.columns) < {a, b} or group["seed"].nunique() < 2:
+        if set(means.columns) < {a, b} or min(group["seed"].nunique(), group["subject"].nunique()) < 2:
             continue
         wide = (means[a] - means[b]).unstack("seed")
         if wide.isna().any(axis=None):
             bad = wide.columns[wide.isna().any()].tolist()
             raise ValueError(f"{a} and {b} at {100 * fraction:g}%: seeds {bad} lack results of a variant or a subject")
-        variances = _crossed_variances(wide)
         n, seeds = wide.shape
+        variances = _crossed_variances(wide.to_numpy())
         squares = {
             "subject": (seeds * variances["subject"] + variances["rest"], n - 1),
             "seed": (n * variances["seed"] + variances["rest"], seeds - 1),
             "rest": (-variances["rest"], (n - 1) * (seeds - 1)),
         }
         total = sum(square for square, _ in squares.values())
-        dof = total**2 / sum(square**2 / k for square, k in squares.values()) if total > 0 else np.nan
-        mean, error = wide.to_numpy().mean(), np.sqrt(total / (n * seeds))
-        half = stats.t.ppf(0.975, dof) * error
-        p = 2 * stats.t.sf(abs(mean) / error, dof) if total > 0 else np.nan
+        mean, dof, half, p = wide.to_numpy().mean(), np.nan, np.nan, np.nan
+        if np.ptp(wide) > 1e-12:
+            dof = total**2 / sum(square**2 / k for square, k in squares.values())
+            error = np.sqrt(total / (n * seeds))
+            half, p = stats.t.ppf(0.975, dof) * error, 2 * stats.t.sf(abs(mean) / error, dof)
         sd = {f"sd_{name}": np.sqrt(variance) for name, variance in variances.items()}
         rows.append(
             {"fraction": fraction, "n_subjects": group["n_subjects"].iloc[0], "n_seeds": seeds, "n": n,
@@ -198,20 +217,27 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
     return pd.DataFrame(rows, columns=[*names, "sd_subject", "sd_seed", "sd_rest"])
 
 
-def _crossed_variances(wide: pd.DataFrame) -> dict[str, float]:
-    """REML variances of subject, seed and rest of a table subjects × seeds."""
-    from statsmodels.regression.mixed_linear_model import MixedLM
+def _crossed_variances(table: np.ndarray) -> dict[str, float]:
+    """REML variances of subject, seed and rest of a complete table (subjects, seeds).
 
-    long = wide.reset_index().melt("subject", var_name="seed", value_name="difference")
-    scale = long["difference"].std() or 1.0
-    long["difference"] /= scale  # so that the optimiser's tolerances fit
-    effects = {"subject": "0 + C(subject)", "seed": "0 + C(seed)"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a variance of zero lies on the boundary, of which statsmodels warns
-        model = MixedLM.from_formula("difference ~ 1", long, groups=np.ones(len(long)), vc_formula=effects)
-        fit = model.fit(reml=True)
-    found = dict(zip(model.exog_vc.names, fit.vcomp, strict=True))
-    return {name: scale**2 * float(v) for name, v in (*found.items(), ("rest", fit.scale))}
+    Inside the boundary they follow from the mean squares (Searle, Casella & McCulloch 1992, chapter 4); where a mean
+    square is smaller than the rest's, that variance is zero and the two are pooled (Thompson 1962).
+    """
+    n, seeds = table.shape
+    by_subject, by_seed = table.mean(axis=1), table.mean(axis=0)
+    rest = table - by_subject[:, None] - by_seed + table.mean()
+    dof = {"subject": n - 1, "seed": seeds - 1, "rest": (n - 1) * (seeds - 1)}
+    square = {
+        "subject": seeds * by_subject.var(ddof=1), "seed": n * by_seed.var(ddof=1),
+        "rest": (rest**2).sum() / dof["rest"],
+    }  # fmt: skip
+    pooled, weight = square["rest"], dof["rest"]
+    for name in sorted(("subject", "seed"), key=lambda name: square[name]):
+        if square[name] < pooled:
+            pooled = (weight * pooled + dof[name] * square[name]) / (weight + dof[name])
+            weight += dof[name]
+    each = {"subject": seeds, "seed": n}
+    return {name: max(0.0, square[name] - pooled) / k for name, k in each.items()} | {"rest": pooled}
 
 
 def subjects_saved(
@@ -224,10 +250,15 @@ def subjects_saved(
 
     Returns
     -------
-    `n_subjects, accuracy, equivalent, low, high, saved`: equivalent is the number of subjects of `b`; infinite where
-    `b` never reaches the accuracy, and the smallest size of the sweep where that one reaches it already
+    `n_subjects, accuracy, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
+    where `b` never reaches the accuracy. Where the smallest size of `b` has reached it already, that size stands for
+    "at most so many" and `at_most` is true.
     """
-    means = subject_means(results).groupby(["variant", "n_subjects", "subject"])["accuracy"].mean()
+    means = (
+        subject_means(results[results["variant"].isin([a, b])])
+        .groupby(["variant", "n_subjects", "subject"])["accuracy"]
+        .mean()
+    )
     curves = [means[v].unstack("subject").sort_index(axis=1) for v in (a, b)]
     if unpaired := sorted(set(curves[0].columns) ^ set(curves[1].columns)):
         raise ValueError(f"{a} and {b} were not tested on the same subjects: {unpaired}")
@@ -239,8 +270,8 @@ def subjects_saved(
     for n, accuracy in zip(curves[0].index, targets, strict=True):
         equivalent = np.array([_first_reached(y, goal, sizes) for y, goal in zip(reached.T, accuracy, strict=True)])
         low, high = np.quantile(equivalent[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append((n, accuracy[0], equivalent[0], low, high, equivalent[0] - n))
-    return pd.DataFrame(rows, columns=["n_subjects", "accuracy", "equivalent", "low", "high", "saved"])
+        rows.append((n, accuracy[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= accuracy[0]))
+    return pd.DataFrame(rows, columns=["n_subjects", "accuracy", "equivalent", "low", "high", "saved", "at_most"])
 
 
 def _first_reached(curve: np.ndarray, goal: float, sizes: np.ndarray) -> float:
@@ -281,3 +312,17 @@ def _bootstrap_d(difference: np.ndarray) -> tuple[float, float]:
         warnings.simplefilter("ignore")  # with two or three subjects some resamples have no variance: NaN
         interval = stats.bootstrap((difference,), d, n_resamples=_RESAMPLES, method="BCa", rng=0).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def _noncentral_d(t: float, n: int) -> tuple[float, float]:
+    """The d whose noncentral t distributions have t at their 97.5th and 2.5th percentiles."""
+
+    def excess(centre: float, share: float) -> float:
+        below = stats.nct.cdf(t, n - 1, centre)
+        return float(centre < t if np.isnan(below) else below) - share  # NaN: too far away to be computed
+
+    scale = max(1.0, abs(t) / 1e3)  # from there on d is proportional to t, and the distribution hard to compute
+    t /= scale
+    reach = 10 * np.sqrt(1 + t**2 / (2 * (n - 1)))
+    low, high = (optimize.brentq(excess, t - reach, t + reach, args=(share,)) for share in (0.975, 0.025))
+    return low * scale / np.sqrt(n), high * scale / np.sqrt(n)
