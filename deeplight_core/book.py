@@ -85,6 +85,7 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
     for part, profile in (("notebooks", built_in), ("real", real)):
         source = root / "runs" / profile
         command = _make("reproduce", profile)
+        absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
         if (source / "notebooks" / "04_statistics.ipynb").is_file():
             for notebook in [*source.glob("notebooks/*.ipynb"), *source.glob("notebooks/03_finetuning/*.ipynb")]:
                 _page(notebook, folder / part / notebook.relative_to(source / "notebooks"), profile)
@@ -101,11 +102,13 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
             )
             text = f"{headline}\n{figure}"
         else:
-            text = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
-            for page, title in PAGES.items():
-                path = folder / part / f"{page}.md"
+            text = absent
+        for page, title in PAGES.items():
+            path = folder / part / f"{page}.md"
+            there = path.parent.glob("*.ipynb") if path.stem == "none" else path.parent.glob(f"{path.stem}.ipynb")
+            if not any(there):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f"# {title}\n\n{text}", encoding="utf-8")
+                path.write_text(f"# {title}\n\n{absent}", encoding="utf-8")
         (generated / f"{part}.md").write_text(text, encoding="utf-8")
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")

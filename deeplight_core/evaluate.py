@@ -9,7 +9,15 @@ import torch
 
 from deeplight_core.loader import Volumes
 
-__all__ = ["RESULT_KEYS", "confusion", "linear_predictions", "predict", "predictions_table", "subject_accuracy"]
+__all__ = [
+    "RESULT_KEYS",
+    "confusion",
+    "constant_answer",
+    "linear_predictions",
+    "predict",
+    "predictions_table",
+    "subject_accuracy",
+]
 
 RESULT_KEYS = ["route", "variant", "fraction", "n_subjects", "seed"]
 
@@ -51,6 +59,21 @@ def subject_accuracy(predictions: pd.DataFrame, **key: str | float) -> pd.DataFr
     return table.assign(**key)[[*RESULT_KEYS, "task", "subject", "accuracy", "n_volumes"]]
 
 
+def constant_answer(rows: pd.DataFrame) -> float:
+    """Accuracy of the best constant answer: over tasks, then over units, as accuracies are.
+
+    Above one over the number of states where these are not equally frequent.
+
+    Parameters
+    ----------
+    rows : `task, state, unit`, one row per volume, as `select_rows` gives them
+    """
+    shares = rows.groupby(["unit", "task"])["state"].value_counts(normalize=True)
+    n_tasks = rows.groupby("unit")["task"].nunique()
+    by_unit = shares / n_tasks.reindex(shares.index.get_level_values("unit")).to_numpy()
+    return float(by_unit.groupby(["task", "state"]).sum().max() / len(n_tasks))
+
+
 def confusion(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> pd.DataFrame:
     """Share of each true state's volumes (rows) that are decoded as each state (columns); rows sum to 1."""
     names = pd.MultiIndex.from_tuples(states, names=["task", "state"])
@@ -69,8 +92,9 @@ def linear_predictions(learner: str, train: Volumes, validation: Volumes) -> np.
     ----------
     learner : "logistic" (L2-regularised multinomial logistic regression, C = 1) or "svm" (one-vs-rest, squared hinge,
         C = 1), both scikit-learn's on volumes scaled so that a training volume's norm is about 10 and C means the same
-        on every grid; or "decoder" (nilearn's Decoder with its defaults: the fifth of the voxels with the largest F
-        value, linear SVMs averaged over five folds of the training units, which also choose C)
+        on every grid; or "decoder" (nilearn's Decoder: the fifth of the voxels with the largest F value, linear
+        SVMs averaged over up to five folds of the training units, or of the volumes of a single one, which also choose
+        C by accuracy; its volumes are z-scored already, so it does not standardise them again)
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC

@@ -178,7 +178,7 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
     Returns
     -------
     `fraction, n_subjects, n_seeds, n, difference, low, high, dof, p, sd_subject, sd_seed, sd_rest`; fractions with one
-    seed or one subject only are left out. Where all differences are equal there is no test: NaN.
+    seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
             "rest": (-variances["rest"], (n - 1) * (seeds - 1)),
         }
         total = sum(square for square, _ in squares.values())
-        mean, dof, half, p = wide.to_numpy().mean(), np.nan, np.nan, np.nan
+        mean, dof, half, p = wide.to_numpy().mean(), np.nan, 0.0, np.nan
         if np.ptp(wide) > 1e-12:
             dof = total**2 / sum(square**2 / k for square, k in squares.values())
             error = np.sqrt(total / (n * seeds))

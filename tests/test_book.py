@@ -75,6 +75,14 @@ def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> Non
         assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
 
 
+def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) -> None:
+    out = staged(project)
+    for page in {*book.PAGES} - {"04_statistics", "controls_seeds", "03_finetuning/none"}:
+        assert "has not been run here" in (out / f"notebooks/{page}.md").read_text()
+    for page in ("04_statistics", "controls_seeds", "03_finetuning/none"):
+        assert not (out / f"notebooks/{page}.md").exists()
+
+
 def test_downloads_link_what_is_there(project: Path) -> None:
     generated = staged(project) / "book/generated"
     text = (generated / "notebooks-downloads.md").read_text()

@@ -3,7 +3,14 @@ import pandas as pd
 import pytest
 import torch
 
-from deeplight_core.evaluate import confusion, linear_predictions, predict, predictions_table, subject_accuracy
+from deeplight_core.evaluate import (
+    confusion,
+    constant_answer,
+    linear_predictions,
+    predict,
+    predictions_table,
+    subject_accuracy,
+)
 from deeplight_core.loader import Volumes, select_rows
 from deeplight_core.store import Store
 
@@ -101,3 +108,12 @@ def test_linear_baseline_is_at_chance_without_information(store: Store) -> None:
         accuracies.append((predicted == held_out["label"]).mean())
     # one permutation's SD is 0.06, so that of the mean is 0.02
     assert np.mean(accuracies) == pytest.approx(0.25, abs=0.08)
+
+
+def test_the_best_constant_answer_is_that_of_a_plain_loop() -> None:
+    rows = pd.DataFrame(
+        {"task": [*"AAAABB", *"AABB"], "state": [*"xxxyzz", *"xyzw"], "unit": ["1"] * 6 + ["2"] * 4}
+    )  # fmt: skip
+    by_hand = {"x": (3 / 4 + 1 / 2) / 4, "y": (1 / 4 + 1 / 2) / 4, "z": (1 + 1 / 2) / 4, "w": (1 / 2) / 4}
+    assert constant_answer(rows) == pytest.approx(max(by_hand.values()))
+    assert constant_answer(rows[rows["unit"] == "2"]) == pytest.approx(1 / 4)

@@ -39,8 +39,12 @@ LEVELS = {("pretrained", f): 0.9 for f in FRACTIONS} | {("scratch", f): 0.3 + 0.
 
 def table(levels: dict[tuple[str, float], float] = LEVELS) -> pd.DataFrame:
     curves, results = finetuned(levels)
-    side_by_side = paper.side_by_side(metrics({"MOTOR": 0.9, "GAMBLING": 0.3}), curves, results, (8, 4))
-    return side_by_side.set_index("quantity")
+    return side_by_side(curves, results, {"MOTOR": 0.9, "GAMBLING": 0.3})
+
+
+def side_by_side(curves: pd.DataFrame, results: pd.DataFrame, levels: dict[str, float]) -> pd.DataFrame:
+    table = paper.side_by_side(metrics(levels), curves, results, 8, (0.2, 0.25), list(FRACTIONS))
+    return table.set_index("quantity")
 
 
 def test_table1_has_the_papers_durations_and_those_of_this_run() -> None:
@@ -70,12 +74,17 @@ def test_the_decoder_is_the_papers_on_its_grid() -> None:
     assert facts.loc["features per slice", "here, on this run's grid"] == "64"
 
 
-def test_accuracy_of_the_last_epoch_counts_volumes() -> None:
+def test_accuracy_of_the_last_epoch_is_the_mean_over_tasks_as_in_the_paper() -> None:
     curve = metrics({"MOTOR": 0.9, "GAMBLING": 0.3})
     last = curve[(curve["epoch"] == 10) & (curve["split"] == "train") & (curve["subject"] == "s2")].set_index("task")
-    expected = (90 * last.loc["MOTOR", "accuracy"] + 30 * last.loc["GAMBLING", "accuracy"]) / 120
+    expected = (last.loc["MOTOR", "accuracy"] + last.loc["GAMBLING", "accuracy"]) / 2
     assert paper.last_epoch_accuracy(curve, "train")["s2"] == pytest.approx(expected)
     assert paper.last_epoch_accuracy(curve, "train", ("GAMBLING",))["s2"] == last.loc["MOTOR", "accuracy"]
+    all_tasks, without, gambling = (
+        paper.REPORTED[f"pretraining accuracy{what}"]
+        for what in (", validation", " without gambling, validation", ", gambling")
+    )
+    assert (5 * without + gambling) / 6 == pytest.approx(all_tasks, abs=5e-5)
 
 
 def test_a_run_like_the_papers_confirms_every_claim() -> None:
@@ -86,9 +95,8 @@ def test_a_run_like_the_papers_confirms_every_claim() -> None:
 
 def test_a_run_unlike_the_papers_says_no() -> None:
     rows = table({("pretrained", f): 0.3 for f in FRACTIONS} | {("scratch", f): 0.9 for f in FRACTIONS})
-    tested = rows[
-        rows["where"].str.startswith(("Fig. 3", "3.2")) & (rows["claim"] != "") & (rows["claim"] != "above chance")
-    ]
+    about_both = (rows["claim"] != "") & ~rows["claim"].str.contains("constant")
+    tested = rows[rows["where"].str.startswith(("Fig. 3", "3.2")) & about_both]
     assert len(tested) == 6
     assert set(tested["holds"]) == {"no"}
 
@@ -96,7 +104,7 @@ def test_a_run_unlike_the_papers_says_no() -> None:
 def test_better_but_not_significantly_is_no() -> None:
     curves, results = finetuned({(v, 1.0): 0.8 for v in ("pretrained", "scratch")})
     results.loc[(results["variant"] == "pretrained") & (results["subject"] == "s0"), "accuracy"] += 0.01
-    rows = paper.side_by_side(metrics({"MOTOR": 0.9}), curves, results, (5, 4)).set_index("quantity")
+    rows = side_by_side(curves, results, {"MOTOR": 0.9})
     assert rows.loc["difference, all data", "holds"] == "no"
     assert rows.loc["difference, all data", "this run"].startswith("+0.17 points")
 
@@ -122,6 +130,43 @@ def test_what_the_run_lacks_says_so(gone: tuple[str, float]) -> None:
 
 def test_nothing_at_all_is_no_error() -> None:
     curves, results = finetuned(LEVELS)
-    rows = paper.side_by_side(metrics({"MOTOR": 0.9}), curves[:0], results[:0], (5, 4)).set_index("quantity")
+    rows = side_by_side(curves[:0], results[:0], {"MOTOR": 0.9})
     assert (rows.loc[rows["where"].str.startswith("Fig. 3"), "this run"] == "not in this run").all()
     assert rows.loc["gambling, validation", "this run"] == "not in this run"
+
+
+def test_a_claim_about_every_fraction_needs_every_fraction() -> None:
+    quantity = "fractions at which pre-trained is higher, validation"
+    some = table({cell: level for cell, level in LEVELS.items() if cell[1] < 1.0}).loc[quantity]
+    assert some["this run"].startswith("2 of 2 (3 planned)")
+    assert some["holds"] == "–"
+    apart = table({("pretrained", 0.01): 0.9, ("scratch", 1.0): 0.3}).loc[quantity]
+    assert (apart["this run"], apart["holds"]) == ("not in this run", "–")
+
+
+def test_the_level_is_that_of_all_planned_fractions() -> None:
+    """p of 40% against 100% is put between 0.05/3 and 0.05."""
+    curves, results = finetuned(LEVELS)
+    a, b = ((results["variant"] == v) & (results["fraction"] == f) for v, f in (("pretrained", 0.4), ("scratch", 1.0)))
+    noise = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    results.loc[a, "accuracy"] = 0.5 + 0.01 * noise + 0.0124
+    results.loc[b, "accuracy"] = 0.5
+    row = side_by_side(curves, results, {"MOTOR": 0.9}).loc["pre-trained on 40% against from scratch on 100%"]
+    assert 0.05 / 3 < float(row["this run"].split("p = ")[1]) < 0.05
+    assert row["holds"] == "no"
+
+
+def test_a_test_that_cannot_be_made_decides_nothing() -> None:
+    curves, results = finetuned(LEVELS)
+    results.loc[results["variant"] == "pretrained", "accuracy"] = 1.0
+    results.loc[results["variant"] == "scratch", "accuracy"] = 0.5
+    rows = side_by_side(curves, results, {"MOTOR": 0.9})
+    for quantity in ("difference, all data", "pre-trained, 1% (n = 1; paper: 3)"):
+        assert rows.loc[quantity, "holds"] == "–", quantity
+
+
+def test_guessing_the_most_frequent_state_is_not_a_success() -> None:
+    rows = paper.side_by_side(metrics({"MOTOR": 0.4}), *finetuned(LEVELS), 8, (0.4, 0.25), list(FRACTIONS))
+    rows = rows.set_index("quantity")
+    assert rows.loc["8 states, validation (paper: 16)", "holds"] == "no"
+    assert "any constant answer (40.00%)" in rows.loc["8 states, validation (paper: 16)", "claim"]

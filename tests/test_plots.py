@@ -62,6 +62,12 @@ def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
         assert any(np.allclose(y, 1 / 16) for y in lines.values())
 
 
+def test_a_band_is_the_standard_error_over_subjects_not_over_seeds(metrics):
+    one = plots.fraction_curves(metrics, 4).axes[0].collections[0].get_paths()[0].vertices
+    again = pd.concat([metrics.assign(seed=seed) for seed in (1, 2, 3)])
+    assert plots.fraction_curves(again, 4).axes[0].collections[0].get_paths()[0].vertices == pytest.approx(one)
+
+
 def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
     table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", accuracy=0.25)])
     axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
@@ -191,13 +197,14 @@ def test_hours_bars_write_the_hours_beside_their_bounds():
 def test_saved_subjects_mark_what_no_size_reaches():
     table = pd.DataFrame(
         {"n_subjects": [1, 3, 30], "equivalent": [9.0, 20.0, np.inf], "low": [5.0, 12.0, 25.0],
-         "high": [14.0, np.inf, np.inf]}
+         "high": [14.0, np.inf, np.inf], "at_most": [True, False, False]}
     )  # fmt: skip
     axes = plots.saved_subjects(table).axes[0]
     points = axes.containers[0].lines[0].get_xydata()
     assert points[:2].tolist() == [[1, 9], [3, 20]]
     assert points[2, 1] > 30
     assert [text.xy[0] for text in axes.texts if text.get_text() == "▲"] == [3, 30]
+    assert [text.xy[0] for text in axes.texts if text.get_text() == "▼"] == [1]
     assert "more than 30" in [text.get_text() for text in axes.texts]
 
 

@@ -179,11 +179,11 @@ def difference_bars(
 
 
 def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
-    """How many units from scratch equal n pre-trained ones; an arrow where no size of the sweep does.
+    """How many units from scratch equal n pre-trained ones; arrows where no size of the sweep does, or the smallest.
 
     Parameters
     ----------
-    table : `n_subjects, equivalent, low, high`, as `statistics.subjects_saved` gives it
+    table : `n_subjects, equivalent, low, high, at_most`, as `statistics.subjects_saved` gives it
     """
     figure, axes = plt.subplots(figsize=(6.5, 4.2))
     sizes = table["n_subjects"].to_numpy(float)
@@ -196,9 +196,10 @@ def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
     )
     colour, mark = STYLES["pretrained"]
     axes.errorbar(sizes, shown["equivalent"], error, color=colour, marker=mark, linestyle="none", capsize=3)
-    for n, value in zip(sizes, table["high"], strict=True):
-        if np.isinf(value):
-            axes.annotate("▲", (n, top), ha="center", va="center", color=colour, fontsize=11, family="DejaVu Sans")
+    for n, value, at_most in zip(sizes, table["high"], table["at_most"], strict=True):
+        for drawn, arrow, y in ((np.isinf(value), "▲", top), (at_most, "▼", sizes.min() * 0.93)):
+            if drawn:
+                axes.annotate(arrow, (n, y), ha="center", va="center", color=colour, fontsize=11, family="DejaVu Sans")
     axes.axhline(sizes.max(), color="#BBBBBB", linewidth=0.8)
     axes.annotate(
         f"more than {sizes.max():g}", (1, top), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9

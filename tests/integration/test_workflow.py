@@ -295,7 +295,8 @@ def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     done = run(
         ["snakemake", "--executor", "slurm", "--jobs", "20", "--config", "profile=paper", f"data={tmp_path / 'hcp'}",
          "--retries", "5", "--default-resources", *resources,
-         "--set-resources", "pretraining:gres=gpu:1", "finetuning:gres=gpu:1", "--dry-run"],
+         "--set-resources", "pretraining:gres=gpu:1", "finetuning:gres=gpu:1", "other_pretraining:gres=gpu:1",
+         "control:gres=gpu:1", "--dry-run"],
         project,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
