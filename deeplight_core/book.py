@@ -54,11 +54,11 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     """One line of Markdown: what a page is made of, and what of its grid has not been run and how to run it."""
     n = len(grid(profile, name))
     if not missing:
-        return f"All {n} runs of this grid are here."
+        return f"All {n} runs of this grid are here." if n else "This profile has no runs for this page."
     command = _make("reproduce" if name == "sweep" else "controls", profile.name)
     return (
         f"**{len(missing)} of the {n} runs of this grid have not been run**; what is here is shown. `{command}` runs "
-        f"the rest: {', '.join(f'`{m}`' for m in missing)}."
+        f"the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
     )
 
 

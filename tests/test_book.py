@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from deeplight_core import book
-from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.config import DataSettings, Profile, SimulationSettings
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())
 
@@ -114,3 +114,7 @@ def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     assert "`scratch-0.1-seed2`" in note
     assert "`make reproduce PROFILE=tiny`" in book.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
     assert book.missing_note(PROFILE, "seeds", []) == "All 30 runs of this grid are here."
+    one_task = PROFILE.model_copy(
+        update={"data": DataSettings(source={"a": {"x": ["x"], "y": ["y"]}}, target={"a": {"z": ["z"], "w": ["w"]}})}
+    )
+    assert book.missing_note(one_task, "tasks", []) == "This profile has no runs for this page."
