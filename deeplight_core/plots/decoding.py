@@ -117,7 +117,7 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     ----------
     intervals : `variant, fraction, n_subjects, mean, low, high`, as `statistics.mean_intervals` gives them
     """
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(7, 4.6))
     sizes = sorted(intervals["n_subjects"].unique())
     variants = [v for v in VARIANTS if v in set(intervals["variant"])]
     for position, variant in enumerate(variants):
@@ -137,7 +137,7 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
     axes.set_xlabel(f"{unit}s to train on")
     axes.set_ylabel("validation accuracy")
     percent(axes)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

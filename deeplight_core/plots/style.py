@@ -66,8 +66,8 @@ def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str = 
 
 
 def mark_chance(axes: Axes, n_states: int) -> None:
-    """Write what the dashed line at one over the number of states is."""
-    axes.annotate("chance", (1, 1 / n_states), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9)
+    """Write beside the axes what the dashed line at one over the number of states is."""
+    axes.annotate("chance", (1.01, 1 / n_states), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
 def percent(axes: Axes) -> None:
