@@ -93,15 +93,37 @@ def make_manifest(
 
 
 @app.command()
-def prepare(profile: ProfileName, data: DataRoot = None, jobs: Jobs = None, device: str = "cpu") -> None:
+def prepare(
+    profile: ProfileName,
+    data: DataRoot = None,
+    jobs: Jobs = None,
+    device: Annotated[str, typer.Option(help="Where to smooth and clean: cpu or cuda.")] = "cpu",
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Prepare what can be; list all failures.")] = False,
+) -> None:
     """Preprocess and label the profile's runs into its volume store; simulate them first if the profile says so.
 
     Example: `deeplight prepare demo`
     """
     from deeplight_core import experiment
 
-    store = experiment.prepare_data(_profile(profile, data), jobs, device)
+    store = experiment.prepare_data(_profile(profile, data), jobs, device, keep_going)
     print(f"{store.path}: {len(store.index)} volumes of {len(store.runs)} runs, {store.info['n_voxels']} voxels each")
+
+
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.")]) -> None:
+    """Check a store: checksums of all files, counts of volumes and voxels.
+
+    Example: `deeplight verify runs/demo/store`
+    """
+    from deeplight_core import store as stores
+
+    if problems := stores.verify(store):
+        raise ValueError(f"{store} has {len(problems)} problem(s):\n" + "\n".join(f"  {p}" for p in problems))
+    opened = stores.open_store(store)
+    print(
+        f"{store} is whole: {len(opened.index)} volumes of {len(opened.runs)} runs, manifest {opened.info['manifest']}"
+    )
 
 
 @app.command()
@@ -172,7 +194,7 @@ def main() -> None:
     """Run the command; a wrong input is one message and exit status 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"deeplight: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

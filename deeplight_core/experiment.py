@@ -134,12 +134,12 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     return Run(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
 
 
-def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu") -> Store:
+def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False) -> Store:
     """The profile's store: read the manifest, simulate the runs if the profile says so, preprocess and label them."""
     table = select(read_manifest(profile.manifest_path, profile.data.split_unit), profile.data)
     if profile.simulation is not None:
         simulate(table, profile.data_root, profile.simulation, jobs)
-    return prepare(table, profile, jobs, device)
+    return prepare(table, profile, jobs, device, keep_going)
 
 
 def pretrain(profile: Profile, seed: int) -> Run:

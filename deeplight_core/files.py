@@ -23,5 +23,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk has no name of its own
+        raise OSError(error.errno, f"{error.strerror or error}; {path} was not written") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,19 +4,25 @@ Axis letters: T frames, V in-mask voxels, Z, Y, X slices (bottom to top), rows, 
 on disk in Fortran order, which is (T, Z, Y, X) in C order.
 
 Smoothing and cleaning are linear, so both are matrices: one banded matrix per axis, and one T×T matrix that detrends
-and filters. They are made by letting scipy and nilearn work on the identity, hence equal them.
+and filters. They are made by letting scipy and nilearn work on the identity, hence equal them. A run is smoothed a few
+frames at a time, as they come from the file, and cleaned a few voxels at a time, so it never lies in memory as a whole.
 """
 
+import mmap
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from isal import igzip
+from nibabel.volumeutils import apply_read_scaling
 
 from deeplight_core.config import PreprocessingSettings
 from deeplight_core.manifest import UNREADABLE
@@ -30,13 +36,17 @@ __all__ = [
     "label_frames",
     "load_bold",
     "load_mask",
+    "process_run",
     "read_events",
+    "read_frames",
     "smooth",
     "smoothing_matrix",
 ]
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
 _TIME_TOLERANCE_S = 1e-6
+_FRAMES_BYTES = 1 << 24  # of float32 that are smoothed at a time, and
+_BLOCK_VOXELS = 1 << 13  # that are cleaned at a time: few enough for the processor's cache
 _CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
 
 
@@ -68,25 +78,68 @@ class Labels:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def load_bold(path: Path, device: str = "cpu") -> Any:
-    """A run's series as a torch tensor (T, Z, Y, X), float32.
+def read_frames(path: Path, device: str = "cpu") -> Iterator[Any]:
+    """A run's frames as torch tensors (t, Z, Y, X), float32, a few at a time, read once from beginning to end.
 
     Raises
     ------
     ValueError
-        If the file is missing, cut short, not 4-D, or holds NaN or infinite values.
+        If the file is missing, not 4-D NIfTI, damaged (a compressed one is checked to its last byte), or holds NaN or
+        infinite values; the last only after all frames.
     """
     import torch
 
-    data = _load(path)
-    if data.ndim != 4:
-        raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; a run has four (X, Y, Z, T)")
-    if not np.isfinite(data).all():
-        bad = int((~np.isfinite(data)).any(axis=(0, 1, 2)).sum())
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path} is no single NIfTI file (.nii or .nii.gz); convert it")
+    data = image.dataobj
+    if len(data.shape) != 4:
+        raise ValueError(f"{path} has {len(data.shape)} dimensions {data.shape}; a run has four (X, Y, Z, T)")
+    n_frames, n_voxels = data.shape[3], int(np.prod(data.shape[:3]))
+    step, bad = max(1, _FRAMES_BYTES // (4 * n_voxels)), 0
+    with igzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
+        try:
+            stream.read(data.offset)
+            for start in range(0, n_frames, step):
+                raw = np.empty((min(step, n_frames - start), *data.shape[2::-1]), data.dtype)
+                _fill(raw, stream)
+                frames = apply_read_scaling(raw, data.slope, data.inter).astype(np.float32, copy=False)
+                if not np.isfinite(frames).all():
+                    bad += int((~np.isfinite(frames)).any(axis=(1, 2, 3)).sum())
+                yield torch.from_numpy(frames).to(device)
+            while stream.read(1 << 20):  # to the end, where a compressed file has its checksum
+                pass
+        except UNREADABLE as error:
+            raise _unreadable(path, error) from error
+    if bad:
         raise ValueError(
-            f"{path} holds NaN or infinite values in {bad} of {data.shape[3]} volumes; repair or leave out the run"
+            f"{path} holds NaN or infinite values in {bad} of {n_frames} volumes; repair or leave out the run"
         )
-    return torch.from_numpy(data.T).to(device)
+
+
+def _fill(array: np.ndarray, stream: BinaryIO) -> None:
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        n = stream.readinto(view)  # type: ignore[attr-defined]
+        if not n:
+            raise EOFError("the file ends too early")
+        view = view[n:]
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again")
+
+
+def load_bold(path: Path, device: str = "cpu") -> Any:
+    """A run's whole series (T, Z, Y, X), float32; errors as `read_frames`."""
+    import torch
+
+    return torch.cat(list(read_frames(path, device)))
 
 
 def load_mask(path: Path) -> np.ndarray:
@@ -108,7 +161,7 @@ def _load(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
     except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again") from error
+        raise _unreadable(path, error) from error
 
 
 def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
@@ -118,18 +171,27 @@ def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
     return np.asarray(gaussian_filter1d(np.eye(n), fwhm_mm * _SIGMA_PER_FWHM / voxel_mm, axis=0))
 
 
-def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float) -> Any:
-    """Smooth (T, Z, Y, X) like `nilearn.image.smooth_img`: one matrix product per axis."""
-    import torch
+def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float, box: tuple[slice, slice, slice] | None = None) -> Any:
+    """Smooth (T, Z, Y, X) like `nilearn.image.smooth_img`: one matrix product per axis.
 
-    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))  # x, y, z
+    Parameters
+    ----------
+    box : slices of Z, Y and X: the part of the smoothed volumes that is wanted; all of it without
+    """
+    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]  # z, y, x
     t, z, y, x = bold.shape
     along_z, along_y, along_x = (
-        torch.as_tensor(smoothing_matrix(n, mm, fwhm_mm), dtype=bold.dtype, device=bold.device)
-        for n, mm in zip((z, y, x), voxel_mm[::-1], strict=True)
+        _matrix(n, mm, fwhm_mm, part, bold.device)
+        for n, mm, part in zip((z, y, x), voxel_mm, box or (slice(None),) * 3, strict=True)
     )
-    bold = along_y @ (bold @ along_x.T)
-    return (along_z @ bold.reshape(t, z, y * x)).reshape(t, z, y, x)
+    bold = (along_z @ bold.reshape(t, z, y * x)).reshape(t, len(along_z), y, x)
+    return along_y @ bold @ along_x.T
+
+
+def _matrix(n: int, voxel_mm: float, fwhm_mm: float, rows: slice, device: Any) -> Any:
+    import torch
+
+    return torch.as_tensor(smoothing_matrix(n, voxel_mm, fwhm_mm)[rows], dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=32)
@@ -174,15 +236,69 @@ def clean(series: Any, tr_s: float, settings: PreprocessingSettings) -> tuple[An
 
     if len(series) < 3:
         raise ValueError(f"a run of {len(series)} frame(s) cannot be standardised; at least 3 are needed")
+    scale = np.sqrt(len(series) - 1)  # of the sample
     mean = series.mean(dim=0, dtype=torch.float64)
     series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
-    constant = series.std(dim=0) <= _CONSTANT * mean.abs()
+    constant = torch.linalg.vector_norm(series, dim=0) <= scale * _CONSTANT * mean.abs()
     matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
     if matrix is not None:
-        series = torch.as_tensor(matrix, dtype=series.dtype, device=series.device) @ series
-    series = series - series.mean(dim=0)
-    deviation = series.std(dim=0)  # of the sample, n - 1
-    return torch.where(constant | (deviation == 0), 0.0, series / deviation), int(constant.sum())
+        series = torch.as_tensor(matrix - matrix.mean(axis=0), dtype=series.dtype, device=series.device) @ series
+    norm = torch.linalg.vector_norm(series, dim=0)
+    return series * torch.where(constant | (norm == 0), 0.0, scale / norm), int(constant.sum())
+
+
+def process_run(
+    path: Path,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    tr_s: float,
+    settings: PreprocessingSettings,
+    scratch: Path,
+    write: Callable[[slice, Any], object],
+    device: str = "cpu",
+) -> int:
+    """Smooth and clean one run's in-mask series, never holding more than a part of it in memory.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool
+    scratch : folder with room for the smoothed in-mask series in float32
+    write : is given a slice of the in-mask voxels and their clean series (T, v), float32, block by block
+
+    Returns
+    -------
+    the number of constant voxels, which become zeros
+
+    Raises
+    ------
+    ValueError
+        As `read_frames` and `clean`; the message names the file.
+    """
+    import torch
+
+    z, y, x = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask.T))
+    box = (z, y, x)
+    voxels = torch.from_numpy(np.flatnonzero(mask.T[box])).to(device)
+    n_constant = 0
+    with TemporaryFile(dir=scratch) as file:
+        n_frames = 0
+        for frames in read_frames(path, device):
+            part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
+            file.write(memoryview(part.reshape(len(part), -1).index_select(1, voxels).cpu().numpy()).cast("B"))
+            n_frames += len(part)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    series = np.frombuffer(mapped, np.float32).reshape(n_frames, len(voxels))
+    for start in range(0, len(voxels), _BLOCK_VOXELS):
+        block = slice(start, min(start + _BLOCK_VOXELS, len(voxels)))
+        try:
+            cleaned, n = clean(torch.from_numpy(series[:, block].copy()).to(device), tr_s, settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        n_constant += n
+        write(block, cleaned)
+        mapped.madvise(mmap.MADV_DONTNEED)  # else all that was read would count as this process's memory
+    return n_constant
 
 
 def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:

@@ -9,6 +9,8 @@ index.parquet        one row per volume; written last, so that a store that has 
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -24,10 +26,11 @@ from threadpoolctl import threadpool_limits
 from deeplight_core.config import Profile, digest
 from deeplight_core.files import file_sha256, write_whole
 from deeplight_core.manifest import UNREADABLE, run_key, unit_names
-from deeplight_core.preprocess import clean, label_frames, load_bold, load_mask, read_events, smooth
+from deeplight_core.preprocess import label_frames, load_mask, process_run, read_events
+from deeplight_core.progress import track
 from deeplight_core.workers import in_processes
 
-__all__ = ["Store", "open_store", "prepare"]
+__all__ = ["Store", "open_store", "prepare", "prepare_run", "verify"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,36 @@ def open_store(path: str | Path) -> Store:
     return Store(path, info, mask, image.affine, index, runs)
 
 
+def verify(path: str | Path) -> list[str]:
+    """What is wrong with a store, a line each: files that are gone or damaged, counts that do not agree.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be opened at all.
+    """
+    store = open_store(path)
+    problems = []
+    counts = store.index.groupby("file").size()
+    for file, n_kept in track(
+        zip(store.runs["file"], store.runs["n_kept"], strict=True), len(store.runs), "verified runs"
+    ):
+        try:
+            shape = tuple(store.read(file).shape)
+        except (ValueError, SafetensorError, OSError) as error:
+            problems.append(str(error))
+            continue
+        expected = (int(counts.get(file, 0)), int(store.mask.sum()))
+        if shape != expected or shape[0] != n_kept:
+            problems.append(f"{store.path / file} holds {shape} (volumes, voxels), the index says {expected}")
+    if strangers := sorted({*counts.index} - {*store.runs["file"]}):
+        problems.append(f"index.parquet has volumes of runs that runs.parquet lacks: {', '.join(strangers)}")
+    for name, found in (("n_volumes", len(store.index)), ("n_voxels", int(store.mask.sum()))):
+        if store.info[name] != found:
+            problems.append(f"store.json says {name} {store.info[name]}, there are {found}")
+    return problems
+
+
 def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple[np.ndarray, np.ndarray]:
     """The common affine and mask (X, Y, Z); every run must share grid and TR, every mask its run's grid."""
     problems: list[str] = []
@@ -152,8 +185,15 @@ def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple
     return first[2], common
 
 
-def prepare(manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, device: str = "cpu") -> Store:
+def prepare(
+    manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False
+) -> Store:
     """Bring a manifest's runs into the profile's store; runs that are there already are kept.
+
+    Parameters
+    ----------
+    jobs : worker processes, each on one core; one per core by default
+    keep_going : prepare all runs that can be prepared before the errors of the others are raised
 
     Raises
     ------
@@ -182,8 +222,8 @@ def prepare(manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, d
                 return store
     affine, mask = _grid_and_mask(manifest, root, profile.preprocessing.mask_coverage)
     (path / "runs").mkdir(parents=True, exist_ok=True)
-    work = partial(_prepare_run, root=root, store=path, mask=mask, affine=affine, profile=profile, device=device)
-    records = in_processes(work, [row for _, row in manifest.iterrows()], jobs, "prepared runs")
+    work = partial(prepare_run, root=root, store=path, mask=mask, affine=affine, profile=profile, device=device)
+    records = in_processes(work, [row for _, row in manifest.iterrows()], jobs, "prepared runs", keep_going)
     volumes = pd.concat([pd.DataFrame(r.pop("volumes")) for r in records], ignore_index=True)
     if volumes.empty:
         raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
@@ -204,12 +244,11 @@ def prepare(manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, d
     return open_store(path)
 
 
-def _prepare_run(
+def prepare_run(
     row: pd.Series, root: Path, store: Path, mask: np.ndarray, affine: np.ndarray, profile: Profile, device: str
 ) -> dict[str, Any]:
     """Write one run's file, unless it is there as it would be written; return its record with `volumes` columns."""
     import torch
-    from safetensors.torch import save_file
 
     file, source = f"runs/{run_key(row)}.safetensors", root / row["image"]
     sha256 = file_sha256(source)
@@ -228,17 +267,19 @@ def _prepare_run(
     if n_constant is None:
         with threadpool_limits(1):
             torch.set_num_threads(1)
-            bold = load_bold(source, device)
-            if settings.fwhm_mm is not None:
-                bold = smooth(bold, affine, settings.fwhm_mm)
-            try:
-                series, n_constant = clean(bold[:, torch.from_numpy(mask.T.copy()).to(device)], row["tr_s"], settings)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from error
-        volumes = series[torch.from_numpy(labels.frames).to(device)].half().cpu().contiguous()
-        facts = {"made_of": made_of, "n_constant_voxels": n_constant, "sha256": _sha256(volumes)}
-        record = {"record": json.dumps(facts)}
-        write_whole(store / file, lambda p: save_file({"volumes": volumes}, p, metadata=record))
+            write_whole(
+                store / file,
+                partial(
+                    _write_run,
+                    made_of=made_of,
+                    frames=labels.frames,
+                    mask=mask,
+                    process=partial(
+                        process_run, source, mask, affine, row["tr_s"], settings, store / "runs", device=device
+                    ),
+                ),
+            )
+        n_constant = _constant_of_finished(store / file, made_of)
     return {
         "file": file, "sha256": file_sha256(store / file), "run": run_key(row), "split": row["split"],
         "n_frames": int(row["n_volumes"]), "n_kept": len(labels.frames), **labels.dropped,
@@ -249,6 +290,34 @@ def _prepare_run(
             "onset_s": labels.frames * row["tr_s"], "state": labels.states,
         },
     }  # fmt: skip
+
+
+def _write_run(path: Path, made_of: str, frames: np.ndarray, mask: np.ndarray, process: Callable[..., int]) -> None:
+    """A safetensors file, written a block of voxels at a time: length of the header (8 bytes), header, volumes."""
+    import torch
+
+    shape = (len(frames), int(mask.sum()))
+    size = 2 * shape[0] * shape[1]
+
+    def header(n_constant: int, sha256: str, length: int = 0) -> bytes:
+        record = json.dumps({"made_of": made_of, "n_constant_voxels": n_constant, "sha256": sha256})
+        tensor = {"dtype": "F16", "shape": shape, "data_offsets": [0, size]}
+        text = json.dumps({"__metadata__": {"record": record}, "volumes": tensor}).encode().ljust(length)
+        return len(text).to_bytes(8, "little") + text
+
+    start = -(-len(header(shape[1], 64 * "0")) // 8) * 8  # the longest header there can be, volumes aligned after it
+    chosen = torch.from_numpy(frames)
+    with path.open("w+b") as file:
+
+        def write(block: slice, series: Any) -> None:
+            for row, values in enumerate(series[chosen.to(series.device)].half().cpu().numpy()):
+                os.pwrite(file.fileno(), values.tobytes(), start + 2 * (row * shape[1] + block.start))
+
+        n_constant = process(write=write)
+        file.seek(start)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        file.write(header(n_constant, sha256, start - 8))
 
 
 def _constant_of_finished(path: Path, made_of: str) -> int | None:

@@ -15,23 +15,31 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_processes(work: Callable[[Item], Result], items: Iterable[Item], jobs: int | None, what: str) -> list[Result]:
+def in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int | None, what: str, keep_going: bool = False
+) -> list[Result]:
     """Results of `work` in the order of the items; the first error stops the rest and is raised.
 
     Parameters
     ----------
     work : a module-level function, or a `functools.partial` of one
-    jobs : worker processes; one per core by default
+    jobs : worker processes; one per core that this process may use by default
     what : what progress lines call the items
+    keep_going : do all items that can be done, and raise the errors (ValueError, OSError) of the others as one
     """
-    with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _stop_with_parent) as pool:
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _stop_with_parent) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             for future in track(as_completed(futures), len(futures), what):
-                future.result()
+                if not (keep_going and isinstance(future.exception(), ValueError | OSError)):
+                    future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if errors := [str(error) for future in futures if (error := future.exception())]:
+        lines = "\n".join(f"  {error}" for error in errors)
+        raise ValueError(f"{len(errors)} of {len(futures)} failed; the others are done:\n{lines}")
     return [future.result() for future in futures]
 
 

@@ -9,7 +9,7 @@ import pytest
 from deeplight_core import cli
 from deeplight_core.config import project_root
 
-COMMANDS = ("simulate", "manifest", "prepare", "pretrain", "finetune", "evaluate", "book")
+COMMANDS = ("simulate", "manifest", "prepare", "verify", "pretrain", "finetune", "evaluate", "book")
 
 
 def call(monkeypatch, *arguments: str) -> int:
@@ -68,6 +68,7 @@ def test_simulate_then_manifest_agree(tmp_path, monkeypatch, capsys):
         (["manifest", "--bids", "nowhere", "-o", "m.csv"], "found no BIDS runs"),
         (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
         (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
+        (["verify", "nowhere"], "store nowhere does not exist"),
         (["finetune", "demo", "--variant", "magic", "--fraction", "0.5"], "unknown variant 'magic'"),
         (
             ["finetune", "demo", "--variant", "scratch", "--fraction", "1.2"],

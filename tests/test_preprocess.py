@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nilearn.image import smooth_img
 from nilearn.signal import clean as nilearn_clean
 
+from deeplight_core import preprocess
 from deeplight_core.config import DataSettings, PreprocessingSettings, SimulationSettings
 from deeplight_core.preprocess import (
     clean,
@@ -19,7 +20,9 @@ from deeplight_core.preprocess import (
     label_frames,
     load_bold,
     load_mask,
+    process_run,
     read_events,
+    read_frames,
     smooth,
     smoothing_matrix,
 )
@@ -192,6 +195,66 @@ def test_a_broken_run_is_named(kind: str, message: str, suffix: str, tmp_path: P
     path = broken(kind, tmp_path / f"bold{suffix}")
     with pytest.raises(ValueError, match=rf"(?s)^{path} {message}"):
         load_bold(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">i2", "u1", "<f8"])
+@pytest.mark.parametrize("scaling", [(None, None), (0.25, -7.5)])
+def test_frames_are_what_nibabel_reads(
+    dtype: str, scaling: tuple[float, float], suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_FRAMES_BYTES", 2 * 4 * 7 * 8 * 9)  # two at a time
+    values = np.random.default_rng(0).integers(0, 200, (*SHAPE, 5)).astype(dtype)
+    image = nib.Nifti1Image(values, AFFINE, nib.Nifti1Header(endianness=">" if ">" in dtype else "<"))
+    image.header.set_slope_inter(*scaling)
+    path = tmp_path / f"bold{suffix}"
+    nib.save(image, path)
+    frames = list(read_frames(path))
+    assert [len(part) for part in frames] == [2, 2, 1]
+    np.testing.assert_array_equal(torch.cat(frames).numpy().T, nib.load(path).get_fdata(dtype=np.float32))
+
+
+@pytest.mark.parametrize("position", [-1, -6, -40, 0.5])
+def test_a_flipped_bit_in_a_compressed_run_is_found(position: float, tmp_path: Path) -> None:
+    path = saved(tmp_path / "bold.nii.gz", np.random.default_rng(0).normal(size=(*SHAPE, 5)))
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content)) if isinstance(position, float) else position] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} cannot be read as NIfTI"):
+        load_bold(path)
+
+
+def test_an_image_of_two_files_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(np.zeros((*SHAPE, 3), np.float32), AFFINE), tmp_path / "bold.img")
+    with pytest.raises(ValueError, match=r"bold.img is no single NIfTI file"):
+        load_bold(tmp_path / "bold.img")
+
+
+@pytest.mark.parametrize("fwhm_mm", [4.0, None])
+def test_a_run_in_parts_is_the_run_as_a_whole(
+    fwhm_mm: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_FRAMES_BYTES", 7 * 4 * 7 * 8 * 9)
+    monkeypatch.setattr(preprocess, "_BLOCK_VOXELS", 5)
+    random = np.random.default_rng(2)
+    data = (1000 + 10 * random.normal(size=(*SHAPE, 60))).astype(np.float32)
+    mask = np.zeros(SHAPE, bool)
+    mask[2:6, 1:5, 3:9] = random.random((4, 4, 6)) < 0.4
+    data[3, 3, 5] = 1000
+    mask[3, 3, 5] = True
+    path = saved(tmp_path / "bold.nii.gz", data)
+    settings = PreprocessingSettings(fwhm_mm=fwhm_mm)
+    got = np.full((60, mask.sum()), np.nan)
+    n_constant = process_run(
+        path, mask, AFFINE, 2.0, settings, tmp_path, lambda block, part: np.copyto(got[:, block], part)
+    )
+    smoothed = smooth_img(nib.load(path), fwhm_mm).get_fdata() if fwhm_mm else data
+    expected = by_nilearn(smoothed.T[:, mask.T], 2.0, settings)
+    constant = (smoothed.T[:, mask.T].std(axis=0) < 1e-3) if fwhm_mm is None else np.zeros(mask.sum(), bool)
+    assert n_constant == constant.sum() == (fwhm_mm is None)
+    np.testing.assert_allclose(got[:, ~constant], expected[:, ~constant], atol=TOLERANCE)
+    assert not got[:, constant].any()
+    assert [p.name for p in tmp_path.iterdir()] == ["bold.nii.gz"]  # the scratch file is gone
 
 
 def test_masks_are_where_values_are_positive(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import errno
 import gzip
 import hashlib
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +19,7 @@ from nilearn.signal import clean
 from safetensors.numpy import load_file
 
 from deeplight_core.config import Profile
-from deeplight_core.store import Store, open_store, prepare
+from deeplight_core.store import Store, open_store, prepare, verify
 
 Dataset = tuple[pd.DataFrame, Path]
 RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
@@ -274,6 +277,25 @@ def test_damaged_run_is_found_and_named(copied: Path, damage: Callable[[Path], N
     assert (open_store(copied).read(other) == store.read(other)).all()
 
 
+def test_verify_finds_nothing_wrong_with_a_store(store: Store) -> None:
+    assert verify(store.path) == []
+
+
+def test_verify_names_everything_that_is_wrong(copied: Path, store: Store) -> None:
+    flip_bit(copied / RUN_FILE)
+    (copied / "runs/sub-s1_task-SOCIAL_run-LR.safetensors").unlink()
+    lost = store.index["file"] == "runs/sub-s2_task-SOCIAL_run-LR.safetensors"
+    store.index[~(lost & (store.index["row"] == 0))].to_parquet(copied / "index.parquet")
+    problems = verify(copied)
+    for expected in (
+        rf"{RUN_FILE} is damaged", "sub-s1_task-SOCIAL_run-LR.safetensors is gone",
+        rf"sub-s2_task-SOCIAL_run-LR.safetensors holds \({N_KEPT}, .* the index says \({N_KEPT - 1},",
+        f"store.json says n_volumes {12 * N_KEPT}, there are {12 * N_KEPT - 1}",
+    ):  # fmt: skip
+        assert sum(bool(re.search(expected, p)) for p in problems) == 1, expected
+    assert len(problems) == 4
+
+
 @pytest.mark.parametrize("name", ["store.json", "mask.nii.gz", "runs.parquet", "index.parquet"])
 def test_damaged_index_is_an_error(copied: Path, name: str) -> None:
     truncate(copied / name)
@@ -453,3 +475,34 @@ def test_no_voxel_in_enough_masks_is_an_error(project: Path, dataset: Dataset, t
     preprocessing = tiny_profile.preprocessing.model_copy(update={"mask_coverage": 1.0})
     with pytest.raises(ValueError, match=r"lower preprocessing\.mask_coverage"):
         prepare(manifest, tiny_profile.model_copy(update={"preprocessing": preprocessing}), jobs=1)
+
+
+def test_keep_going_prepares_the_others_and_a_repaired_run_follows(
+    spoilt: Dataset, store: Store, project: Path, tiny_profile: Profile
+) -> None:
+    manifest, root = spoilt
+    good = (root / IMAGE).read_bytes()
+    nan_voxel(manifest, root)
+    (root / "s1/MNINonLinear/Results/tfMRI_SOCIAL_LR/EVs/rnd.txt").unlink()
+    profile = with_root(tiny_profile, root)
+    with pytest.raises(ValueError, match=r"(?s)2 of 12 failed; the others are done:.*s1.*rnd.txt.*s3.*NaN"):
+        prepare(manifest, profile, jobs=2, keep_going=True)
+    with pytest.raises(ValueError, match="is not finished"):
+        open_store(profile.store)
+    assert len(list((profile.store / "runs").glob("sub-*"))) == 10
+    (root / IMAGE).write_bytes(good)
+    shutil.copy(root / EVS / "rnd.txt", root / "s1/MNINonLinear/Results/tfMRI_SOCIAL_LR/EVs/rnd.txt")
+    prepare(manifest, profile, jobs=1, keep_going=True)
+    assert without_leftovers(contents(profile.store)) == contents(store.path)
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+    project: Path, dataset: Dataset, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=r"No space left on device; .*runs/sub-\w+\.safetensors was not written|No space"):
+        prepare(dataset[0], tiny_profile, jobs=1)
+    assert not any((tiny_profile.store / "runs").iterdir())

@@ -26,6 +26,23 @@ def test_the_first_error_is_raised():
         in_processes(partial(power, exponent=2), [1, -1, 2], 1, "numbers")
 
 
+def test_keeping_going_does_the_others_and_names_all_that_failed(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"(?s)2 of 4 failed; the others are done:\n  -1 is negative\n  -2 is negative"
+    ):
+        in_processes(partial(noted, folder=tmp_path), [3, -1, -2, 5], 2, "numbers", keep_going=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"3", "5"}
+
+
+def test_a_mistake_of_ours_is_not_kept_for_later():
+    with pytest.raises(TypeError):
+        in_processes(partial(power, exponent="2"), [1, 2], 1, "numbers", keep_going=True)
+
+
+def noted(base, folder):
+    (folder / str(power(base, 2) and base)).touch()
+
+
 def test_workers_end_with_a_killed_parent(tmp_path):
     """The worker says who it is and would sleep for a minute."""
     module = tmp_path / "sleeper.py"
