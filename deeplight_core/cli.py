@@ -64,6 +64,11 @@ def make_manifest(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")],
     hcp: Annotated[Path | None, typer.Option(help="Root of a folder in HCP's layout.")] = None,
     bids: Annotated[Path | None, typer.Option(help="Root of a BIDS folder.")] = None,
+    derivatives: Annotated[
+        str, typer.Option(help="Preprocessed images below the BIDS root, e.g. derivatives/fmriprep.")
+    ] = "",
+    space: Annotated[str, typer.Option(help="Only images of this template, e.g. MNI152NLin2009cAsym.")] = "",
+    res: Annotated[str, typer.Option(help="Only images of this resolution, e.g. 2.")] = "",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeat for several.")] = None,
     split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
@@ -71,7 +76,11 @@ def make_manifest(
 ) -> None:
     """Scan an HCP-layout or BIDS folder into a manifest with a fixed train/validation split.
 
+    What was left out is listed beside the manifest, in a file that ends in `.left-out.txt`.
+
     Example: `deeplight manifest --bids /data/mystudy --validation 4 -o mystudy.csv`
+
+    With fMRIPrep: `… --derivatives derivatives/fmriprep --space MNI152NLin2009cAsym`
     """
     from deeplight_core import manifest
 
@@ -80,13 +89,20 @@ def make_manifest(
     if split_unit not in ("subject", "run"):
         raise ValueError(f"--split-unit must be subject or run, got {split_unit!r}")
     unit: Literal["subject", "run"] = "run" if split_unit == "run" else "subject"
+    if hcp is not None and (derivatives or space or res):
+        raise ValueError("--derivatives, --space and --res are for --bids")
     if hcp is not None:
         table, warnings = manifest.scan_hcp(hcp, tasks) if tasks else manifest.scan_hcp(hcp)
     else:
-        table, warnings = manifest.scan_bids(bids or Path(), tasks or None)
+        table, warnings = manifest.scan_bids(bids or Path(), tasks or None, derivatives, space, res)
     table = manifest.assign_splits(table, unit, validation, seed)
     manifest.write_manifest(table, output)
-    for warning in warnings:
+    left_out = output.with_suffix(".left-out.txt")
+    left_out.unlink(missing_ok=True)
+    if warnings:
+        left_out.write_text("\n".join(warnings) + "\n", encoding="utf-8")
+        print(f"{len(warnings)} warning(s), all of them in {left_out}:", file=sys.stderr)
+    for warning in warnings[:20]:
         print(f"warning: {warning}", file=sys.stderr)
     counts = manifest.unit_names(table, unit).groupby(table["split"]).nunique()
     print(f"{output}: {len(table)} runs; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))

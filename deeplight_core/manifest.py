@@ -1,7 +1,6 @@
 """The manifest: one row per run, what exists and who is in which split. Fixed here, never drawn inside training."""
 
 import json
-import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -198,7 +197,8 @@ def scan_hcp(root: str | Path, tasks: Iterable[str] = tuple(TASKS)) -> tuple[pd.
 
     Returns
     -------
-    the manifest without splits, and a warning for each run that was left out
+    the manifest without splits, and a warning for each run that is missing or was left out: no image, no events, or
+    another length than most runs of its task
     """
     root = Path(root)
     wanted, rows, warnings = set(tasks), [], []
@@ -209,43 +209,114 @@ def scan_hcp(root: str | Path, tasks: Iterable[str] = tuple(TASKS)) -> tuple[pd.
         image, evs, mask = folder / f"{folder.name}.nii.gz", folder / "EVs", folder / "brainmask_fs.2.nii.gz"
         if absent := [p.name for p in (image, evs) if not p.exists()]:
             warnings.append(f"{folder.relative_to(root)} left out: no {', '.join(absent)}")
-            continue
-        rows.append(_row(root, "hcp", folder.relative_to(root).parts[0], "", task, run, image, evs, mask))
-    return _scanned(rows, root, "HCP runs (<subject>/MNINonLinear/Results/tfMRI_*)"), warnings
+        elif not any(path.stat().st_size for path in evs.glob("*.txt")):
+            warnings.append(f"{folder.relative_to(root)} left out: all files in EVs are empty")
+        else:
+            rows.append(_row(root, "hcp", folder.relative_to(root).parts[0], "", task, run, image, evs, mask, []))
+    table = _scanned(rows, root, "HCP runs (<subject>/MNINonLinear/Results/tfMRI_*)")
+    usual = table.groupby("task")["n_volumes"].transform(lambda n: n.mode().iloc[0])
+    for row, n in zip(table.to_dict("records"), usual, strict=True):
+        if row["n_volumes"] != n:
+            warnings.append(f"{row['image']} left out: {row['n_volumes']} volumes, most runs of {row['task']} have {n}")
+    named = [f"tfMRI_{t}_{r}" for t, r in sorted({*zip(table["task"], table["run"], strict=True)})]
+    for subject, own in table.groupby("subject"):
+        there = {f"tfMRI_{t}_{r}" for t, r in zip(own["task"], own["run"], strict=True)}
+        known = [name for name in named if (root / str(subject) / "MNINonLinear/Results" / name).exists()]
+        if lacking := [name for name in named if name not in {*there, *known}]:
+            warnings.append(f"subject {subject} has no {', '.join(lacking)}")
+    return table[table["n_volumes"] == usual].reset_index(drop=True), warnings
 
 
-def scan_bids(root: str | Path, tasks: Iterable[str] | None = None) -> tuple[pd.DataFrame, list[str]]:
-    """Find the task runs of a BIDS folder: `sub-*/[ses-*/]func/*_bold.nii[.gz]` with `_events.tsv` beside them.
+def scan_bids(
+    root: str | Path, tasks: Iterable[str] | None = None, derivatives: str = "", space: str = "", res: str = ""
+) -> tuple[pd.DataFrame, list[str]]:
+    """Find the task runs of a BIDS folder: `sub-*/[ses-*/]func/*_bold.nii[.gz]`, with events and sidecars.
 
-    The mask is the run's or the subject's `*_mask.nii.gz` in the same folder, where there is exactly one that fits.
+    Parameters
+    ----------
+    derivatives : folder below `root` whose preprocessed images (`desc-preproc`, as fMRIPrep writes them) are taken in
+        the place of the raw ones, e.g. `derivatives/fmriprep`; events and repetition times still come from the raw tree
+    space, res : the images of this template and resolution only, where there are several
+
+    Returns
+    -------
+    the manifest without splits, and a warning for each run that was left out. The mask is the `*_mask.nii[.gz]` in the
+    image's folder whose entities are all the image's, where there is exactly one.
     """
     root = Path(root)
+    base = root / derivatives
+    if not base.is_dir():
+        raise ValueError(f"there is no folder {base}; the derivatives are named relative to the BIDS root")
     wanted = None if tasks is None else set(tasks)
-    rows, warnings = [], []
-    for image in sorted([*root.glob("sub-*/func/*_bold.nii*"), *root.glob("sub-*/ses-*/func/*_bold.nii*")]):
-        stem = image.name.split("_bold.nii")[0]
-        entities = dict(re.findall(r"(sub|ses|task|run)-([A-Za-z0-9]+)", stem))
+    found: dict[tuple[str, ...], list[tuple[Path, dict[str, str]]]] = {}
+    for image in sorted([*base.glob("sub-*/func/*_bold.nii*"), *base.glob("sub-*/ses-*/func/*_bold.nii*")]):
+        entities = _entities(image)
         if "task" not in entities or (wanted is not None and entities["task"] not in wanted):
             continue
-        events = image.with_name(f"{stem}_events.tsv")
-        if not events.is_file():
-            warnings.append(f"{image.relative_to(root)} left out: no {events.name} beside it")
+        asked = {"desc": "preproc" if derivatives else "", "space": space, "res": res}
+        if any(value and entities.get(key) != value for key, value in asked.items()):
             continue
-        masks = [p for p in image.parent.glob("*_mask.nii*") if f"{stem}_".startswith(_mask_of(p))]
+        run = "-".join([*(entities[key] for key in _RUN_ENTITIES if key in entities), entities.get("run", "1")])
+        key = (entities["sub"], entities.get("ses", ""), entities["task"], run)
+        found.setdefault(key, []).append((image, entities))
+    rows, warnings = [], []
+    for (subject, session, task, run), images in found.items():
+        image, entities = images[0]
+        if len(images) > 1:
+            names = ", ".join(path.name for path, _ in images)
+            warnings.append(f"{len(images)} images of one run left out: {names}; choose one by space and res")
+            continue
+        raw = {key: value for key, value in entities.items() if key not in _DERIVED_ENTITIES}
+        parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
+        folders = [root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+        events = _inherited(raw, folders, "*events.tsv")
+        if not events:
+            warnings.append(f"{image.relative_to(root)} left out: no {_stem(raw)}_events.tsv")
+            continue
+        if len(events[-1].read_bytes().splitlines()) < 2:
+            warnings.append(f"{image.relative_to(root)} left out: no event in {events[-1].relative_to(root)}")
+            continue
+        masks = _inherited(entities, [image.parent], "*_mask.nii*", without="desc")
+        masks = [mask for mask in masks if _same_grid(mask, entities)]
         if len(masks) > 1:
             warnings.append(
                 f"{image.relative_to(root)}: {len(masks)} masks fit, none is used; name one in the manifest"
             )
+        sidecars = [
+            f for e, where in ((raw, folders), (entities, [image.parent])) for f in _inherited(e, where, "*bold.json")
+        ]
         rows.append(
-            _row(root, _bids_name(root), entities["sub"], entities.get("ses", ""), entities["task"],
-                 entities.get("run", "1"), image, events, masks[0] if len(masks) == 1 else None)
+            _row(root, _bids_name(root), subject, session, task, run, image, events[-1],
+                 masks[0] if len(masks) == 1 else None, sidecars)
         )  # fmt: skip
-    return _scanned(rows, root, "BIDS runs (sub-*/func/*_bold.nii.gz)"), warnings
+    return _scanned(rows, root, f"BIDS runs ({Path(derivatives) / 'sub-*/func/*_bold.nii.gz'})"), warnings
 
 
-def _mask_of(mask: Path) -> str:
-    """The start of the names that a mask is for: `sub-01_` of `sub-01_desc-brain_mask.nii.gz`."""
-    return re.split(r"(?<=_)(?:desc-|space-|mask\.)", mask.name)[0]
+_RUN_ENTITIES = ("acq", "ce", "rec", "dir", "echo")  # what tells runs of a task apart, beside `run`
+_DERIVED_ENTITIES = ("space", "res", "den", "desc", "cohort")  # of preprocessed images, not of raw ones
+
+
+def _entities(path: Path) -> dict[str, str]:
+    """`sub-01_task-faces_bold.nii.gz` → sub: 01, task: faces."""
+    return dict(part.split("-", 1) for part in path.name.split(".")[0].split("_") if "-" in part)
+
+
+def _stem(entities: dict[str, str]) -> str:
+    return "_".join(f"{key}-{value}" for key, value in entities.items())
+
+
+def _inherited(entities: dict[str, str], folders: list[Path], pattern: str, without: str = "") -> list[Path]:
+    """The files that apply to an image by BIDS's inheritance principle, the one that has the say last.
+
+    These are all whose entities (`without` one) are the image's, from the root's to those in the image's own folder.
+    """
+    files = [file for folder in folders for file in sorted(folder.glob(pattern), key=lambda p: len(_entities(p)))]
+    own = [{key: value for key, value in _entities(file).items() if key != without} for file in files]
+    return [file for file, its in zip(files, own, strict=True) if its.items() <= entities.items()]
+
+
+def _same_grid(mask: Path, entities: dict[str, str]) -> bool:
+    return all(_entities(mask).get(key) == entities.get(key) for key in ("space", "res"))
 
 
 def _bids_name(root: Path) -> str:
@@ -259,7 +330,7 @@ def _bids_name(root: Path) -> str:
 
 def _row(
     root: Path, dataset: str, subject: str, session: str, task: str, run: str,
-    image: Path, events: Path, mask: Path | None,
+    image: Path, events: Path, mask: Path | None, sidecars: list[Path],
 ) -> dict[str, object]:  # fmt: skip
     try:
         header = nib.load(image).header
@@ -268,14 +339,13 @@ def _row(
         unit = header.get_xyzt_units()[1]
     except (*UNREADABLE, IndexError) as error:
         raise ValueError(f"{image} is not a readable 4-D NIfTI: {error}") from error
-    sidecar = image.with_name(image.name.split(".nii")[0] + ".json")
-    if sidecar.is_file():  # BIDS: the sidecar is the authority on the repetition time
+    if unit == "msec":
+        tr_s /= 1000
+    for sidecar in sidecars:  # BIDS: they are the authority on the repetition time
         try:
             tr_s = float(json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime", tr_s))
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{sidecar} holds no readable RepetitionTime: {error}") from error
-    elif unit == "msec":
-        tr_s /= 1000
     return {
         "dataset": dataset, "subject": subject, "session": session, "task": task, "run": run,
         "image": image.relative_to(root).as_posix(), "events": events.relative_to(root).as_posix(),

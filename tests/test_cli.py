@@ -60,12 +60,30 @@ def test_simulate_then_manifest_agree(tmp_path, monkeypatch, capsys):
     assert "1 subjects for train, 1 subjects for validation" in capsys.readouterr().out
 
 
+def test_what_a_manifest_leaves_out_is_listed_beside_it(tmp_path, monkeypatch, capsys):
+    folder, output = tmp_path / "data", tmp_path / "m.csv"
+    small = ["--train", "2", "--validation", "1", "--tr", "6", "--resolution", "10", "--jobs", "1"]
+    assert call(monkeypatch, "simulate", str(folder), *small) == 0
+    (folder / "sim002/MNINonLinear/Results/tfMRI_WM_LR/tfMRI_WM_LR.nii.gz").unlink()
+    command = ["manifest", "--hcp", str(folder), "-o", str(output)]
+    assert call(monkeypatch, *command) == 0
+    text = (tmp_path / "m.left-out.txt").read_text()
+    assert text == "sim002/MNINonLinear/Results/tfMRI_WM_LR left out: no tfMRI_WM_LR.nii.gz\n"
+    shown = capsys.readouterr()
+    assert "1 warning(s), all of them in" in shown.err
+    assert "20 runs" in shown.out
+    assert call(monkeypatch, *command, "--task", "MOTOR") == 0
+    assert not (tmp_path / "m.left-out.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretrain", "nothing"], "there is no profile"),
         (["manifest", "-o", "m.csv"], "give one of --hcp ROOT and --bids ROOT"),
-        (["manifest", "--bids", "nowhere", "-o", "m.csv"], "found no BIDS runs"),
+        (["manifest", "--bids", "nowhere", "-o", "m.csv"], "there is no folder nowhere"),
+        (["manifest", "--bids", ".", "-o", "m.csv"], "found no BIDS runs"),
+        (["manifest", "--hcp", ".", "--space", "T1w", "-o", "m.csv"], "--space and --res are for --bids"),
         (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
         (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
         (["verify", "nowhere"], "store nowhere does not exist"),

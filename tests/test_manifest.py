@@ -221,10 +221,34 @@ def test_scan_hcp_gives_back_the_plan(simulated: tuple[pd.DataFrame, Path, Simul
 def test_scan_hcp_warns_of_runs_that_are_not_whole(tmp_path: Path) -> None:
     for task in ("WM", "EMOTION"):
         save_bold(tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/tfMRI_{task}_RL.nii.gz")
-    (tmp_path / "100307/MNINonLinear/Results/tfMRI_WM_RL/EVs").mkdir()
+    for task in ("WM", "MOTOR"):
+        save_bold(tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/tfMRI_{task}_RL.nii.gz")
+        evs = tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/EVs"
+        evs.mkdir()
+        (evs / "0bk_body.txt").write_text("1 2 1\n" * (task == "WM"))
     found, warnings = scan_hcp(tmp_path)
     assert found[["subject", "task", "run", "mask"]].to_numpy().tolist() == [["100307", "WM", "RL", ""]]
-    assert warnings == ["100307/MNINonLinear/Results/tfMRI_EMOTION_RL left out: no EVs"]
+    assert warnings == [
+        "100307/MNINonLinear/Results/tfMRI_EMOTION_RL left out: no EVs",
+        "100307/MNINonLinear/Results/tfMRI_MOTOR_RL left out: all files in EVs are empty",
+    ]
+
+
+def test_scan_hcp_leaves_out_runs_of_another_length_and_names_missing_ones(tmp_path: Path) -> None:
+    for subject, n_volumes in (("1", 5), ("2", 5), ("3", 4)):
+        for run in ("LR", "RL"):
+            if (subject, run) == ("2", "RL"):
+                continue
+            folder = tmp_path / f"{subject}/MNINonLinear/Results/tfMRI_WM_{run}"
+            save_bold(folder / f"tfMRI_WM_{run}.nii.gz", shape=(3, 3, 3, n_volumes))
+            (folder / "EVs").mkdir()
+            (folder / "EVs/0bk_body.txt").write_text("1 2 1\n")
+    found, warnings = scan_hcp(tmp_path)
+    assert found[["subject", "run"]].to_numpy().tolist() == [["1", "LR"], ["1", "RL"], ["2", "LR"]]
+    assert warnings == [
+        f"3/MNINonLinear/Results/tfMRI_WM_{run}/tfMRI_WM_{run}.nii.gz left out: 4 volumes, most runs of WM have 5"
+        for run in ("LR", "RL")
+    ] + ["subject 2 has no tfMRI_WM_RL"]
 
 
 def save_bold(path: Path, tr: float = 1.5, unit: str = "sec", shape: tuple[int, ...] = (7, 8, 9, 5)) -> Path:
@@ -259,7 +283,7 @@ def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
     assert set(found["tr_s"]) == {1.5}
     assert set(found["n_volumes"]) == {5}
-    assert warnings == ["sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv beside it"]
+    assert warnings == ["sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv"]
     split = assign_splits(found, "subject", 1, 0)
     write_manifest(split, tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), split)
@@ -278,6 +302,68 @@ def test_scan_bids_finds_the_mask_of_the_run_or_subject(bids: Path) -> None:
     found, warnings = scan_bids(bids)
     assert found[:2].set_index("run")["mask"].to_dict() == {"10": "sub-01/func/sub-01_desc-brain_mask.nii.gz", "1": ""}
     assert any("run-1_bold.nii.gz: 2 masks fit, none is used" in warning for warning in warnings)
+
+
+FMRIPREP = "derivatives/fmriprep"
+
+
+@pytest.fixture
+def fmriprep(bids: Path) -> Path:
+    """The raw folder with what fMRIPrep makes of it in two spaces; repetition times in one sidecar of the raw root."""
+    (bids / "task-faces_bold.json").write_text('{"RepetitionTime": 0.9}')
+    for raw in bids.glob("sub-*/**/*_bold.nii.gz"):
+        folder = bids / FMRIPREP / raw.parent.relative_to(bids)
+        stem = raw.name.removesuffix("_bold.nii.gz")
+        for space in ("MNI152NLin2009cAsym", "T1w"):
+            save_bold(folder / f"{stem}_space-{space}_desc-preproc_bold.nii.gz", tr=0)
+            save_bold(folder / f"{stem}_space-{space}_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+        save_bold(folder / f"{stem}_space-T1w_boldref.nii.gz", shape=(7, 8, 9))
+    (bids / "sub-02/ses-a/func/sub-02_ses-a_task-tones_bold.json").write_text('{"RepetitionTime": 1.1}')
+    return bids
+
+
+def test_scan_bids_finds_what_fmriprep_made_and_the_events_of_the_raw_tree(fmriprep: Path) -> None:
+    found, warnings = scan_bids(fmriprep, derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    assert found["tr_s"].tolist() == [0.9, 0.9, 0.9, 1.1]
+    assert found["image"][2] == (
+        f"{FMRIPREP}/sub-02/ses-a/func/sub-02_ses-a_task-faces_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+    )
+    assert found["mask"][2] == found["image"][2].replace("desc-preproc_bold", "desc-brain_mask")
+    assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
+    assert len(warnings) == 1
+    assert "task-rest" in warnings[0]
+
+
+def test_scan_bids_leaves_out_a_run_in_several_spaces_and_says_how_to_choose(fmriprep: Path) -> None:
+    with pytest.raises(ValueError, match="found no BIDS runs"):
+        scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI305")
+    save_bold(fmriprep / "sub-01/func/sub-01_task-faces_run-1_rec-x_bold.nii.gz")  # a run of its own, not a copy
+    found, _ = scan_bids(fmriprep, ["faces"])
+    assert found["run"].tolist() == ["10", "1", "x-1", "1"]
+    (fmriprep / FMRIPREP / "sub-01/func/sub-01_task-faces_run-1_space-T1w_desc-preproc_bold.nii.gz").unlink()
+    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP)
+    assert found[["subject", "run"]].to_numpy().tolist() == [["01", "1"]]
+    assert sum("2 images of one run left out" in w and "choose one by space and res" in w for w in warnings) == 2
+
+
+def test_scan_bids_takes_events_and_sidecars_from_higher_folders(bids: Path) -> None:
+    (bids / "sub-01/func/sub-01_task-faces_run-1_events.tsv").unlink()
+    (bids / "sub-01/func/sub-01_task-faces_run-10_events.tsv").write_text("onset\tduration\ttrial_type\n")
+    (bids / "task-faces_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tface\n")
+    (bids / "bold.json").write_text('{"RepetitionTime": 2.5}')
+    (bids / "sub-02/ses-a/sub-02_ses-a_bold.json").write_text('{"RepetitionTime": 0.7}')
+    found, warnings = scan_bids(bids)
+    assert found[["run", "events", "tr_s"]].to_numpy().tolist() == [
+        ["1", "task-faces_events.tsv", 2.5],
+        ["1", "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv", 0.7],
+        ["1", "sub-02/ses-a/func/sub-02_ses-a_task-tones_events.tsv", 0.7],
+    ]
+    assert any("run-10_bold.nii.gz left out: no event in sub-01/func/sub-01" in w for w in warnings)
+
+
+def test_derivatives_that_are_not_there_are_named(bids: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder .*derivatives/nothing"):
+        scan_bids(bids, derivatives="derivatives/nothing")
 
 
 @pytest.mark.parametrize(("tr", "unit"), [(1.25, "sec"), (1250.0, "msec")])
