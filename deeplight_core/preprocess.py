@@ -8,7 +8,7 @@ and filters. They are made by letting scipy and nilearn work on the identity, he
 frames at a time, as they come from the file, and cleaned a few voxels at a time, so it never lies in memory as a whole.
 """
 
-import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -284,20 +284,20 @@ def process_run(
         n_frames = 0
         for frames in read_frames(path, device):
             part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
-            file.write(memoryview(part.reshape(len(part), -1).index_select(1, voxels).cpu().numpy()).cast("B"))
+            file.write(part.reshape(len(part), -1).index_select(1, voxels).cpu().numpy().data)
             n_frames += len(part)
         file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    series = np.frombuffer(mapped, np.float32).reshape(n_frames, len(voxels))
-    for start in range(0, len(voxels), _BLOCK_VOXELS):
-        block = slice(start, min(start + _BLOCK_VOXELS, len(voxels)))
-        try:
-            cleaned, n = clean(torch.from_numpy(series[:, block].copy()).to(device), tr_s, settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        n_constant += n
-        write(block, cleaned)
-        mapped.madvise(mmap.MADV_DONTNEED)  # else all that was read would count as this process's memory
+        for start in range(0, len(voxels), _BLOCK_VOXELS):
+            block = slice(start, min(start + _BLOCK_VOXELS, len(voxels)))
+            series = np.empty((n_frames, block.stop - start), np.float32)
+            for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
+                os.preadv(file.fileno(), [row.data], 4 * (frame * len(voxels) + start))
+            try:
+                cleaned, n = clean(torch.from_numpy(series).to(device), tr_s, settings)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            n_constant += n
+            write(block, cleaned)
     return n_constant
 
 
