@@ -127,6 +127,9 @@ class SimulationSettings(Section):
 class PreprocessingSettings(Section):
     """From a run to clean labelled volumes, in the paper's order (section 2.1)."""
 
+    resample_to: str | None = None
+    """Grid that all runs are brought to: hcp2mm (91×109×91 at 2 mm), first (that of the first run), or an image with it
+    (None = all runs must share one)."""
     fwhm_mm: float | None = Field(3.0, gt=0)
     """Full width at half maximum of the Gaussian smoothing kernel in mm (None = no smoothing)."""
     detrend: bool = True

@@ -30,6 +30,7 @@ from deeplight_core.tasks import TASKS
 
 __all__ = [
     "Events",
+    "Grid",
     "Labels",
     "clean",
     "cleaning_matrix",
@@ -39,6 +40,8 @@ __all__ = [
     "process_run",
     "read_events",
     "read_frames",
+    "resample",
+    "same_grid",
     "smooth",
     "smoothing_matrix",
 ]
@@ -78,8 +81,16 @@ class Labels:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def read_frames(path: Path, device: str = "cpu") -> Iterator[Any]:
+Grid = tuple[tuple[int, int, int], np.ndarray]
+
+
+def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> Iterator[Any]:
     """A run's frames as torch tensors (t, Z, Y, X), float32, a few at a time, read once from beginning to end.
+
+    Parameters
+    ----------
+    grid : shape and affine that the frames are resampled to where the file's own differ (`nilearn.image.resample_img`,
+        cubic splines, zeros outside)
 
     Raises
     ------
@@ -111,6 +122,8 @@ def read_frames(path: Path, device: str = "cpu") -> Iterator[Any]:
                 frames = apply_read_scaling(raw, data.slope, data.inter).astype(np.float32, copy=False)
                 if not np.isfinite(frames).all():
                     bad += int((~np.isfinite(frames)).any(axis=(1, 2, 3)).sum())
+                if grid is not None and not same_grid((data.shape[:3], image.affine), grid):
+                    frames = resample(frames.T, image.affine, grid, "continuous").T
                 yield torch.from_numpy(frames).to(device)
             while stream.read(1 << 20):  # to the end, where a compressed file has its checksum
                 pass
@@ -120,6 +133,28 @@ def read_frames(path: Path, device: str = "cpu") -> Iterator[Any]:
         raise ValueError(
             f"{path} holds NaN or infinite values in {bad} of {n_frames} volumes; repair or leave out the run"
         )
+
+
+def same_grid(one: Grid, other: Grid) -> bool:
+    """Whether two grids have the same shape, and affines that differ by less than a micrometre."""
+    return one[0] == other[0] and np.allclose(one[1], other[1], atol=1e-3)
+
+
+def resample(data: np.ndarray, affine: np.ndarray, grid: Grid, interpolation: str) -> np.ndarray:
+    """(X, Y, Z) or (X, Y, Z, T) on another grid, by `nilearn.image.resample_img`, float32."""
+    from nilearn.image import resample_img
+
+    shape, target = grid
+    image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
+    done = resample_img(
+        image,
+        target_affine=target,
+        target_shape=shape,
+        interpolation=interpolation,
+        copy_header=True,
+        force_resample=True,
+    )
+    return np.asarray(done.dataobj, dtype=np.float32)
 
 
 def _fill(array: np.ndarray, stream: BinaryIO) -> None:
@@ -135,21 +170,30 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again")
 
 
-def load_bold(path: Path, device: str = "cpu") -> Any:
-    """A run's whole series (T, Z, Y, X), float32; errors as `read_frames`."""
+def load_bold(path: Path, device: str = "cpu", grid: Grid | None = None) -> Any:
+    """A run's whole series (T, Z, Y, X), float32; parameters and errors as `read_frames`."""
     import torch
 
-    return torch.cat(list(read_frames(path, device)))
+    return torch.cat(list(read_frames(path, device, grid)))
 
 
-def load_mask(path: Path) -> np.ndarray:
-    """A mask as bool (X, Y, Z); raises ValueError if it is unreadable, not 3-D or empty."""
+def load_mask(path: Path, grid: Grid | None = None) -> np.ndarray:
+    """A mask as bool (X, Y, Z), resampled to a grid (nearest neighbour) if one is given and differs.
+
+    Raises
+    ------
+    ValueError
+        If it is unreadable, not 3-D or empty.
+    """
     data = _load(path)
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     if data.ndim != 3:
         raise ValueError(f"mask {path} has {data.ndim} dimensions {data.shape}; a mask has three (X, Y, Z)")
     mask = data > 0
+    affine = nib.load(path).affine
+    if grid is not None and not same_grid((mask.shape, affine), grid):
+        mask = resample(mask.astype(np.uint8), affine, grid, "nearest") > 0
     if not mask.any():
         raise ValueError(f"mask {path} is empty: no voxel is above zero")
     return mask
@@ -282,7 +326,7 @@ def process_run(
     n_constant = 0
     with TemporaryFile(dir=scratch) as file:
         n_frames = 0
-        for frames in read_frames(path, device):
+        for frames in read_frames(path, device, (mask.shape, affine) if settings.resample_to else None):
             part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
             file.write(part.reshape(len(part), -1).index_select(1, voxels).cpu().numpy().data)
             n_frames += len(part)

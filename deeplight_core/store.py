@@ -23,10 +23,10 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import Profile, digest
+from deeplight_core.config import PreprocessingSettings, Profile, digest
 from deeplight_core.files import file_sha256, write_whole
 from deeplight_core.manifest import UNREADABLE, run_key, unit_names
-from deeplight_core.preprocess import label_frames, load_mask, process_run, read_events
+from deeplight_core.preprocess import Grid, label_frames, load_mask, process_run, read_events, resample, same_grid
 from deeplight_core.progress import track
 from deeplight_core.workers import in_processes
 
@@ -140,11 +140,18 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
-def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple[np.ndarray, np.ndarray]:
-    """The common affine and mask (X, Y, Z); every run must share grid and TR, every mask its run's grid."""
+def _grid_and_mask(
+    manifest: pd.DataFrame, root: Path, settings: PreprocessingSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The common affine and mask (X, Y, Z).
+
+    Every run must have the first one's TR, every mask its run's grid, and every run the first one's grid unless the
+    settings say which one to resample to.
+    """
     problems: list[str] = []
     votes: np.ndarray | None = None
-    first: tuple[str, tuple[int, ...], np.ndarray, float] | None = None
+    first: tuple[str, float] | None = None
+    grid = _target_grid(settings.resample_to)
     seen: dict[str, np.ndarray] = {}
     for _, row in manifest.iterrows():
         try:
@@ -153,36 +160,64 @@ def _grid_and_mask(manifest: pd.DataFrame, root: Path, coverage: float) -> tuple
         except UNREADABLE as error:
             problems.append(f"{row['image']}: {error}")
             continue
-        first = first or (row["image"], shape[:3], affine, row["tr_s"])
-        if shape[:3] != first[1] or not np.allclose(affine, first[2], atol=1e-3):
+        own = (shape[:3], affine)
+        first, grid = first or (row["image"], row["tr_s"]), grid or own
+        if not (settings.resample_to or same_grid(own, grid)):
             problems.append(
-                f"{row['image']}: grid {shape[:3]} with affine {affine[:3].tolist()} differs from {first[0]}"
+                f"{row['image']}: grid {shape[:3]} with affine {affine[:3].tolist()} differs from {first[0]}; "
+                "say with preprocessing.resample_to which grid all runs are to be resampled to"
             )
-        elif abs(row["tr_s"] - first[3]) > 1e-4:
-            problems.append(f"{row['image']}: TR {row['tr_s']} s differs from {first[3]} s of {first[0]}")
+        elif abs(row["tr_s"] - first[1]) > 1e-4:
+            problems.append(f"{row['image']}: TR {row['tr_s']} s differs from {first[1]} s of {first[0]}")
         elif len(shape) != 4 or shape[3] != row["n_volumes"]:
             problems.append(f"{row['image']}: shape {shape}, but the manifest says {row['n_volumes']} volumes")
         else:
             source = row["mask"] or row["image"]
             try:
                 if source not in seen:
-                    seen[source] = load_mask(root / source) if row["mask"] else np.asarray(image.dataobj[..., 0]) != 0
-                    if row["mask"] and not np.allclose(nib.load(root / source).affine, affine, atol=1e-3):
-                        raise ValueError(f"mask {row['mask']} has another affine than {row['image']}")
-                mask = seen[source]
-                if mask.shape != first[1]:
-                    raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {first[1]}")
-                votes = mask.astype(np.int32) if votes is None else votes + mask
+                    seen[source] = _mask_of(root, row, image, grid)
+                votes = seen[source].astype(np.int32) if votes is None else votes + seen[source]
             except UNREADABLE as error:
                 problems.append(f"{source}: {error}" if source not in str(error) else str(error))
     if problems:
         raise ValueError(f"{len(problems)} problem(s) in {root}:\n" + "\n".join(f"  {p}" for p in problems))
-    assert first is not None  # a manifest has rows
+    assert grid is not None  # a manifest has rows
     assert votes is not None
-    common = votes >= coverage * len(manifest) - 1e-9
+    common = votes >= settings.mask_coverage * len(manifest) - 1e-9
     if not common.any():
-        raise ValueError(f"no voxel lies in {coverage:.0%} of the runs' masks; lower preprocessing.mask_coverage")
-    return first[2], common
+        raise ValueError(
+            f"no voxel lies in {settings.mask_coverage:.0%} of the runs' masks; lower preprocessing.mask_coverage"
+        )
+    return grid[1], common
+
+
+def _target_grid(resample_to: str | None) -> Grid | None:
+    """The grid that `resample_to` names; None for that of the first run."""
+    if resample_to in (None, "first"):
+        return None
+    if resample_to == "hcp2mm":
+        return (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+    try:
+        image = nib.load(resample_to)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"preprocessing.resample_to: {resample_to} is not hcp2mm, first or a readable image: {error}"
+        ) from None
+    return image.shape[:3], image.affine
+
+
+def _mask_of(root: Path, row: pd.Series, image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
+    """A run's mask on the common grid; without one, the voxels that are not zero in its first volume."""
+    own = (image.shape[:3], image.affine)
+    if not row["mask"]:
+        mask = np.asarray(image.dataobj[..., 0]) != 0
+        return mask if same_grid(own, grid) else resample(mask.astype(np.uint8), image.affine, grid, "nearest") > 0
+    header = nib.load(root / row["mask"])
+    if header.shape[:3] != own[0]:
+        raise ValueError(f"mask {row['mask']} has grid {header.shape[:3]}, its run {row['image']} has {own[0]}")
+    if not np.allclose(header.affine, image.affine, atol=1e-3):
+        raise ValueError(f"mask {row['mask']} has another affine than {row['image']}")
+    return load_mask(root / row["mask"], grid)
 
 
 def prepare(
@@ -220,7 +255,7 @@ def prepare(
             store = open_store(path)
             if all((path / file).is_file() for file in store.runs["file"]):
                 return store
-    affine, mask = _grid_and_mask(manifest, root, profile.preprocessing.mask_coverage)
+    affine, mask = _grid_and_mask(manifest, root, profile.preprocessing)
     (path / "runs").mkdir(parents=True, exist_ok=True)
     work = partial(prepare_run, root=root, store=path, mask=mask, affine=affine, profile=profile, device=device)
     records = in_processes(work, [row for _, row in manifest.iterrows()], jobs, "prepared runs", keep_going)
@@ -280,9 +315,12 @@ def prepare_run(
                 ),
             )
         n_constant = _constant_of_finished(store / file, made_of)
+    own = nib.load(source)
     return {
         "file": file, "sha256": file_sha256(store / file), "run": run_key(row), "split": row["split"],
         "n_frames": int(row["n_volumes"]), "n_kept": len(labels.frames), **labels.dropped,
+        "orientation": "".join(nib.aff2axcodes(own.affine)),
+        "resampled": not same_grid((own.shape[:3], own.affine), (mask.shape, affine)),
         "constant_voxels": n_constant, "states_without_events": ", ".join(events.empty),
         "ignored_events": ", ".join(events.ignored), "unknown_events": ", ".join(events.unknown),
         "volumes": {

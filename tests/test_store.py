@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 from conftest import N_KEPT, ONSETS_S, SHAPE, TR_S, use_threads
 from killing import run_script
-from nilearn.image import smooth_img
+from nilearn.image import resample_img, smooth_img
 from nilearn.signal import clean
 from safetensors.numpy import load_file
 
+from deeplight_core import simulate
 from deeplight_core.config import Profile
-from deeplight_core.store import Store, open_store, prepare, verify
+from deeplight_core.store import Store, _target_grid, open_store, prepare, verify
 
 Dataset = tuple[pd.DataFrame, Path]
 RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
@@ -506,3 +507,89 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_left(
     with pytest.raises(OSError, match=r"No space left on device; .*runs/sub-\w+\.safetensors was not written|No space"):
         prepare(dataset[0], tiny_profile, jobs=1)
     assert not any((tiny_profile.store / "runs").iterdir())
+
+
+# ---- runs of other grids
+
+
+def resampling(profile: Profile, to: str, **settings: object) -> Profile:
+    other = profile.preprocessing.model_copy(update={"resample_to": to, **settings})
+    return profile.model_copy(update={"preprocessing": other})
+
+
+def turn(path: Path) -> None:
+    """The same volumes, written from right to left."""
+    image = nib.load(path)
+    affine = image.affine @ np.diag([-1, 1, 1, 1])
+    affine[:3, 3] = (image.affine @ [image.shape[0] - 1, 0, 0, 1])[:3]
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], affine), path)
+
+
+def test_a_run_of_another_orientation_comes_out_the_same_and_is_noted(
+    spoilt: Dataset, store: Store, project: Path, tiny_profile: Profile
+) -> None:
+    manifest, root = spoilt
+    turn(root / IMAGE)
+    turn(root / MASK)
+    profile = with_root(tiny_profile, root)
+    with pytest.raises(ValueError, match=rf"(?s){IMAGE}: grid .* say with preprocessing.resample_to"):
+        prepare(manifest, profile, jobs=1)
+    turned = prepare(manifest, resampling(profile, "first"), jobs=1)
+    np.testing.assert_array_equal(turned.mask, store.mask)
+    np.testing.assert_allclose(turned.read(RUN_FILE).float(), store.read(RUN_FILE).float(), atol=2e-3)
+    noted = turned.runs.set_index("file")
+    assert noted["resampled"].sum() == 1
+    assert noted.loc[RUN_FILE, "resampled"]
+    assert noted["orientation"].nunique() == 2
+    assert verify(turned.path) == []
+
+
+def test_resampling_is_nilearns(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    manifest, root = dataset
+    affine = np.array([[-7.0, 0, 0, 20], [0, 8, 0, -28], [0, 0, 9, -25], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), affine), project / "grid.nii.gz")
+    first = nib.load(root / manifest["image"][0])
+    assert not np.allclose(first.affine, affine)
+    made = prepare(manifest, resampling(tiny_profile, "grid.nii.gz"), jobs=1)
+    assert made.mask.shape == (5, 6, 7)
+    np.testing.assert_array_equal(made.affine, affine)
+    assert made.runs["resampled"].all()
+    row = manifest.iloc[0]
+    settings = tiny_profile.preprocessing
+    moved = resample_img(
+        first,
+        target_affine=affine,
+        target_shape=(5, 6, 7),
+        interpolation="continuous",
+        copy_header=True,
+        force_resample=True,
+    )
+    series = smooth_img(moved, settings.fwhm_mm).get_fdata().T[:, made.mask.T]
+    clean_series = clean(
+        series,
+        detrend=True,
+        filter="butterworth",
+        high_pass=settings.high_pass_hz,
+        t_r=TR_S,
+        standardize="zscore_sample",
+    )
+    file = made.runs["file"][0]
+    assert row["subject"] in file
+    frames = made.index.loc[made.index["file"] == file, "frame"]
+    inside = series.std(axis=0) > 1e-3 * np.abs(series.mean(axis=0))
+    assert inside.mean() > 0.5
+    got = made.read(file).float().numpy()
+    np.testing.assert_allclose(got[:, inside], clean_series[frames][:, inside], rtol=2**-10, atol=1e-3)
+
+
+def test_a_grid_that_nobody_knows_is_named(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    with pytest.raises(ValueError, match=r"preprocessing.resample_to: hcp3mm is not hcp2mm, first or a readable image"):
+        prepare(dataset[0], resampling(tiny_profile, "hcp3mm"), jobs=1)
+
+
+def test_hcps_grid_is_that_of_the_simulation() -> None:
+    shape, affine = simulate.grid(resolution_mm=2)
+    grid = _target_grid("hcp2mm")
+    assert grid is not None
+    assert grid[0] == shape
+    np.testing.assert_array_equal(grid[1], affine)
