@@ -28,3 +28,17 @@ def test_committed_results_are_of_the_full_grid(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert result["shape"] == [91, 109, 91]
     assert result["kind"] in ("cpu", "cuda")
+
+
+def test_preparing_is_compared_with_nilearn_on_a_small_run(tmp_path: Path) -> None:
+    small = ["--resolution", "10", "--frames", "60", "--longer", "70"]
+    command = [sys.executable, BENCHMARKS / "prepare.py", *small, "--output", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert path.match("prepare-*.json")
+    assert result["largest_difference_before_float16"] < 1e-4
+    peer, ours = (result["runs"][0][who] for who in ("nilearn", "ours"))
+    assert result["times_as_fast"] == pytest.approx(peer["seconds"] / ours["seconds"])
+    assert [run["frames"] for run in result["runs"]] == [60, 70]
+    assert all(use["peak_mb"] > 50 for use in (peer, ours, result["runs"][1]["ours"]))
