@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from isal import igzip
+from isal import igzip_threaded
 from nibabel.volumeutils import apply_read_scaling
 
 from deeplight_core.config import PreprocessingSettings
@@ -113,7 +113,7 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
         raise ValueError(f"{path} has {len(data.shape)} dimensions {data.shape}; a run has four (X, Y, Z, T)")
     n_frames, n_voxels = data.shape[3], int(np.prod(data.shape[:3]))
     step, bad = max(1, _FRAMES_BYTES // (4 * n_voxels)), 0
-    with igzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
+    with igzip_threaded.open(path, "rb", threads=1) if path.name.endswith(".gz") else path.open("rb") as stream:
         try:
             stream.read(data.offset)
             for start in range(0, n_frames, step):
@@ -222,20 +222,41 @@ def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float, box: tuple[slice, slic
     ----------
     box : slices of Z, Y and X: the part of the smoothed volumes that is wanted; all of it without
     """
-    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]  # z, y, x
-    t, z, y, x = bold.shape
-    along_z, along_y, along_x = (
-        _matrix(n, mm, fwhm_mm, part, bold.device)
-        for n, mm, part in zip((z, y, x), voxel_mm, box or (slice(None),) * 3, strict=True)
-    )
-    bold = (along_z @ bold.reshape(t, z, y * x)).reshape(t, len(along_z), y, x)
-    return along_y @ bold @ along_x.T
-
-
-def _matrix(n: int, voxel_mm: float, fwhm_mm: float, rows: slice, device: Any) -> Any:
     import torch
 
-    return torch.as_tensor(smoothing_matrix(n, voxel_mm, fwhm_mm)[rows], dtype=torch.float32, device=device)
+    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]  # z, y, x
+    for axis, (mm, part) in enumerate(zip(voxel_mm, box or (slice(None),) * 3, strict=True), start=1):
+        matrix = smoothing_matrix(bold.shape[axis], mm, fwhm_mm)[part]
+        bold = torch.cat(
+            [
+                _along(
+                    axis,
+                    torch.as_tensor(rows, dtype=bold.dtype, device=bold.device),
+                    bold.narrow(axis, first, rows.shape[1]),
+                )
+                for first, rows in _bands(matrix)
+            ],
+            dim=axis,
+        )
+    return bold
+
+
+def _bands(matrix: np.ndarray, n_rows: int = 24) -> Iterator[tuple[int, np.ndarray]]:
+    """A banded matrix, some rows at a time: the first column that is not zero in them, and the columns from there."""
+    for start in range(0, len(matrix), n_rows):
+        rows = matrix[start : start + n_rows]
+        columns = np.flatnonzero(rows.any(axis=0))
+        yield int(columns[0]), rows[:, columns[0] : columns[-1] + 1]
+
+
+def _along(axis: int, matrix: Any, bold: Any) -> Any:
+    """The product of a matrix and the vectors along one axis of (T, Z, Y, X)."""
+    if axis == 3:
+        return bold @ matrix.T
+    if axis == 2:
+        return matrix @ bold
+    t, z, y, x = bold.shape
+    return (matrix @ bold.reshape(t, z, y * x)).reshape(t, len(matrix), y, x)
 
 
 @lru_cache(maxsize=32)
@@ -269,8 +290,12 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
         ) from error
 
 
-def clean(series: Any, tr_s: float, settings: PreprocessingSettings) -> tuple[Any, int]:
+def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0) -> tuple[Any, int]:
     """Detrend, high-pass and z-score (T, V) float32; equals `nilearn.signal.clean(standardize="zscore_sample")`.
+
+    Parameters
+    ----------
+    baseline : (V,) what has been subtracted from the series; a voxel is constant that varies by rounding only
 
     Returns
     -------
@@ -283,7 +308,7 @@ def clean(series: Any, tr_s: float, settings: PreprocessingSettings) -> tuple[An
     scale = np.sqrt(len(series) - 1)  # of the sample
     mean = series.mean(dim=0, dtype=torch.float64)
     series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
-    constant = torch.linalg.vector_norm(series, dim=0) <= scale * _CONSTANT * mean.abs()
+    constant = torch.linalg.vector_norm(series, dim=0) <= scale * _CONSTANT * (mean + baseline).abs()
     matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
     if matrix is not None:
         series = torch.as_tensor(matrix - matrix.mean(axis=0), dtype=series.dtype, device=series.device) @ series
@@ -324,12 +349,19 @@ def process_run(
     box = (z, y, x)
     voxels = torch.from_numpy(np.flatnonzero(mask.T[box])).to(device)
     n_constant = 0
+
+    def inside(frames: Any) -> Any:
+        part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
+        return part.reshape(len(part), -1).index_select(1, voxels)
+
     with TemporaryFile(dir=scratch) as file:
-        n_frames = 0
+        n_frames, reference = 0, None
         for frames in read_frames(path, device, (mask.shape, affine) if settings.resample_to else None):
-            part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
-            file.write(part.reshape(len(part), -1).index_select(1, voxels).cpu().numpy().data)
-            n_frames += len(part)
+            if reference is None:  # subtracted, so that float32 resolves the changes and not the scanner's 10,000
+                reference = frames[0].clone()
+                baseline = inside(reference[None])[0]
+            file.write(inside(frames - reference).cpu().numpy().data)
+            n_frames += len(frames)
         file.flush()
         for start in range(0, len(voxels), _BLOCK_VOXELS):
             block = slice(start, min(start + _BLOCK_VOXELS, len(voxels)))
@@ -337,7 +369,7 @@ def process_run(
             for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
                 os.preadv(file.fileno(), [row.data], 4 * (frame * len(voxels) + start))
             try:
-                cleaned, n = clean(torch.from_numpy(series).to(device), tr_s, settings)
+                cleaned, n = clean(torch.from_numpy(series).to(device), tr_s, settings, baseline[block])
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             n_constant += n
