@@ -48,8 +48,8 @@ __all__ = [
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
 _TIME_TOLERANCE_S = 1e-6
-_FRAMES_BYTES = 1 << 24  # of float32 that are smoothed at a time, and
-_BLOCK_VOXELS = 1 << 13  # that are cleaned at a time: few enough for the processor's cache
+_FRAMES_BYTES = 1 << 22  # of float32 that are smoothed at a time, and
+_BLOCK_BYTES = 1 << 23  # that are cleaned at a time: few enough for the processor's cache
 _CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
 
 
@@ -363,8 +363,9 @@ def process_run(
             file.write(inside(frames - reference).cpu().numpy().data)
             n_frames += len(frames)
         file.flush()
-        for start in range(0, len(voxels), _BLOCK_VOXELS):
-            block = slice(start, min(start + _BLOCK_VOXELS, len(voxels)))
+        step = max(1, _BLOCK_BYTES // (4 * n_frames))
+        for start in range(0, len(voxels), step):
+            block = slice(start, min(start + step, len(voxels)))
             series = np.empty((n_frames, block.stop - start), np.float32)
             for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
                 os.preadv(file.fileno(), [row.data], 4 * (frame * len(voxels) + start))

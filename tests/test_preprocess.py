@@ -235,7 +235,7 @@ def test_a_run_in_parts_is_the_run_as_a_whole(
     fwhm_mm: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "_FRAMES_BYTES", 7 * 4 * 7 * 8 * 9)
-    monkeypatch.setattr(preprocess, "_BLOCK_VOXELS", 5)
+    monkeypatch.setattr(preprocess, "_BLOCK_BYTES", 5 * 4 * 60)
     random = np.random.default_rng(2)
     data = (1000 + 10 * random.normal(size=(*SHAPE, 60))).astype(np.float32)
     mask = np.zeros(SHAPE, bool)
