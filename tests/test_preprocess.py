@@ -257,6 +257,15 @@ def test_a_run_in_parts_is_the_run_as_a_whole(
     assert [p.name for p in tmp_path.iterdir()] == ["bold.nii.gz"]  # the scratch file is gone
 
 
+def test_a_voxel_of_a_run_that_varies_by_rounding_only_is_constant(tmp_path: Path) -> None:
+    data = (10_000 + 100 * np.random.default_rng(0).normal(size=(*SHAPE, 51))).astype(np.float32)
+    data[2, 3, 4] = 1e4
+    data[2, 3, 4, 1::3] = np.nextafter(np.float32(1e4), np.float32(2e4))
+    path, settings = saved(tmp_path / "bold.nii", data), PreprocessingSettings(fwhm_mm=None)
+    n_constant = process_run(path, np.ones(SHAPE, bool), AFFINE, 2.0, settings, tmp_path, lambda block, series: None)
+    assert n_constant == 1
+
+
 def test_masks_are_where_values_are_positive(tmp_path: Path) -> None:
     data = np.random.default_rng(0).choice([-1.0, 0.0, 0.3, 2.0], SHAPE)
     for values in (data, data[..., None]):
