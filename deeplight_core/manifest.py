@@ -253,14 +253,17 @@ def scan_bids(
         entities = _entities(image)
         if "task" not in entities or (wanted is not None and entities["task"] not in wanted):
             continue
-        asked = {"desc": "preproc" if derivatives else "", "space": space, "res": res}
-        if any(value and entities.get(key) != value for key, value in asked.items()):
-            continue
         run = "-".join([*(entities[key] for key in _RUN_ENTITIES if key in entities), entities.get("run", "1")])
         key = (entities["sub"], entities.get("ses", ""), entities["task"], run)
         found.setdefault(key, []).append((image, entities))
     rows, warnings = [], []
-    for (subject, session, task, run), images in found.items():
+    asked = {key: v for key, v in (("desc", "preproc" if derivatives else ""), ("space", space), ("res", res)) if v}
+    for (subject, session, task, run), there in found.items():
+        images = [(image, entities) for image, entities in there if asked.items() <= entities.items()]
+        if not images:
+            names = ", ".join(path.name for path, _ in there)
+            warnings.append(f"run left out, no image of it has {_stem(asked)}: {names}")
+            continue
         image, entities = images[0]
         if len(images) > 1:
             names = ", ".join(path.name for path, _ in images)

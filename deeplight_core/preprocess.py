@@ -208,6 +208,7 @@ def _load(path: Path) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
+@lru_cache(maxsize=32)
 def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
     """The n×n matrix of a Gaussian along one axis, with the boundary that `scipy.ndimage.gaussian_filter1d` keeps."""
     from scipy.ndimage import gaussian_filter1d

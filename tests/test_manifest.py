@@ -334,6 +334,16 @@ def test_scan_bids_finds_what_fmriprep_made_and_the_events_of_the_raw_tree(fmrip
     assert "task-rest" in warnings[0]
 
 
+def test_scan_bids_names_a_run_that_has_no_image_in_the_space(fmriprep: Path) -> None:
+    stem = "sub-01_task-faces_run-1_space-{}_desc-preproc_bold.nii.gz"
+    (fmriprep / FMRIPREP / "sub-01/func" / stem.format("MNI152NLin2009cAsym")).unlink()
+    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    assert found[["subject", "run"]].to_numpy().tolist() == [["01", "10"], ["02", "1"]]
+    assert warnings == [
+        f"run left out, no image of it has desc-preproc_space-MNI152NLin2009cAsym: {stem.format('T1w')}"
+    ]
+
+
 def test_scan_bids_leaves_out_a_run_in_several_spaces_and_says_how_to_choose(fmriprep: Path) -> None:
     with pytest.raises(ValueError, match="found no BIDS runs"):
         scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI305")
