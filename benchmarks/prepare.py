@@ -3,8 +3,8 @@
     python benchmarks/prepare.py                                          # about five minutes on two cores
     python benchmarks/prepare.py --image bold.nii.gz --mask mask.nii.gz --tr 0.72
 
-nilearn's path is the usual one: `apply_mask` with 3 mm smoothing, `clean`, `unmask`. Ours is `store.prepare_run`, with
-the file's checksum before and writing the float16 volumes after. Each is timed in a process of its own, after its
+nilearn's path is the usual one: `apply_mask` with 3 mm smoothing, `clean`, `unmask`. Ours is `prepare.prepare_run`,
+with the file's checksum before and writing the float16 volumes after. Each is timed in a process of its own, after its
 imports. Without an image, noise in the shape of a brain is written on HCP's grid, as long as a working-memory run. A
 second, longer run shows that memory does not grow with the length. Result: one JSON file in `benchmarks/results/`.
 """
@@ -140,7 +140,7 @@ def by_nilearn(options: argparse.Namespace) -> dict[str, float]:
 
 
 def by_us(options: argparse.Namespace) -> dict[str, float]:
-    from deeplight_core import preprocess, store
+    from deeplight_core import images, prepare, preprocess
     from deeplight_core.config import Profile
 
     image = nib.load(options.image)
@@ -155,11 +155,11 @@ def by_us(options: argparse.Namespace) -> dict[str, float]:
     profile = Profile.model_validate(
         {"data": {"source": source, "target": target, "layout": "bids"}, "preprocessing": {"skip_s": 0, "lag_s": 0}}
     )
-    mask = preprocess.load_mask(options.mask)
+    mask = images.load_mask(options.mask)
     import nilearn.signal  # noqa: F401  imports are not timed on either side
 
     start = time.perf_counter()
-    record = store.prepare_run(row, options.folder, options.folder, mask, image.affine, profile, "cpu")
+    record = prepare.prepare_run(row, options.folder, options.folder, mask, image.affine, profile, "cpu")
     used = usage(start)
     assert record["n_kept"] == n_frames
     if not (options.folder / "ours.npy").exists():

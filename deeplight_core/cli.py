@@ -82,7 +82,7 @@ def make_manifest(
 
     With fMRIPrep: `… --derivatives derivatives/fmriprep --space MNI152NLin2009cAsym`
     """
-    from deeplight_core import manifest
+    from deeplight_core import manifest, scan
 
     if (hcp is None) == (bids is None):
         raise ValueError("give one of --hcp ROOT and --bids ROOT")
@@ -92,9 +92,9 @@ def make_manifest(
     if hcp is not None and (derivatives or space or res):
         raise ValueError("--derivatives, --space and --res are for --bids")
     if hcp is not None:
-        table, warnings = manifest.scan_hcp(hcp, tasks) if tasks else manifest.scan_hcp(hcp)
+        table, warnings = scan.scan_hcp(hcp, tasks) if tasks else scan.scan_hcp(hcp)
     else:
-        table, warnings = manifest.scan_bids(bids or Path(), tasks or None, derivatives, space, res)
+        table, warnings = scan.scan_bids(bids or Path(), tasks or None, derivatives, space, res)
     table = manifest.assign_splits(table, unit, validation, seed)
     manifest.write_manifest(table, output)
     left_out = output.with_suffix(".left-out.txt")

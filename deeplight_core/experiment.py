@@ -27,8 +27,9 @@ from deeplight_core.grids import Cell, grid
 from deeplight_core.loader import Volumes, draw_units, permute_labels, select_rows
 from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.prepare import prepare
 from deeplight_core.simulate import simulate
-from deeplight_core.store import Store, open_store, prepare
+from deeplight_core.store import Store, open_store
 from deeplight_core.train import fit
 from deeplight_core.variants import VARIANTS
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import PreprocessingSettings
+from deeplight_core.events import label_frames
 from deeplight_core.models.deeplight import Layer
-from deeplight_core.preprocess import label_frames
 from deeplight_core.simulate import design
 from deeplight_core.statistics import against_chance, balanced, compare, compare_cells, subject_means
 from deeplight_core.tasks import HCP_TR_S, TASKS

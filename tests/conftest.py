@@ -1,6 +1,7 @@
 """A hand-made HCP-layout dataset on a 7×8×9 grid, small enough that every test can afford it, and its store."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from deeplight_core.config import Profile, SimulationSettings
 from deeplight_core.manifest import COLUMNS
+from deeplight_core.prepare import prepare
 from deeplight_core.simulate import plan, simulate
-from deeplight_core.store import Store, prepare
+from deeplight_core.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
 
@@ -24,6 +26,9 @@ EVENTS = {"EMOTION": ("fear", "neut"), "SOCIAL": ("mental", "rnd")}
 ONSETS_S = (2, 14, 26, 38, 50, 62)  # blocks of 10 s, the two events in turn
 N_KEPT = 18  # volumes per run: three of each block, after the two TRs that are dropped
 SUBJECTS = {"s1": "train", "s2": "train", "s3": "train", "s4": "train", "s5": "validation", "s6": "validation"}
+
+Dataset = tuple[pd.DataFrame, Path]
+RUN_FILE = "runs/sub-s3_task-SOCIAL_run-LR.safetensors"
 
 
 def use_threads(patch: pytest.MonkeyPatch) -> None:
@@ -100,3 +105,42 @@ def real_data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data {folder} is not on this machine")
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def without_leftovers(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Without temporary files: ours and those of safetensors."""
+    return {name: data for name, data in files.items() if not Path(name).name.startswith(("partial_", ".tmp"))}
+
+
+def flip_bit(path: Path, position: int = -5) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 16
+    path.write_bytes(data)
+
+
+def truncate(path: Path, share: float = 0.5) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project."""
+    monkeypatch.chdir(tmp_path)
+    use_threads(monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture
+def copied(store: Store, project: Path, tiny_profile: Profile) -> Path:
+    """A copy of the store, for tests that damage it."""
+    return shutil.copytree(store.path, tiny_profile.store)
+
+
+@pytest.fixture
+def spoilt(dataset: Dataset, tmp_path: Path) -> Dataset:
+    """A copy of the dataset, for tests that damage it."""
+    return dataset[0].copy(), Path(shutil.copytree(dataset[1], tmp_path / "spoilt"))

@@ -56,7 +56,9 @@ def test_settings_and_command_load_nothing_slow(module: str, tmp_path: Path) -> 
     assert report["filters"]
 
 
-@pytest.mark.parametrize("module", ["manifest", "preprocess", "simulate", "store", "statistics"])
+@pytest.mark.parametrize(
+    "module", ["manifest", "scan", "events", "images", "preprocess", "simulate", "store", "prepare", "statistics"]
+)
 def test_data_and_statistics_load_no_torch(module: str, tmp_path: Path) -> None:
     """Worker processes import them anew; torch costs each of them a second and more."""
     report = import_alone(f"deeplight_core.{module}", tmp_path)

@@ -1,0 +1,231 @@
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import real_data
+
+from deeplight_core.config import SimulationSettings
+from deeplight_core.manifest import assign_splits, read_manifest, write_manifest
+from deeplight_core.scan import scan_bids, scan_hcp
+
+
+def test_scan_hcp_gives_back_the_plan(simulated: tuple[pd.DataFrame, Path, SimulationSettings]) -> None:
+    planned, root, _ = simulated
+    found, warnings = scan_hcp(root)
+    order = ["subject", "task", "run"]
+    expected = planned.assign(dataset="hcp", split="").sort_values(order, ignore_index=True)
+    pd.testing.assert_frame_equal(found.sort_values(order, ignore_index=True), expected)
+    assert warnings == []
+    assert set(scan_hcp(root, ["EMOTION"])[0]["task"]) == {"EMOTION"}
+
+
+def test_scan_hcp_warns_of_runs_that_are_not_whole(tmp_path: Path) -> None:
+    for task in ("WM", "EMOTION"):
+        save_bold(tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/tfMRI_{task}_RL.nii.gz")
+    for task in ("WM", "MOTOR"):
+        save_bold(tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/tfMRI_{task}_RL.nii.gz")
+        evs = tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/EVs"
+        evs.mkdir()
+        (evs / "0bk_body.txt").write_text("1 2 1\n" * (task == "WM"))
+    found, warnings = scan_hcp(tmp_path)
+    assert found[["subject", "task", "run", "mask"]].to_numpy().tolist() == [["100307", "WM", "RL", ""]]
+    assert warnings == [
+        "100307/MNINonLinear/Results/tfMRI_EMOTION_RL left out: no EVs",
+        "100307/MNINonLinear/Results/tfMRI_MOTOR_RL left out: all files in EVs are empty",
+    ]
+
+
+def test_scan_hcp_leaves_out_runs_of_another_length_and_names_missing_ones(tmp_path: Path) -> None:
+    for subject, n_volumes in (("1", 5), ("2", 5), ("3", 4)):
+        for run in ("LR", "RL"):
+            if (subject, run) == ("2", "RL"):
+                continue
+            folder = tmp_path / f"{subject}/MNINonLinear/Results/tfMRI_WM_{run}"
+            save_bold(folder / f"tfMRI_WM_{run}.nii.gz", shape=(3, 3, 3, n_volumes))
+            (folder / "EVs").mkdir()
+            (folder / "EVs/0bk_body.txt").write_text("1 2 1\n")
+    found, warnings = scan_hcp(tmp_path)
+    assert found[["subject", "run"]].to_numpy().tolist() == [["1", "LR"], ["1", "RL"], ["2", "LR"]]
+    assert warnings == [
+        f"3/MNINonLinear/Results/tfMRI_WM_{run}/tfMRI_WM_{run}.nii.gz left out: 4 volumes, most runs of WM have 5"
+        for run in ("LR", "RL")
+    ] + ["subject 2 has no tfMRI_WM_RL"]
+
+
+def save_bold(path: Path, tr: float = 1.5, unit: str = "sec", shape: tuple[int, ...] = (7, 8, 9, 5)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
+    image.header.set_xyzt_units("mm", unit)
+    image.header.set_zooms((3.0, 3.0, 3.0, tr)[: len(shape)])
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Two subjects, one with sessions and a run 10 beside run 1; a resting run that has no events."""
+    (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "mine"}))
+    for stem in (
+        "sub-01/func/sub-01_task-faces_run-1", "sub-01/func/sub-01_task-faces_run-10",
+        "sub-02/ses-a/func/sub-02_ses-a_task-faces", "sub-02/ses-a/func/sub-02_ses-a_task-tones",
+    ):  # fmt: skip
+        save_bold(tmp_path / f"{stem}_bold.nii.gz")
+        (tmp_path / f"{stem}_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tface\n")
+    save_bold(tmp_path / "sub-01/func/sub-01_task-rest_bold.nii.gz")
+    return tmp_path
+
+
+def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None:
+    found, warnings = scan_bids(bids)
+    assert sorted(found[["dataset", "subject", "session", "task", "run"]].to_numpy().tolist()) == [
+        ["mine", "01", "", "faces", "1"], ["mine", "01", "", "faces", "10"],
+        ["mine", "02", "a", "faces", "1"], ["mine", "02", "a", "tones", "1"],
+    ]  # fmt: skip
+    assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
+    assert set(found["tr_s"]) == {1.5}
+    assert set(found["n_volumes"]) == {5}
+    assert warnings == ["sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv"]
+    split = assign_splits(found, "subject", 1, 0)
+    write_manifest(split, tmp_path / "manifest.csv")
+    pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), split)
+    assert set(scan_bids(bids, ["tones"])[0]["subject"]) == {"02"}
+
+
+def test_scan_bids_finds_the_mask_of_the_run_or_subject(bids: Path) -> None:
+    save_bold(bids / "sub-01/func/sub-01_task-faces_run-1_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+    save_bold(bids / "sub-02/ses-a/func/sub-02_ses-a_mask.nii.gz", shape=(7, 8, 9))
+    of_subject = "sub-02/ses-a/func/sub-02_ses-a_mask.nii.gz"
+    assert scan_bids(bids)[0].apply(lambda row: (row["run"], row["mask"]), axis=1).to_list() == [
+        ("10", ""), ("1", "sub-01/func/sub-01_task-faces_run-1_desc-brain_mask.nii.gz"),
+        ("1", of_subject), ("1", of_subject),
+    ]  # fmt: skip
+    save_bold(bids / "sub-01/func/sub-01_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+    found, warnings = scan_bids(bids)
+    assert found[:2].set_index("run")["mask"].to_dict() == {"10": "sub-01/func/sub-01_desc-brain_mask.nii.gz", "1": ""}
+    assert any("run-1_bold.nii.gz: 2 masks fit, none is used" in warning for warning in warnings)
+
+
+FMRIPREP = "derivatives/fmriprep"
+
+
+@pytest.fixture
+def fmriprep(bids: Path) -> Path:
+    """The raw folder with what fMRIPrep makes of it in two spaces; repetition times in one sidecar of the raw root."""
+    (bids / "task-faces_bold.json").write_text('{"RepetitionTime": 0.9}')
+    for raw in bids.glob("sub-*/**/*_bold.nii.gz"):
+        folder = bids / FMRIPREP / raw.parent.relative_to(bids)
+        stem = raw.name.removesuffix("_bold.nii.gz")
+        for space in ("MNI152NLin2009cAsym", "T1w"):
+            save_bold(folder / f"{stem}_space-{space}_desc-preproc_bold.nii.gz", tr=0)
+            save_bold(folder / f"{stem}_space-{space}_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+        save_bold(folder / f"{stem}_space-T1w_boldref.nii.gz", shape=(7, 8, 9))
+    (bids / "sub-02/ses-a/func/sub-02_ses-a_task-tones_bold.json").write_text('{"RepetitionTime": 1.1}')
+    return bids
+
+
+def test_scan_bids_finds_what_fmriprep_made_and_the_events_of_the_raw_tree(fmriprep: Path) -> None:
+    found, warnings = scan_bids(fmriprep, derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    assert found["tr_s"].tolist() == [0.9, 0.9, 0.9, 1.1]
+    assert found["image"][2] == (
+        f"{FMRIPREP}/sub-02/ses-a/func/sub-02_ses-a_task-faces_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+    )
+    assert found["mask"][2] == found["image"][2].replace("desc-preproc_bold", "desc-brain_mask")
+    assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
+    assert len(warnings) == 1
+    assert "task-rest" in warnings[0]
+
+
+def test_scan_bids_names_a_run_that_has_no_image_in_the_space(fmriprep: Path) -> None:
+    stem = "sub-01_task-faces_run-1_space-{}_desc-preproc_bold.nii.gz"
+    (fmriprep / FMRIPREP / "sub-01/func" / stem.format("MNI152NLin2009cAsym")).unlink()
+    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    assert found[["subject", "run"]].to_numpy().tolist() == [["01", "10"], ["02", "1"]]
+    assert warnings == [
+        f"run left out, no image of it has desc-preproc_space-MNI152NLin2009cAsym: {stem.format('T1w')}"
+    ]
+
+
+def test_scan_bids_leaves_out_a_run_in_several_spaces_and_says_how_to_choose(fmriprep: Path) -> None:
+    with pytest.raises(ValueError, match="found no BIDS runs"):
+        scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI305")
+    save_bold(fmriprep / "sub-01/func/sub-01_task-faces_run-1_rec-x_bold.nii.gz")  # a run of its own, not a copy
+    found, _ = scan_bids(fmriprep, ["faces"])
+    assert found["run"].tolist() == ["10", "1", "x-1", "1"]
+    (fmriprep / FMRIPREP / "sub-01/func/sub-01_task-faces_run-1_space-T1w_desc-preproc_bold.nii.gz").unlink()
+    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP)
+    assert found[["subject", "run"]].to_numpy().tolist() == [["01", "1"]]
+    assert sum("2 images of one run left out" in w and "choose one by space and res" in w for w in warnings) == 2
+
+
+def test_scan_bids_takes_events_and_sidecars_from_higher_folders(bids: Path) -> None:
+    (bids / "sub-01/func/sub-01_task-faces_run-1_events.tsv").unlink()
+    (bids / "sub-01/func/sub-01_task-faces_run-10_events.tsv").write_text("onset\tduration\ttrial_type\n")
+    (bids / "task-faces_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tface\n")
+    (bids / "bold.json").write_text('{"RepetitionTime": 2.5}')
+    (bids / "sub-02/ses-a/sub-02_ses-a_bold.json").write_text('{"RepetitionTime": 0.7}')
+    found, warnings = scan_bids(bids)
+    assert found[["run", "events", "tr_s"]].to_numpy().tolist() == [
+        ["1", "task-faces_events.tsv", 2.5],
+        ["1", "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv", 0.7],
+        ["1", "sub-02/ses-a/func/sub-02_ses-a_task-tones_events.tsv", 0.7],
+    ]
+    assert any("run-10_bold.nii.gz left out: no event in sub-01/func/sub-01" in w for w in warnings)
+
+
+def test_derivatives_that_are_not_there_are_named(bids: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder .*derivatives/nothing"):
+        scan_bids(bids, derivatives="derivatives/nothing")
+
+
+@pytest.mark.parametrize(("tr", "unit"), [(1.25, "sec"), (1250.0, "msec")])
+def test_repetition_time_is_in_the_headers_unit(bids: Path, tr: float, unit: str) -> None:
+    save_bold(bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz", tr, unit)
+    assert scan_bids(bids)[0][:2].set_index("run").at["1", "tr_s"] == 1.25
+
+
+def test_the_sidecar_overrules_the_header(bids: Path) -> None:
+    (bids / "sub-01/func/sub-01_task-faces_run-1_bold.json").write_text('{"RepetitionTime": 0.8}')
+    (bids / "sub-01/func/sub-01_task-faces_run-10_bold.json").write_text('{"EchoTime": 0.03}')
+    assert scan_bids(bids)[0][:2].set_index("run")["tr_s"].to_dict() == {"1": 0.8, "10": 1.5}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"RepetitionTime": "n/a"}', '{"RepetitionTime": null}'])
+def test_a_broken_sidecar_is_named(bids: Path, content: str) -> None:
+    (bids / "sub-01/func/sub-01_task-faces_run-1_bold.json").write_text(content)
+    with pytest.raises(ValueError, match=r"sub-01_task-faces_run-1_bold.json holds no readable RepetitionTime"):
+        scan_bids(bids)
+
+
+@pytest.mark.parametrize("broken", ["3-D", "cut short", "empty"])
+def test_a_broken_image_is_named(bids: Path, broken: str) -> None:
+    path = save_bold(bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz", shape=(7, 8, 9))
+    if broken != "3-D":
+        path.write_bytes(path.read_bytes()[: 60 if broken == "cut short" else 0])
+    with pytest.raises(ValueError, match=r"sub-01_task-faces_run-1_bold.nii.gz is not a readable 4-D NIfTI"):
+        scan_bids(bids)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"found no BIDS runs .* is this the dataset's root folder\?"):
+        scan_bids(tmp_path)
+    with pytest.raises(ValueError, match="found no HCP runs"):
+        scan_hcp(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_volumes", "mask"), [("haxby2001-vt", 72, "sub-01_desc-vt_mask.nii.gz"), ("haxby2001-slice", 121, "")]
+)
+def test_scan_bids_on_real_data(name: str, n_volumes: int, mask: str, tmp_path: Path) -> None:
+    found, warnings = scan_bids(real_data(name))
+    assert warnings == []
+    assert list(found["run"]) == [f"{run:02d}" for run in range(1, 13)]
+    assert set(found["subject"]) == {"01"}
+    assert set(found["tr_s"]) == {2.5}
+    assert set(found["n_volumes"]) == {n_volumes}
+    assert {Path(path).name for path in found["mask"]} == {mask}
+    split = assign_splits(found, "run", 4, 0)
+    write_manifest(split, tmp_path / "manifest.csv")
+    assert (read_manifest(tmp_path / "manifest.csv", "run")["split"] == "validation").sum() == 4
