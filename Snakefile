@@ -27,7 +27,7 @@ except ValueError as error:
 if DATA:
     if not Path(DATA).is_dir():
         sys.exit(f"snakemake: the data folder {DATA} does not exist")
-    PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": Path(DATA).absolute()})})
+    PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(Path(DATA).absolute())})})
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 # The profile with all its defaults and the data folder: what papermill injects. Not an input of any rule: the settings

@@ -4,7 +4,7 @@
     python benchmarks/prepare.py --image bold.nii.gz --mask mask.nii.gz --tr 0.72
 
 nilearn's path is the usual one: `apply_mask` with 3 mm smoothing, `clean`, `unmask`. Ours is `prepare.prepare_run`,
-with the file's checksum before and writing the float16 volumes after. Each is timed in a process of its own, after its
+which ends with the float16 volumes on disk. Each is timed in a process of its own, after its
 imports. Without an image, noise in the shape of a brain is written on HCP's grid, as long as a working-memory run. A
 second, longer run shows that memory does not grow with the length. Result: one JSON file in `benchmarks/results/`.
 """
@@ -44,6 +44,7 @@ def main() -> None:
             image, mask = folder / "bold.nii.gz", folder / "mask.nii.gz"
             write_run(image, mask, options.frames, options.resolution)
         command = [sys.executable, __file__, "--mask", str(mask), "--tr", str(options.tr), "--folder", str(folder)]
+        command += ["--device", options.device]
 
         def run(only: str, path: Path) -> dict[str, float]:
             done = subprocess.run([*command, "--only", only, "--image", str(path)], check=True, stdout=subprocess.PIPE)
@@ -60,7 +61,7 @@ def main() -> None:
         compressed_mb = image.stat().st_size / 1e6
     peer, ours = runs[0]["nilearn"], runs[0]["ours"]
     result = {
-        "device": device_name(torch.device("cpu")),
+        "device": device_name(torch.device(options.device)),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "software": {name: version(name) for name in ("torch", "nilearn", "numpy", "isal")},
@@ -83,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, help="a 4-D run (default: noise)")
     parser.add_argument("--mask", type=Path, help="its mask")
     parser.add_argument("--tr", type=float, default=TR_S, help="its repetition time in seconds (default 0.72)")
+    parser.add_argument("--device", default="cpu", help="where ours smooths and cleans: cpu or cuda")
     parser.add_argument("--frames", type=int, default=405, help="length of the simulated run (default 405)")
     parser.add_argument("--longer", type=int, default=1200, help="length of the run that shows memory (default 1200)")
     parser.add_argument("--resolution", type=float, default=2.0, help="of the simulated run in mm (default 2)")
@@ -145,21 +147,22 @@ def by_us(options: argparse.Namespace) -> dict[str, float]:
 
     image = nib.load(options.image)
     n_frames = image.shape[3]
-    (options.folder / "runs").mkdir(exist_ok=True)
-    (options.folder / "events.tsv").write_text(f"onset\tduration\ttrial_type\n0\t{n_frames * options.tr + 1}\tall\n")
+    (options.folder / "store/runs").mkdir(parents=True, exist_ok=True)
+    events = options.folder / "events.tsv"
+    events.write_text(f"onset\tduration\ttrial_type\n0\t{n_frames * options.tr + 1}\tall\n")
     row = pd.Series(
-        {"subject": "1", "session": "", "task": "noise", "run": str(n_frames), "image": str(options.image),
-         "sha256": "", "events": "events.tsv", "tr_s": options.tr, "n_volumes": n_frames, "split": "train"}
+        {"subject": "1", "session": "", "task": "noise", "run": str(n_frames), "sha256": "", "n_volumes": n_frames,
+         "image": str(options.image.absolute().relative_to("/")), "mask": str(options.mask.absolute().relative_to("/")),
+         "events": str(events.absolute().relative_to("/")), "tr_s": options.tr}
     )  # fmt: skip
-    source, target = ({"noise": {state: [state]}} for state in ("all", "none"))
-    profile = Profile.model_validate(
-        {"data": {"source": source, "target": target, "layout": "bids"}, "preprocessing": {"skip_s": 0, "lag_s": 0}}
-    )
-    mask = images.load_mask(options.mask)
+    data = {"root": "/", "source": {"noise": {"all": ["all"]}}, "target": {}, "store": options.folder / "store"}
+    profile = Profile.model_validate({"data": data, "preprocessing": {"skip_s": 0, "lag_s": 0}})
+    mask = images.load_volume(options.mask)[0] > 0
+    planned = prepare.Plan(mask, image.affine, options.tr)
     import nilearn.signal  # noqa: F401  imports are not timed on either side
 
     start = time.perf_counter()
-    record = prepare.prepare_run(row, options.folder, options.folder, mask, image.affine, profile, "cpu")
+    record = prepare.prepare_run(row, profile, planned, options.device)
     used = usage(start)
     assert record["n_kept"] == n_frames
     if not (options.folder / "ours.npy").exists():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from deeplight_core.config import Profile, SimulationSettings, load_profile, project_root
+from deeplight_core.config import Profile, SimulationSettings, load_profile, project_root, read_states
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,17 @@ def _profile(name: str, data: Path | None = None) -> Profile:
     profile = load_profile(path)
     if data is None:
         return profile
-    return profile.model_copy(update={"data": profile.data.model_copy(update={"root": data.absolute()})})
+    return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})
+
+
+def _manifests_profile(path: Path, store: Path | None) -> Profile:
+    """The paper's recipe for a manifest's data, whose place and states are noted beside it."""
+    from deeplight_core.manifest import read_notes
+
+    notes = read_notes(path)
+    states = {"source": notes.pop("states"), "target": {}}
+    data = {"manifest": path.absolute(), **notes, **states, "store": store}
+    return Profile.model_validate({"name": path.stem, "data": data})
 
 
 @app.command()
@@ -46,7 +56,7 @@ def simulate(
     """
     from pydantic import ValidationError
 
-    from deeplight_core import manifest
+    from deeplight_core import manifest, scan
     from deeplight_core import simulate as simulation
 
     try:
@@ -56,74 +66,138 @@ def simulate(
     table = simulation.plan(train, validation, tr_s, tuple(runs or ("LR",)))
     simulation.simulate(table, folder, settings, jobs)
     manifest.write_manifest(table, folder / "manifest.csv")
+    states = scan.states_of(table, folder)
+    manifest.write_notes(folder / "manifest.csv", str(folder.absolute()), "hcp", "subject", states)
     print(f"{len(table)} runs of {train + validation} simulated subjects, listed in {folder / 'manifest.csv'}")
 
 
 @app.command(name="manifest")
 def make_manifest(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")],
-    hcp: Annotated[Path | None, typer.Option(help="Root of a folder in HCP's layout.")] = None,
-    bids: Annotated[Path | None, typer.Option(help="Root of a BIDS folder.")] = None,
+    hcp: Annotated[str | None, typer.Option(help="Root in HCP's layout: a folder, or a URL as s3://bucket/x.")] = None,
+    bids: Annotated[str | None, typer.Option(help="Root of a BIDS dataset: a folder or URL.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Your own table (CSV, TSV) with subject and image.")] = None,
+    data: Annotated[str | None, typer.Option(help="--table: the root of its paths (default: its folder).")] = None,
+    image: Annotated[str, typer.Option(help="--table without that column: e.g. {participant_id}.nii.gz")] = "",
     derivatives: Annotated[
-        str, typer.Option(help="Preprocessed images below the BIDS root, e.g. derivatives/fmriprep.")
+        str, typer.Option(help="--bids: preprocessed images below its root, e.g. derivatives/fmriprep.")
     ] = "",
-    space: Annotated[str, typer.Option(help="Only images of this template, e.g. MNI152NLin2009cAsym.")] = "",
-    res: Annotated[str, typer.Option(help="Only images of this resolution, e.g. 2.")] = "",
+    space: Annotated[str, typer.Option(help="--bids: only images of this template, e.g. MNI152NLin2009cAsym.")] = "",
+    res: Annotated[str, typer.Option(help="--bids: only images of this resolution, e.g. 2.")] = "",
+    anat: Annotated[str, typer.Option(help="--bids: structural images with this suffix instead, e.g. T1w.")] = "",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeat for several.")] = None,
+    states: Annotated[
+        Path | None, typer.Option(help="YAML of task: {state: [trial types]}; without it a trial type is a state.")
+    ] = None,
+    subjects: Annotated[
+        Path | None, typer.Option(help="Table of subjects with their family, e.g. HCP's restricted one.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="--subjects: copy this column; repeat for several.")
+    ] = None,
     split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
+    stratify: Annotated[str, typer.Option(help="Hold out the same mixture of this label's values.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
 ) -> None:
-    """Scan an HCP-layout or BIDS folder into a manifest with a fixed train/validation split.
+    """List a dataset's runs or structural images in a manifest, with a fixed train/validation split.
 
-    What was left out is listed beside the manifest, in a file that ends in `.left-out.txt`.
+    Beside it, `….left-out.csv` lists what was left out and why, and `….source.json` says where the data are.
 
     Example: `deeplight manifest --bids /data/mystudy --validation 4 -o mystudy.csv`
 
     With fMRIPrep: `… --derivatives derivatives/fmriprep --space MNI152NLin2009cAsym`
+
+    On S3, with your own credentials: `deeplight manifest --hcp s3://bucket/HCP_1200 --validation 100 -o hcp.csv`
     """
     from deeplight_core import manifest, scan
+    from deeplight_core.sources import located
 
-    if (hcp is None) == (bids is None):
-        raise ValueError("give one of --hcp ROOT and --bids ROOT")
+    if sum(given is not None for given in (hcp, bids, table)) != 1:
+        raise ValueError("give one of --hcp ROOT, --bids ROOT and --table FILE")
     if split_unit not in ("subject", "run"):
         raise ValueError(f"--split-unit must be subject or run, got {split_unit!r}")
     unit: Literal["subject", "run"] = "run" if split_unit == "run" else "subject"
-    if hcp is not None and (derivatives or space or res):
-        raise ValueError("--derivatives, --space and --res are for --bids")
-    if hcp is not None:
-        table, warnings = scan.scan_hcp(hcp, tasks) if tasks else scan.scan_hcp(hcp)
+    if bids is None and (derivatives or space or res or anat):
+        raise ValueError("--derivatives, --space, --res and --anat are for --bids")
+    if table is None and (data or image):
+        raise ValueError("--data and --image are for --table")
+    if labels and subjects is None:
+        raise ValueError("--label needs --subjects")
+    asked = read_states(states) if states else None
+    layout, root = ("hcp", hcp) if hcp else ("bids", bids or data or str(table and table.absolute().parent))
+    if "://" not in root:
+        root = str(Path(root).absolute())
+    if hcp:
+        found, left_out = scan.scan_hcp(root, tasks) if tasks else scan.scan_hcp(root)
+    elif bids:
+        found, left_out = scan.scan_bids(root, tasks or (asked and list(asked)), derivatives, space, res, anat, asked)
     else:
-        table, warnings = scan.scan_bids(bids or Path(), tasks or None, derivatives, space, res)
-    table = manifest.assign_splits(table, unit, validation, seed)
-    manifest.write_manifest(table, output)
-    left_out = output.with_suffix(".left-out.txt")
-    left_out.unlink(missing_ok=True)
-    if warnings:
-        left_out.write_text("\n".join(warnings) + "\n", encoding="utf-8")
-        print(f"{len(warnings)} warning(s), all of them in {left_out}:", file=sys.stderr)
-    for warning in warnings[:20]:
-        print(f"warning: {warning}", file=sys.stderr)
-    counts = manifest.unit_names(table, unit).groupby(table["split"]).nunique()
-    print(f"{output}: {len(table)} runs; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
+        found, left_out = scan.scan_table(table or Path(), root, image)
+        found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
+    if subjects:
+        found = manifest.add_subject_columns(found, subjects, labels or [])
+    if not (found["split"] != "").all():
+        found = manifest.assign_splits(found, unit, validation, seed, stratify)
+    manifest.write_manifest(found, output)
+    manifest.read_manifest(output, unit)  # what would be refused later is refused now
+    known = asked or scan.states_of(found, located(root))
+    manifest.write_notes(output, root, layout, unit, known, left_out)
+    for reason, n in left_out["reason"].value_counts().head(20).items():
+        print(f"warning: {n} × {reason}", file=sys.stderr)
+    if len(left_out):
+        print(f"{len(left_out)} warning(s), all of them in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
+    counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
+    kind = "structural images" if manifest.is_structural(found).all() else "runs"
+    print(f"{output}: {len(found)} {kind}; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
 
 
 @app.command()
 def prepare(
-    profile: ProfileName,
+    source: Annotated[str, typer.Argument(help="Profile, or CSV of `deeplight manifest`.", metavar="SOURCE")],
     data: DataRoot = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the store instead of the profile's.")] = None,
+    resample_to: Annotated[
+        str | None, typer.Option(help="Grid for all runs: hcp2mm, first (the first run's), or an image.")
+    ] = None,
+    zoom_to: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Shape that all structural images are zoomed to: X Y Z.")
+    ] = None,
+    subjects: Annotated[
+        list[str] | None, typer.Option("--subject", help="Only this subject's runs, for one of many jobs; repeatable.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only decide on grid and mask, before many jobs.")] = False,
     jobs: Jobs = None,
     device: Annotated[str, typer.Option(help="Where to smooth and clean: cpu or cuda.")] = "cpu",
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Prepare what can be; list all failures.")] = False,
 ) -> None:
-    """Preprocess and label the profile's runs into its volume store; simulate them first if the profile says so.
+    """Preprocess and label runs into a volume store; simulate them first if the profile says so.
 
     Example: `deeplight prepare demo`
+
+    A manifest is prepared by the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
+
+    One job per subject: first `… --plan`, then `… --subject 100307` for each, in the end without either.
     """
     from deeplight_core import experiment
 
-    store = experiment.prepare_data(_profile(profile, data), jobs, device, keep_going)
-    print(f"{store.path}: {len(store.index)} volumes of {len(store.runs)} runs, {store.info['n_voxels']} voxels each")
+    profile = _manifests_profile(Path(source), store) if source.endswith(".csv") else _profile(source)
+    settings, preprocessing = profile.data, profile.preprocessing
+    if data or store:
+        changed = {"root": str(data.absolute()) if data else settings.root, "store": store or settings.store}
+        settings = settings.model_copy(update=changed)
+    if resample_to:
+        preprocessing = preprocessing.model_copy(update={"resample_to": resample_to})
+    if zoom_to:
+        structural = preprocessing.structural.model_copy(update={"zoom_to": zoom_to})
+        preprocessing = preprocessing.model_copy(update={"structural": structural})
+    profile = profile.model_copy(update={"data": settings, "preprocessing": preprocessing})
+    if plan_only or subjects:
+        n = experiment.prepare_part(profile, subjects or [], jobs, device, keep_going)
+        print(f"{profile.store}: planned" + (f", {n} runs of {', '.join(subjects)} prepared" if subjects else ""))
+        return
+    made = experiment.prepare_data(profile, jobs, device, keep_going)
+    print(f"{made.path}: {len(made.index)} volumes of {len(made.runs)} runs, {made.info['n_voxels']} voxels each")
 
 
 @app.command()

@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
+from deeplight_core.sources import located
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
 from deeplight_core.variants import VARIANTS
 
@@ -26,6 +36,7 @@ __all__ = [
     "PreprocessingSettings",
     "Profile",
     "SimulationSettings",
+    "StructuralSettings",
     "SweepSettings",
     "TrainingSettings",
     "differences",
@@ -33,6 +44,7 @@ __all__ = [
     "from_parameters",
     "load_profile",
     "project_root",
+    "read_states",
 ]
 
 
@@ -77,8 +89,10 @@ class DataSettings(Section):
 
     manifest: Path = Path("data_manifest.csv")
     """Manifest CSV; a relative path is relative to the project's root."""
-    root: Path = Path("data")
-    """Folder that the manifest's paths are relative to."""
+    root: Annotated[str, BeforeValidator(str)] = "data"
+    """Folder that the manifest's paths are relative to, or a URL that fsspec knows, e.g. s3://bucket/folder."""
+    store: Path | None = None
+    """Folder of the volume store (None: runs/<name>/store)."""
     layout: Literal["hcp", "bids"] = "hcp"
     """How `deeplight manifest` reads the root."""
     split_unit: Literal["subject", "run"] = "subject"
@@ -91,6 +105,8 @@ class DataSettings(Section):
     """Use the first so many units of a split (not named, or None: all)."""
     source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
     """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
+    label: str | None = None
+    """Column of the manifest whose values are the events of structural images, e.g. sex."""
     target: StateMap = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
     """Task → states of the fine-tuning data."""
 
@@ -124,6 +140,16 @@ class SimulationSettings(Section):
     """Seed of everything random in the dataset."""
 
 
+class StructuralSettings(Section):
+    """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), zoomed."""
+
+    zoom_to: tuple[int, int, int] | None = None
+    """Shape (X, Y, Z) that every image is zoomed to, whatever its own position and voxel size (None = all images must
+    share one grid, or preprocessing.resample_to says which)."""
+    z_score: bool = False
+    """Give the model z-scores, with every voxel's mean and SD over the training images."""
+
+
 class PreprocessingSettings(Section):
     """From a run to clean labelled volumes, in the paper's order (section 2.1)."""
 
@@ -144,6 +170,10 @@ class PreprocessingSettings(Section):
     """A voxel is kept if it lies in at least this share of the runs' masks."""
     crop: bool = False
     """Crop the grid to the mask's bounding box."""
+    storage: Literal["float16", "int8"] = "float16"
+    """How volumes are stored; int8 takes half the space and rounds to 1/127 of a run's largest value."""
+    structural: StructuralSettings = StructuralSettings()
+    """What is done with structural images instead (only mask_coverage, crop, resample_to and storage apply to them)."""
 
 
 class ModelSettings(Section):
@@ -251,7 +281,7 @@ class Profile(Section):
             made = "made by this project, with planted activations; nobody was scanned"
             return f"**Simulated data** (profile `{self.name}`): {made}."
         counted = " One subject: splits, fractions and tests count runs." if self.data.split_unit == "run" else ""
-        return f"**Real data** (profile `{self.name}`): `{self.data.root.name}`.{counted}"
+        return f"**Real data** (profile `{self.name}`): `{Path(self.data.root).name}`.{counted}"
 
     @property
     def folder(self) -> Path:
@@ -261,7 +291,7 @@ class Profile(Section):
     @property
     def store(self) -> Path:
         """Where the volume store is kept."""
-        return self.folder / "store"
+        return project_root() / self.data.store if self.data.store else self.folder / "store"
 
     @property
     def manifest_path(self) -> Path:
@@ -269,9 +299,9 @@ class Profile(Section):
         return project_root() / self.data.manifest
 
     @property
-    def data_root(self) -> Path:
-        """The data's root, absolute."""
-        return project_root() / self.data.root
+    def data_root(self) -> Any:
+        """The data's root, as a path: an absolute folder or a URL."""
+        return located(self.data.root if "://" in self.data.root else project_root() / self.data.root)
 
 
 def differences(a: Profile, b: Profile) -> "pd.DataFrame":
@@ -282,7 +312,14 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
     for section in ("simulation", "data", "preprocessing", "model", "pretraining", "finetuning", "sweep"):
         one, two = (p.model_dump(mode="json")[section] or {} for p in (a, b))
         for key in dict.fromkeys([*one, *two]):
-            if one.get(key) != two.get(key) and key not in ("manifest", "root", "layout", "max_units", "n_validation"):
+            if one.get(key) != two.get(key) and key not in (
+                "manifest",
+                "root",
+                "layout",
+                "max_units",
+                "n_validation",
+                "store",
+            ):
                 rows[f"{section}.{key}"] = (_stated(one.get(key)), _stated(two.get(key)))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "this run"])
 
@@ -326,6 +363,23 @@ def load_profile(path: str | Path) -> Profile:
     return _validated(content, str(path))
 
 
+def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Task → state → event names, from a YAML file of `{task: {state: [trial types]}}`.
+
+    Raises
+    ------
+    ValueError
+        If it is unreadable or something else.
+    """
+    try:
+        states: dict[str, dict[str, list[str]]] = TypeAdapter(StateMap).validate_python(
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        )
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise ValueError(f"{path} is no YAML file of `task: {{state: [trial types]}}`: {error}") from None
+    return states
+
+
 def from_parameters(name: str, **sections: dict[str, Any] | None) -> Profile:
     """The profile of a notebook: `profiles/<name>.yaml`, with the non-empty `sections` in the place of the file's.
 
@@ -359,7 +413,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
     sections: dict[str, type[BaseModel]] = {
         "data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings,
         "model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings, "sweep": SweepSettings,
-        "controls": ControlSettings,
+        "controls": ControlSettings, "structural": StructuralSettings,
     }  # fmt: skip
     section: type[BaseModel] = Profile
     for part in location[:-1]:

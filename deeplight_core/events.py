@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from deeplight_core.config import PreprocessingSettings
 from deeplight_core.tasks import TASKS
 
-__all__ = ["Events", "Labels", "label_frames", "read_events"]
+__all__ = ["Events", "Labels", "event_names", "label_frames", "read_events"]
 
 _TIME_TOLERANCE_S = 1e-6
 
@@ -84,6 +85,13 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     return Events(blocks, ignored, unknown, empty)
 
 
+def event_names(path: Any) -> set[str]:
+    """The trial types of a BIDS `_events.tsv`, or the stems of a folder's EV files; ValueError if it is neither."""
+    if path.is_dir():
+        return {file.stem for file in path.iterdir() if file.suffix == ".txt"}
+    return {name for _, _, name in _read_bids(path)}
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not empty, with their numbers."""
     try:
@@ -104,9 +112,10 @@ def _read_ev(path: Path) -> list[tuple[float, float]]:
     return rows
 
 
-def _read_bids(path: Path) -> list[tuple[float, float, str]]:
+def _read_bids(path: Any) -> list[tuple[float, float, str]]:
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        with path.open("rb") as stream:
+            table = pd.read_csv(stream, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is not a tab-separated table: {error}") from error
     if missing := [c for c in ("onset", "duration", "trial_type") if c not in table.columns]:

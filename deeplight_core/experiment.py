@@ -14,6 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -24,11 +25,14 @@ from deeplight_core.config import Profile, TrainingSettings, digest
 from deeplight_core.evaluate import RESULT_KEYS, linear_predictions, predict, predictions_table, subject_accuracy
 from deeplight_core.files import write_whole
 from deeplight_core.grids import Cell, grid
+from deeplight_core.images import load_bold
 from deeplight_core.loader import Volumes, draw_units, permute_labels, select_rows
 from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.prepare import prepare
+from deeplight_core.prepare import plan, prepare, prepare_subjects
+from deeplight_core.preprocess import clean, smooth
 from deeplight_core.simulate import simulate
+from deeplight_core.sources import at_hand
 from deeplight_core.store import Store, open_store
 from deeplight_core.train import fit
 from deeplight_core.variants import VARIANTS
@@ -41,8 +45,10 @@ __all__ = [
     "finished_run",
     "grid_results",
     "prepare_data",
+    "prepare_part",
     "pretrain",
     "pretraining_run",
+    "series",
 ]
 
 
@@ -137,10 +143,39 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
 
 def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False) -> Store:
     """The profile's store: read the manifest, simulate the runs if the profile says so, preprocess and label them."""
+    return prepare(_runs_at_hand(profile, jobs), profile, jobs, device, keep_going)
+
+
+def prepare_part(
+    profile: Profile, subjects: list[str], jobs: int | None = None, device: str = "cpu", keep_going: bool = False
+) -> int:
+    """One of many jobs that fill the profile's store: its plan, and the runs of some subjects; return their number."""
+    table = _runs_at_hand(profile, jobs)
+    if not subjects:
+        plan(table, profile)
+    return prepare_subjects(table, profile, subjects, jobs, device, keep_going) if subjects else 0
+
+
+def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """One run's in-mask series (T, V), as acquired (on the store's grid) and after smoothing and cleaning.
+
+    The whole run is held in memory, for pictures of it.
+    """
+    inside = torch.from_numpy(store.mask.T.copy())
+    with at_hand(profile.data_root, [row["image"]], None) as folder:
+        bold = load_bold(folder / row["image"], grid=(store.mask.shape, store.affine))
+    before = bold[:, inside]
+    if profile.preprocessing.fwhm_mm:
+        bold = smooth(bold, store.affine, profile.preprocessing.fwhm_mm)
+    after, _, _ = clean(bold[:, inside], float(row["tr_s"]), profile.preprocessing)
+    return before.numpy(), after.numpy()
+
+
+def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
     table = select(read_manifest(profile.manifest_path, profile.data.split_unit), profile.data)
     if profile.simulation is not None:
         simulate(table, profile.data_root, profile.simulation, jobs)
-    return prepare(table, profile, jobs, device, keep_going)
+    return table
 
 
 def pretrain(profile: Profile, seed: int) -> Run:

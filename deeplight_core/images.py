@@ -4,8 +4,10 @@ Axis letters: T frames, Z, Y, X slices (bottom to top), rows, columns. A NIfTI a
 Fortran order, which is (T, Z, Y, X) in C order.
 """
 
+import gzip
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +18,79 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-__all__ = ["UNREADABLE", "Grid", "load_bold", "load_mask", "read_frames", "resample", "same_grid"]
+__all__ = [
+    "UNREADABLE",
+    "Grid",
+    "Header",
+    "load_bold",
+    "load_volume",
+    "read_frames",
+    "read_header",
+    "resample",
+    "same_grid",
+]
 
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)  # of damaged NIfTI files
 _FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
 
+_HEADER_BYTES = 1 << 16  # fetched of a file that lies elsewhere, to read its header
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}  # NIfTI's units of time
+
 Grid = tuple[tuple[int, int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image says about itself.
+
+    shape : (X, Y, Z, …); affine : (4, 4) voxel → mm; tr_s : repetition time in seconds, 0 if it says none
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    tr_s: float
+
+    @property
+    def grid(self) -> Grid:
+        """Shape (X, Y, Z) and affine."""
+        return self.shape[:3], self.affine  # type: ignore[return-value]
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point to, e.g. LAS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+def read_header(path: Any) -> Header:
+    """The header of a NIfTI image, of a path or an fsspec path (of which the beginning only is fetched).
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no NIfTI image of three or four dimensions, or its affine is not invertible.
+    """
+    try:
+        if isinstance(path, Path):
+            image = nib.load(path)
+            facts = _facts(image)
+        else:
+            with path.open("rb", block_size=_HEADER_BYTES) as raw:
+                stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
+                facts = _facts(nib.Nifti1Image.from_stream(stream))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if len(facts.shape) not in (3, 4):
+        raise ValueError(f"{path} has {len(facts.shape)} dimensions {facts.shape}; an image has three, a run four")
+    if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
+        raise ValueError(f"{path} has an affine that cannot be inverted, {facts.affine[:3].tolist()}; mend its header")
+    return facts
+
+
+def _facts(image: nib.Nifti1Image) -> Header:
+    zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
+    return Header(tuple(image.shape), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0)
 
 
 def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> Iterator[Any]:
@@ -43,7 +112,7 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
     try:
         image = nib.load(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
+        raise _missing(path) from None
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Image):
@@ -106,7 +175,11 @@ def _fill(array: np.ndarray, stream: BinaryIO) -> None:
         view = view[n:]
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _missing(path: Any) -> ValueError:
+    return ValueError(f"{path} does not exist; correct the manifest or fetch the file")
+
+
+def _unreadable(path: Any, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again")
 
 
@@ -117,32 +190,23 @@ def load_bold(path: Path, device: str = "cpu", grid: Grid | None = None) -> Any:
     return torch.cat(list(read_frames(path, device, grid)))
 
 
-def load_mask(path: Path, grid: Grid | None = None) -> np.ndarray:
-    """A mask as bool (X, Y, Z), resampled to a grid (nearest neighbour) if one is given and differs.
+def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One volume (X, Y, Z) in float32, and its affine; a fourth axis of length one is dropped.
 
     Raises
     ------
     ValueError
-        If it is unreadable, not 3-D or empty.
+        If it is unreadable or not 3-D.
     """
-    data = _load(path)
+    try:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     if data.ndim != 3:
-        raise ValueError(f"mask {path} has {data.ndim} dimensions {data.shape}; a mask has three (X, Y, Z)")
-    mask = data > 0
-    affine = nib.load(path).affine
-    if grid is not None and not same_grid((mask.shape, affine), grid):
-        mask = resample(mask.astype(np.uint8), affine, grid, "nearest") > 0
-    if not mask.any():
-        raise ValueError(f"mask {path} is empty: no voxel is above zero")
-    return mask
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(nib.load(path).dataobj, dtype=np.float32)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; correct the manifest or fetch the file") from None
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; one volume has three (X, Y, Z)")
+    return data, image.affine

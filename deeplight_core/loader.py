@@ -83,7 +83,13 @@ class Volumes:
         self.shape = store.shape[::-1]  # (Z, Y, X)
         self._positions = torch.from_numpy(np.flatnonzero(store.mask[box].T)).to(self.device)
         files = {file: store.read(file) for file in rows["file"].unique()}
-        n_bytes = 2 * len(rows) * store.info["n_voxels"]
+        scales = torch.tensor([store.scale(file) for file in files], dtype=torch.float32)
+        number = {file: i for i, file in enumerate(files)}
+        self._scale = scales[[number[file] for file in rows["file"]]].to(self.device) if (scales != 1).any() else None
+        statistics = store.statistics()
+        self._statistics = statistics and tuple(values.to(self.device) for values in statistics)
+        bytes_per_value = 1 if store.info["preprocessing"]["storage"] == "int8" else 2
+        n_bytes = bytes_per_value * len(rows) * store.info["n_voxels"]
         if in_memory is None:
             in_memory = n_bytes < _SHARE_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._all: Tensor | None = None
@@ -101,11 +107,19 @@ class Volumes:
         return len(self.rows)
 
     def masked(self, numbers: np.ndarray) -> Tensor:
-        """In-mask volumes (B, V), float16, by their row numbers."""
+        """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
+        chosen = torch.from_numpy(numbers).to(self.device)
         if self._all is not None:
-            return self._all[self._place[torch.from_numpy(numbers).to(self.device)]]
-        picked = [self._files[file][row] for file, row in (self._of_file[i] for i in numbers)]
-        return torch.stack(picked).to(self.device)
+            picked = self._all[self._place[chosen]]
+        else:
+            of_file = [self._of_file[i] for i in numbers]
+            picked = torch.stack([self._files[file][row] for file, row in of_file]).to(self.device)
+        if self._scale is not None:
+            picked = picked * self._scale[chosen, None]
+        if self._statistics:
+            mean, sd = self._statistics
+            picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)
+        return picked
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """`volumes` (B, Z, Y, X) float32, zero outside the mask, and `labels` (B,)."""

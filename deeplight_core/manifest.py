@@ -1,7 +1,11 @@
-"""The manifest: one row per run, what exists and who is in which split. Fixed here, never drawn inside training."""
+"""The manifest: what exists and who is in which split. Fixed here, never drawn inside training.
 
+One row per run of fMRI, or per structural image: that has no events and no repetition time, and is one volume.
+"""
+
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,12 +15,17 @@ from deeplight_core.files import write_whole
 
 __all__ = [
     "COLUMNS",
+    "add_subject_columns",
     "assign_splits",
+    "is_structural",
+    "read_left_out",
     "read_manifest",
+    "read_notes",
     "run_key",
     "select",
     "unit_names",
     "write_manifest",
+    "write_notes",
 ]
 
 COLUMNS = (
@@ -50,13 +59,13 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f"{path}: rows have more cells than the header; is there a comma too many?")
-    problems = _cell_problems(table) + _split_problems(table, split_unit)
+    problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
     if len(table) == 0:
         problems.append((-1, "the manifest has no rows"))
     if problems:
         lines = [f"  row {row + 2}: {text}" for row, text in sorted(set(problems))]
         raise ValueError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
-    return table.astype({"tr_s": float, "n_volumes": int})
+    return table.assign(tr_s=pd.to_numeric(table["tr_s"])).astype({"tr_s": float, "n_volumes": int})
 
 
 def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
@@ -78,7 +87,7 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
             "task": pa.Column(str, [text, name]),
             "run": pa.Column(str, [text, name]),
             "image": pa.Column(str, [text, relative]),
-            "events": pa.Column(str, [text, relative]),
+            "events": pa.Column(str, relative),
             "mask": pa.Column(str, relative),
             "tr_s": pa.Column(str, seconds),
             "n_volumes": pa.Column(str, pa.Check.str_matches(r"^[1-9]\d{0,6}$", error="must be a whole number from 1")),
@@ -97,7 +106,23 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
     return []
 
 
+def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Rows that are neither a run of fMRI nor a structural image."""
+    rows = list(zip(table["events"], table["tr_s"], table["n_volumes"], strict=True))
+    rules = [
+        ("tr_s = '' must be seconds; only a structural image, which has no events, has none",
+         [events != "" and tr_s == "" for events, tr_s, _ in rows]),
+        ("events = '' must name the run's events; a structural image has none, but then it has no tr_s either",
+         [events == "" and tr_s != "" for events, tr_s, _ in rows]),
+        ("n_volumes must be 1 of a structural image (one without events)",
+         [events == "" and tr_s == "" and n != "1" for events, tr_s, n in rows]),
+    ]  # fmt: skip
+    return [(int(row), message) for message, broken in rules for row in np.flatnonzero(broken)]
+
+
 def _is_tr(cell: str) -> bool:
+    if cell == "":  # of a structural image
+        return True
     try:
         return 0.1 <= float(cell) <= 20
     except ValueError:
@@ -122,6 +147,11 @@ def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str
                            f"but in {first[row]} in an earlier row; a {column} belongs to one split")
             )  # fmt: skip
     return problems
+
+
+def is_structural(table: pd.DataFrame) -> pd.Series:
+    """Which rows are structural images."""
+    return table["events"] == ""
 
 
 def write_manifest(table: pd.DataFrame, path: str | Path) -> None:
@@ -162,20 +192,113 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
     return chosen.reset_index(drop=True)
 
 
+def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> pd.DataFrame:
+    """The manifest with its subjects' family, and other columns, from a table of subjects (CSV or TSV).
+
+    The subject's column is `subject`, `participant_id` or `Subject` (HCP); the family's is `family`, `Family_ID` or
+    `Pedigree_ID` (HCP's restricted table). Only the family and the columns asked for are copied.
+
+    Raises
+    ------
+    ValueError
+        If the table is unreadable, lacks a column or a subject, or names a subject twice.
+    """
+    try:
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        people = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no readable table of subjects: {error}") from None
+    names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
+    if missing := [*([] if names else ["subject"]), *(c for c in labels if c not in people)]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, people))}")
+    people = people.set_index(people[names].str.removeprefix("sub-"))
+    if repeated := sorted({*people.index[people.index.duplicated()]}):
+        raise ValueError(f"{path} names {', '.join(repeated)} more than once")
+    if unknown := sorted({*table["subject"]} - {*people.index}):
+        raise ValueError(f"{path} has no row for {len(unknown)} subject(s) of the manifest: {', '.join(unknown[:10])}")
+    family = next((c for c in ("family", "Family_ID", "Pedigree_ID") if c in people), None)
+    if family:
+        table = table.assign(family=people.loc[table["subject"], family].to_numpy())
+    return table.assign(**{column: people.loc[table["subject"], column].to_numpy() for column in labels})
+
+
 def assign_splits(
-    table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int
+    table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int, stratify: str = ""
 ) -> pd.DataFrame:
-    """Hold out `n_validation` units, drawn with `seed`; members of a family stay together."""
+    """Hold out `n_validation` units, drawn with `seed`; members of a family stay together.
+
+    Parameters
+    ----------
+    stratify : label column whose values are to be as frequent among the held-out units as among all; of a column of
+        numbers with more than four values, its quarters are
+    """
     units = unit_names(table, split_unit)
     groups = units.where(table["family"] == "", table["family"]) if split_unit == "subject" else units
-    names = sorted(groups.unique())
-    sizes = units.groupby(groups).nunique()
-    held_out: set[str] = set()
-    for name in np.random.default_rng(seed).permutation(names):
-        if sum(sizes[g] for g in held_out) < n_validation:
-            held_out.add(str(name))
-    if len(held_out) == len(names):
+    stratum = _strata(table, stratify) if stratify else pd.Series("", index=table.index)
+    counts = pd.crosstab(groups, stratum, values=units, aggfunc="nunique").fillna(0)  # of units, per group
+    total = units.nunique()
+    share = counts.sum() * n_validation / total  # of each stratum that is to be held out
+    held_out = counts.iloc[:0]
+    order = np.random.default_rng(seed).permutation(sorted(groups.unique()))
+    for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share first, then what is lacking
+        for name in order:
+            taken = held_out.sum()
+            if taken.sum() < n_validation and name not in held_out.index and (taken + counts.loc[name] <= limit).all():
+                held_out = counts.loc[[*held_out.index, name]]
+    if len(held_out) == len(counts):
+        raise ValueError(f"holding out {n_validation} of {total} {split_unit}s leaves none to train on; ask for fewer")
+    return table.assign(split=np.where(groups.isin(held_out.index), "validation", "train"))
+
+
+def _strata(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table:
+        raise ValueError(f"the manifest has no column {column} to stratify by; it has {', '.join(table.columns)}")
+    values = table[column].astype(str)
+    if empty := sorted({*table.loc[values == "", "subject"]}):
+        raise ValueError(f"{column} is empty for {', '.join(empty[:10])}; fill it or do not stratify by it")
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any() or numbers.nunique() <= 4:
+        return values
+    return pd.qcut(numbers, 4, labels=False, duplicates="drop").astype(str)
+
+
+def write_notes(
+    path: Path,
+    root: str,
+    layout: str,
+    split_unit: str,
+    states: dict[str, dict[str, list[str]]],
+    left_out: pd.DataFrame | None = None,
+) -> None:
+    """What a manifest's table cannot say, beside it: `….source.json` (where its data are) and `….left-out.csv`."""
+    listed = pd.DataFrame(columns=["path", "reason"]) if left_out is None else left_out
+    notes = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
+    write_whole(
+        path.with_suffix(".source.json"), lambda p: p.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    )
+    write_whole(path.with_suffix(".left-out.csv"), lambda p: listed.to_csv(p, index=False, lineterminator="\n"))
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The root, layout, unit of splits and states that a manifest was made with.
+
+    Raises
+    ------
+    ValueError
+        If the file beside the manifest is missing or unreadable.
+    """
+    notes = path.with_suffix(".source.json")
+    try:
+        found = json.loads(notes.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("root", "layout", "split_unit", "states")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"holding out {n_validation} of {units.nunique()} {split_unit}s leaves none to train on; ask for fewer"
-        )
-    return table.assign(split=np.where(groups.isin(held_out), "validation", "train"))
+            f"{notes}, which says where the data of {path} are, cannot be read ({error}); make both anew with "
+            "`deeplight manifest`, or write a profile"
+        ) from None
+
+
+def read_left_out(path: Path) -> pd.DataFrame:
+    """What the scan that made a manifest left out: `path`, `reason`; empty if there is no list."""
+    listed = path.with_suffix(".left-out.csv")
+    return pd.read_csv(listed, dtype=str) if listed.is_file() else pd.DataFrame(columns=["path", "reason"])

@@ -19,7 +19,7 @@ import numpy as np
 from deeplight_core.config import PreprocessingSettings
 from deeplight_core.images import read_frames
 
-__all__ = ["clean", "cleaning_matrix", "process_run", "smooth", "smoothing_matrix"]
+__all__ = ["clean", "cleaning_matrix", "process_run", "scaled", "smooth", "smoothing_matrix", "zoomed"]
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
 _BLOCK_BYTES = 1 << 23  # of float32 that are cleaned at a time: few enough for the processor's cache
@@ -109,7 +109,7 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
         ) from error
 
 
-def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0) -> tuple[Any, int]:
+def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0) -> tuple[Any, Any, Any]:
     """Detrend, high-pass and z-score (T, V) float32; equals `nilearn.signal.clean(standardize="zscore_sample")`.
 
     Parameters
@@ -118,7 +118,8 @@ def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: A
 
     Returns
     -------
-    the clean series, and the number of constant voxels, which become zeros
+    the clean series; which voxels are constant (V), and hence zeros in it; and the temporal signal-to-noise ratio (V)
+    before cleaning, mean / SD over time, zero in constant voxels
     """
     import torch
 
@@ -127,12 +128,14 @@ def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: A
     scale = np.sqrt(len(series) - 1)  # of the sample
     mean = series.mean(dim=0, dtype=torch.float64)
     series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
-    constant = torch.linalg.vector_norm(series, dim=0) <= scale * _CONSTANT * (mean + baseline).abs()
+    level, deviation = (mean + baseline).abs(), torch.linalg.vector_norm(series, dim=0) / scale
+    constant = deviation <= _CONSTANT * level
     matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
     if matrix is not None:
         series = torch.as_tensor(matrix - matrix.mean(axis=0), dtype=series.dtype, device=series.device) @ series
     norm = torch.linalg.vector_norm(series, dim=0)
-    return series * torch.where(constant | (norm == 0), 0.0, scale / norm), int(constant.sum())
+    tsnr = torch.where(constant, 0.0, level / deviation)
+    return series * torch.where(constant | (norm == 0), 0.0, scale / norm), constant, tsnr.float()
 
 
 def process_run(
@@ -144,7 +147,7 @@ def process_run(
     scratch: Path,
     write: Callable[[slice, Any], object],
     device: str = "cpu",
-) -> int:
+) -> tuple[int, np.ndarray]:
     """Smooth and clean one run's in-mask series, never holding more than a part of it in memory.
 
     Parameters
@@ -155,7 +158,7 @@ def process_run(
 
     Returns
     -------
-    the number of constant voxels, which become zeros
+    the number of constant voxels, which become zeros, and the temporal signal-to-noise ratio (V) of the smoothed series
 
     Raises
     ------
@@ -167,7 +170,7 @@ def process_run(
     z, y, x = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask.T))
     box = (z, y, x)
     voxels = torch.from_numpy(np.flatnonzero(mask.T[box])).to(device)
-    n_constant = 0
+    n_constant, tsnr = 0, np.empty(len(voxels), np.float32)
 
     def inside(frames: Any) -> Any:
         part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
@@ -189,9 +192,41 @@ def process_run(
             for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
                 os.preadv(file.fileno(), [row.data], 4 * (frame * len(voxels) + start))
             try:
-                cleaned, n = clean(torch.from_numpy(series).to(device), tr_s, settings, baseline[block])
+                cleaned, constant, block_tsnr = clean(
+                    torch.from_numpy(series).to(device), tr_s, settings, baseline[block]
+                )
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            n_constant += n
+            n_constant += int(constant.sum())
+            tsnr[block] = block_tsnr.cpu().numpy()
             write(block, cleaned)
-    return n_constant
+    return n_constant, tsnr
+
+
+def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
+    """A structural image (X, Y, Z), zero outside its mask, its values brought to [0, 1] (Atanaszov & Ritter 2019, 2.1).
+
+    Raises
+    ------
+    ValueError
+        If it holds NaN or infinite values in its mask, or one value only; the message names `path`.
+    """
+    inside = np.where(mask, volume, 0).astype(np.float32)
+    low, high = float(inside.min()), float(inside.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{path} holds NaN or infinite values in its mask; repair or leave out the image")
+    if low == high:
+        raise ValueError(f"{path} holds the value {low:g} only; leave out the image")
+    return (inside - low) / np.float32(high - low)
+
+
+def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A volume (X, Y, Z) or mask (bool) on more or fewer voxels by `scipy.ndimage.zoom`, the corners where they were.
+
+    Linear between neighbours, so that values stay in their range; masks take the nearest.
+    """
+    from scipy.ndimage import zoom
+
+    factors = [n / m for n, m in zip(shape, volume.shape, strict=True)]
+    order = 0 if volume.dtype == bool else 1
+    return np.asarray(zoom(volume.astype(np.float32), factors, order=order, mode="nearest"))

@@ -1,16 +1,21 @@
-"""The volume store: in-mask float16 volumes of labelled frames, one safetensors file per run, a Parquet index.
+"""The volume store: in-mask volumes of labelled frames, one safetensors file per run, a Parquet index.
 
 store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
-mask.nii.gz          the common mask
-runs/<run>.safetensors   `volumes` (N, V) float16; how they were made is in the file's own metadata
-runs.parquet         one row per run: file, sha256, what was kept and what was left out
+mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel
+runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
+runs/<run>.json      the run's record: what its file was made of, its sha256, what was kept and what was left out
+statistics.safetensors   `mean`, `sd` (V) over the training images, where the settings ask for z-scores with them
+runs.parquet         the records, one row per run
 index.parquet        one row per volume; written last, so that a store that has it is whole
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +27,7 @@ from deeplight_core.files import file_sha256
 from deeplight_core.images import UNREADABLE
 from deeplight_core.progress import track
 
-__all__ = ["Store", "open_store", "verify"]
+__all__ = ["Store", "open_store", "verify", "write_volumes"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Store:
         return digest(self.info, list(self.runs["sha256"]))
 
     def read(self, file: str) -> Any:
-        """A run's volumes (N, V), float16, memory-mapped.
+        """A run's volumes (N, V) as they are stored, memory-mapped; times `scale(file)` they are what they stand for.
 
         Raises
         ------
@@ -78,6 +83,35 @@ class Store:
             )
         with safe_open(path, framework="pt") as tensors:
             return tensors.get_tensor("volumes")
+
+    def scale(self, file: str) -> float:
+        """What a run's stored values are to be multiplied with; 1 for float16."""
+        return float(self.runs.set_index("file")["scale"].to_dict()[file])
+
+    def statistics(self) -> tuple[Any, Any] | None:
+        """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
+        if self.info["tr_s"] is not None or not self.info["preprocessing"]["structural"]["z_score"]:
+            return None
+        path = self.path / "statistics.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path} is gone; delete {self.path / 'index.parquet'} and run `deeplight prepare` again")
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor("mean"), tensors.get_tensor("sd")
+
+    def tsnr(self) -> np.ndarray:
+        """Temporal signal-to-noise ratio (V), its mean over runs in each voxel.
+
+        A run's own is mean / SD over time of the smoothed series, before detrending.
+        """
+        total = np.zeros(self.info["n_voxels"], np.float32)
+        for file in self.runs["file"]:
+            with safe_open(self.path / file, framework="numpy") as tensors:
+                total += tensors.get_tensor("tsnr")
+        return total / len(self.runs)
+
+    def coverage(self) -> np.ndarray:
+        """Share of runs whose own mask has a voxel, (X, Y, Z)."""
+        return np.asarray(nib.load(self.path / "coverage.nii.gz").dataobj, dtype=np.float32)
 
     def unmask(self, values: np.ndarray) -> nib.Nifti1Image:
         """A (V,) map as NIfTI on the store's grid."""
@@ -126,7 +160,70 @@ def verify(path: str | Path) -> list[str]:
             problems.append(f"{store.path / file} holds {shape} (volumes, voxels), the index says {expected}")
     if strangers := sorted({*counts.index} - {*store.runs["file"]}):
         problems.append(f"index.parquet has volumes of runs that runs.parquet lacks: {', '.join(strangers)}")
-    for name, found in (("n_volumes", len(store.index)), ("n_voxels", int(store.mask.sum()))):
-        if store.info[name] != found:
-            problems.append(f"store.json says {name} {store.info[name]}, there are {found}")
+    if store.info["n_voxels"] != store.mask.sum():
+        problems.append(f"store.json says n_voxels {store.info['n_voxels']}, the mask has {store.mask.sum()}")
     return problems
+
+
+def write_volumes(
+    path: Path,
+    frames: np.ndarray,
+    n_voxels: int,
+    storage: str,
+    process: Callable[[Callable[[slice, Any], None]], dict[str, np.ndarray]],
+    maps: tuple[str, ...] = (),
+) -> dict[str, float]:
+    """Write a run's file, a block of voxels at a time, without ever holding the run in memory.
+
+    Parameters
+    ----------
+    frames : (N,) numbers of the frames to keep
+    storage : float16 or int8
+    process : is given a function that takes a slice of the voxels and their series (T, v), and calls it for all of
+        them; returns the maps (V,) that are kept beside the volumes
+    maps : names of these maps
+
+    Returns
+    -------
+    `scale`, and for int8 the largest and the root-mean-square rounding error
+    """
+    import torch
+
+    chosen, dtype = torch.from_numpy(frames), {"float16": "F16", "int8": "I8"}[storage]
+    tensors, end = {}, 0
+    for name, its_type, shape in [*((m, "F16", [n_voxels]) for m in maps), ("volumes", dtype, [len(frames), n_voxels])]:
+        start, end = end, end + int(np.prod(shape)) * (1 if its_type == "I8" else 2)
+        tensors[name] = {"dtype": its_type, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(tensors).encode()
+    header = text.ljust(-(-len(text) // 8) * 8)  # volumes are aligned after it
+    first = 8 + len(header) + start
+    with path.open("w+b") as file, TemporaryFile(dir=path.parent) as scratch:
+        target, offset = (file, first) if storage == "float16" else (scratch, 0)
+
+        def write(block: slice, series: Any) -> None:
+            for row, values in enumerate(series[chosen.to(series.device)].half().cpu().numpy()):
+                os.pwrite(target.fileno(), values.tobytes(), offset + 2 * (row * n_voxels + block.start))
+
+        made = process(write)
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in maps:
+            file.write(np.asarray(made[name], np.float16).tobytes())
+        return {"scale": 1.0} if storage == "float16" else _to_int8(scratch, file, len(frames), n_voxels)
+
+
+def _to_int8(source: BinaryIO, target: BinaryIO, n_rows: int, n_voxels: int) -> dict[str, float]:
+    """Copy float16 rows as int8, in steps of 1/127 of the largest absolute value."""
+
+    def rows() -> Any:
+        for row in range(n_rows):
+            yield np.frombuffer(os.pread(source.fileno(), 2 * n_voxels, 2 * row * n_voxels), np.float16).astype("f4")
+
+    scale = max((float(np.abs(row).max()) for row in rows()), default=0.0) / 127 or 1.0
+    largest, squares = 0.0, 0.0
+    for row in rows():
+        rounded = np.rint(row / scale).astype(np.int8)
+        target.write(rounded.tobytes())
+        error = rounded * np.float32(scale) - row
+        largest, squares = max(largest, float(np.abs(error).max())), squares + float(np.square(error).sum())
+    rms = float(np.sqrt(squares / max(1, n_rows * n_voxels)))
+    return {"scale": scale, "rounding_largest": largest, "rounding_rms": rms}

@@ -67,23 +67,23 @@ def test_what_a_manifest_leaves_out_is_listed_beside_it(tmp_path, monkeypatch, c
     (folder / "sim002/MNINonLinear/Results/tfMRI_WM_LR/tfMRI_WM_LR.nii.gz").unlink()
     command = ["manifest", "--hcp", str(folder), "-o", str(output)]
     assert call(monkeypatch, *command) == 0
-    text = (tmp_path / "m.left-out.txt").read_text()
-    assert text == "sim002/MNINonLinear/Results/tfMRI_WM_LR left out: no tfMRI_WM_LR.nii.gz\n"
+    text = (tmp_path / "m.left-out.csv").read_text()
+    assert text == "path,reason\nsim002/MNINonLinear/Results/tfMRI_WM_LR,no <run>.nii.gz\n"
     shown = capsys.readouterr()
     assert "1 warning(s), all of them in" in shown.err
     assert "20 runs" in shown.out
     assert call(monkeypatch, *command, "--task", "MOTOR") == 0
-    assert not (tmp_path / "m.left-out.txt").exists()
+    assert (tmp_path / "m.left-out.csv").read_text() == "path,reason\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretrain", "nothing"], "there is no profile"),
-        (["manifest", "-o", "m.csv"], "give one of --hcp ROOT and --bids ROOT"),
-        (["manifest", "--bids", "nowhere", "-o", "m.csv"], "there is no folder nowhere"),
+        (["manifest", "-o", "m.csv"], "give one of --hcp ROOT, --bids ROOT and --table FILE"),
+        (["manifest", "--bids", "nowhere", "-o", "m.csv"], "there is no folder .*nowhere"),
         (["manifest", "--bids", ".", "-o", "m.csv"], "found no BIDS runs"),
-        (["manifest", "--hcp", ".", "--space", "T1w", "-o", "m.csv"], "--space and --res are for --bids"),
+        (["manifest", "--hcp", ".", "--space", "T1w", "-o", "m.csv"], "--space, --res and --anat are for --bids"),
         (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
         (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
         (["verify", "nowhere"], "store nowhere does not exist"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deeplight_core import images
-from deeplight_core.images import load_bold, load_mask, read_frames
+from deeplight_core.images import load_bold, load_volume, read_frames
 
 SHAPE = (7, 8, 9)
 AFFINE = np.array([[-3.0, 0.2, 0, 9], [0, 3.5, 0, -12], [0.1, 0, 4, -16], [0, 0, 0, 1]])
@@ -91,16 +91,17 @@ def test_an_image_of_two_files_is_refused(tmp_path: Path) -> None:
         load_bold(tmp_path / "bold.img")
 
 
-def test_masks_are_where_values_are_positive(tmp_path: Path) -> None:
+def test_a_volume_may_have_a_fourth_axis_of_one(tmp_path: Path) -> None:
     data = np.random.default_rng(0).choice([-1.0, 0.0, 0.3, 2.0], SHAPE)
     for values in (data, data[..., None]):
-        np.testing.assert_array_equal(load_mask(saved(tmp_path / "mask.nii.gz", values)), data > 0)
+        volume, affine = load_volume(saved(tmp_path / "mask.nii.gz", values))
+        np.testing.assert_array_equal(volume, data.astype(np.float32))
+        np.testing.assert_allclose(affine, AFFINE)
 
 
-def test_a_broken_mask_is_named(tmp_path: Path) -> None:
+def test_a_broken_volume_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mask.nii.gz"
-    for values, message in ((np.zeros(SHAPE), "is empty"), (np.ones((*SHAPE, 2)), "has 4 dimensions")):
-        with pytest.raises(ValueError, match=f"mask {path} {message}"):
-            load_mask(saved(path, values))
+    with pytest.raises(ValueError, match=f"{path} has 4 dimensions"):
+        load_volume(saved(path, np.ones((*SHAPE, 2))))
     with pytest.raises(ValueError, match=f"^{path} cannot be read as NIfTI"):
-        load_mask(broken("truncated", path))
+        load_volume(broken("truncated", path))

@@ -12,13 +12,17 @@ from deeplight_core.manifest import assign_splits, read_manifest, write_manifest
 from deeplight_core.scan import scan_bids, scan_hcp
 
 
+def pairs(left_out: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(left_out.itertuples(index=False, name=None))
+
+
 def test_scan_hcp_gives_back_the_plan(simulated: tuple[pd.DataFrame, Path, SimulationSettings]) -> None:
     planned, root, _ = simulated
-    found, warnings = scan_hcp(root)
+    found, left_out = scan_hcp(root)
     order = ["subject", "task", "run"]
     expected = planned.assign(dataset="hcp", split="").sort_values(order, ignore_index=True)
     pd.testing.assert_frame_equal(found.sort_values(order, ignore_index=True), expected)
-    assert warnings == []
+    assert left_out.empty
     assert set(scan_hcp(root, ["EMOTION"])[0]["task"]) == {"EMOTION"}
 
 
@@ -30,11 +34,11 @@ def test_scan_hcp_warns_of_runs_that_are_not_whole(tmp_path: Path) -> None:
         evs = tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/EVs"
         evs.mkdir()
         (evs / "0bk_body.txt").write_text("1 2 1\n" * (task == "WM"))
-    found, warnings = scan_hcp(tmp_path)
+    found, left_out = scan_hcp(tmp_path)
     assert found[["subject", "task", "run", "mask"]].to_numpy().tolist() == [["100307", "WM", "RL", ""]]
-    assert warnings == [
-        "100307/MNINonLinear/Results/tfMRI_EMOTION_RL left out: no EVs",
-        "100307/MNINonLinear/Results/tfMRI_MOTOR_RL left out: all files in EVs are empty",
+    assert pairs(left_out) == [
+        ("100307/MNINonLinear/Results/tfMRI_EMOTION_RL", "no EVs"),
+        ("100307/MNINonLinear/Results/tfMRI_MOTOR_RL", "all files in EVs are empty"),
     ]
 
 
@@ -47,17 +51,18 @@ def test_scan_hcp_leaves_out_runs_of_another_length_and_names_missing_ones(tmp_p
             save_bold(folder / f"tfMRI_WM_{run}.nii.gz", shape=(3, 3, 3, n_volumes))
             (folder / "EVs").mkdir()
             (folder / "EVs/0bk_body.txt").write_text("1 2 1\n")
-    found, warnings = scan_hcp(tmp_path)
+    found, left_out = scan_hcp(tmp_path)
     assert found[["subject", "run"]].to_numpy().tolist() == [["1", "LR"], ["1", "RL"], ["2", "LR"]]
-    assert warnings == [
-        f"3/MNINonLinear/Results/tfMRI_WM_{run}/tfMRI_WM_{run}.nii.gz left out: 4 volumes, most runs of WM have 5"
+    assert pairs(left_out) == [("2/MNINonLinear/Results/tfMRI_WM_RL", "no such run of this subject")] + [
+        (f"3/MNINonLinear/Results/tfMRI_WM_{run}/tfMRI_WM_{run}.nii.gz", "4 volumes, most runs of WM have 5")
         for run in ("LR", "RL")
-    ] + ["subject 2 has no tfMRI_WM_RL"]
+    ]
 
 
 def save_bold(path: Path, tr: float = 1.5, unit: str = "sec", shape: tuple[int, ...] = (7, 8, 9, 5)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4))
+    noise = np.random.default_rng(list(str(path).encode())).integers(0, 99, shape)  # of its own for every path
+    image = nib.Nifti1Image(noise.astype(np.int16), np.eye(4))
     image.header.set_xyzt_units("mm", unit)
     image.header.set_zooms((3.0, 3.0, 3.0, tr)[: len(shape)])
     nib.save(image, path)
@@ -79,7 +84,7 @@ def bids(tmp_path: Path) -> Path:
 
 
 def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None:
-    found, warnings = scan_bids(bids)
+    found, left_out = scan_bids(bids)
     assert sorted(found[["dataset", "subject", "session", "task", "run"]].to_numpy().tolist()) == [
         ["mine", "01", "", "faces", "1"], ["mine", "01", "", "faces", "10"],
         ["mine", "02", "a", "faces", "1"], ["mine", "02", "a", "tones", "1"],
@@ -87,7 +92,7 @@ def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
     assert set(found["tr_s"]) == {1.5}
     assert set(found["n_volumes"]) == {5}
-    assert warnings == ["sub-01/func/sub-01_task-rest_bold.nii.gz left out: no sub-01_task-rest_events.tsv"]
+    assert pairs(left_out) == [("sub-01/func/sub-01_task-rest_bold.nii.gz", "no events.tsv applies to it")]
     split = assign_splits(found, "subject", 1, 0)
     write_manifest(split, tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), split)
@@ -103,9 +108,10 @@ def test_scan_bids_finds_the_mask_of_the_run_or_subject(bids: Path) -> None:
         ("1", of_subject), ("1", of_subject),
     ]  # fmt: skip
     save_bold(bids / "sub-01/func/sub-01_desc-brain_mask.nii.gz", shape=(7, 8, 9))
-    found, warnings = scan_bids(bids)
+    found, left_out = scan_bids(bids)
     assert found[:2].set_index("run")["mask"].to_dict() == {"10": "sub-01/func/sub-01_desc-brain_mask.nii.gz", "1": ""}
-    assert any("run-1_bold.nii.gz: 2 masks fit, none is used" in warning for warning in warnings)
+    reason = "kept, but without mask: several fit; name one in the manifest"
+    assert ("sub-01/func/sub-01_task-faces_run-1_bold.nii.gz", reason) in pairs(left_out)
 
 
 FMRIPREP = "derivatives/fmriprep"
@@ -127,25 +133,24 @@ def fmriprep(bids: Path) -> Path:
 
 
 def test_scan_bids_finds_what_fmriprep_made_and_the_events_of_the_raw_tree(fmriprep: Path) -> None:
-    found, warnings = scan_bids(fmriprep, derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    found, left_out = scan_bids(fmriprep, derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
     assert found["tr_s"].tolist() == [0.9, 0.9, 0.9, 1.1]
     assert found["image"][2] == (
         f"{FMRIPREP}/sub-02/ses-a/func/sub-02_ses-a_task-faces_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
     )
     assert found["mask"][2] == found["image"][2].replace("desc-preproc_bold", "desc-brain_mask")
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
-    assert len(warnings) == 1
-    assert "task-rest" in warnings[0]
+    assert len(left_out) == 1
+    assert "task-rest" in left_out["path"][0]
 
 
 def test_scan_bids_names_a_run_that_has_no_image_in_the_space(fmriprep: Path) -> None:
     stem = "sub-01_task-faces_run-1_space-{}_desc-preproc_bold.nii.gz"
     (fmriprep / FMRIPREP / "sub-01/func" / stem.format("MNI152NLin2009cAsym")).unlink()
-    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
+    found, left_out = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
     assert found[["subject", "run"]].to_numpy().tolist() == [["01", "10"], ["02", "1"]]
-    assert warnings == [
-        f"run left out, no image of it has desc-preproc_space-MNI152NLin2009cAsym: {stem.format('T1w')}"
-    ]
+    reason = "not desc-preproc_space-MNI152NLin2009cAsym, and no other image of this run is"
+    assert pairs(left_out) == [(f"{FMRIPREP}/sub-01/func/{stem.format('T1w')}", reason)]
 
 
 def test_scan_bids_leaves_out_a_run_in_several_spaces_and_says_how_to_choose(fmriprep: Path) -> None:
@@ -155,9 +160,9 @@ def test_scan_bids_leaves_out_a_run_in_several_spaces_and_says_how_to_choose(fmr
     found, _ = scan_bids(fmriprep, ["faces"])
     assert found["run"].tolist() == ["10", "1", "x-1", "1"]
     (fmriprep / FMRIPREP / "sub-01/func/sub-01_task-faces_run-1_space-T1w_desc-preproc_bold.nii.gz").unlink()
-    found, warnings = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP)
+    found, left_out = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP)
     assert found[["subject", "run"]].to_numpy().tolist() == [["01", "1"]]
-    assert sum("2 images of one run left out" in w and "choose one by space and res" in w for w in warnings) == 2
+    assert left_out["reason"].tolist() == ["several images of one run; choose one by space and res"] * 4
 
 
 def test_scan_bids_takes_events_and_sidecars_from_higher_folders(bids: Path) -> None:
@@ -166,13 +171,13 @@ def test_scan_bids_takes_events_and_sidecars_from_higher_folders(bids: Path) -> 
     (bids / "task-faces_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tface\n")
     (bids / "bold.json").write_text('{"RepetitionTime": 2.5}')
     (bids / "sub-02/ses-a/sub-02_ses-a_bold.json").write_text('{"RepetitionTime": 0.7}')
-    found, warnings = scan_bids(bids)
+    found, left_out = scan_bids(bids)
     assert found[["run", "events", "tr_s"]].to_numpy().tolist() == [
         ["1", "task-faces_events.tsv", 2.5],
         ["1", "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv", 0.7],
         ["1", "sub-02/ses-a/func/sub-02_ses-a_task-tones_events.tsv", 0.7],
     ]
-    assert any("run-10_bold.nii.gz left out: no event in sub-01/func/sub-01" in w for w in warnings)
+    assert ("sub-01/func/sub-01_task-faces_run-10_bold.nii.gz", "no event in its events.tsv") in pairs(left_out)
 
 
 def test_derivatives_that_are_not_there_are_named(bids: Path) -> None:
@@ -195,8 +200,10 @@ def test_the_sidecar_overrules_the_header(bids: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"RepetitionTime": "n/a"}', '{"RepetitionTime": null}'])
 def test_a_broken_sidecar_is_named(bids: Path, content: str) -> None:
     (bids / "sub-01/func/sub-01_task-faces_run-1_bold.json").write_text(content)
-    with pytest.raises(ValueError, match=r"sub-01_task-faces_run-1_bold.json holds no readable RepetitionTime"):
-        scan_bids(bids)
+    found, left_out = scan_bids(bids)
+    assert len(found) == 3
+    reason = left_out.set_index("path")["reason"]["sub-01/func/sub-01_task-faces_run-1_bold.nii.gz"]
+    assert "sub-01_task-faces_run-1_bold.json holds no readable RepetitionTime" in reason
 
 
 @pytest.mark.parametrize("broken", ["3-D", "cut short", "empty"])
@@ -204,8 +211,10 @@ def test_a_broken_image_is_named(bids: Path, broken: str) -> None:
     path = save_bold(bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz", shape=(7, 8, 9))
     if broken != "3-D":
         path.write_bytes(path.read_bytes()[: 60 if broken == "cut short" else 0])
-    with pytest.raises(ValueError, match=r"sub-01_task-faces_run-1_bold.nii.gz is not a readable 4-D NIfTI"):
-        scan_bids(bids)
+    found, left_out = scan_bids(bids)
+    assert len(found) == 3
+    reason = left_out.set_index("path")["reason"]["sub-01/func/sub-01_task-faces_run-1_bold.nii.gz"]
+    assert ("not a readable 4-D image" if broken == "3-D" else "cannot be read as NIfTI") in reason
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -219,8 +228,8 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     ("name", "n_volumes", "mask"), [("haxby2001-vt", 72, "sub-01_desc-vt_mask.nii.gz"), ("haxby2001-slice", 121, "")]
 )
 def test_scan_bids_on_real_data(name: str, n_volumes: int, mask: str, tmp_path: Path) -> None:
-    found, warnings = scan_bids(real_data(name))
-    assert warnings == []
+    found, left_out = scan_bids(real_data(name))
+    assert left_out.empty
     assert list(found["run"]) == [f"{run:02d}" for run in range(1, 13)]
     assert set(found["subject"]) == {"01"}
     assert set(found["tr_s"]) == {2.5}

@@ -1,6 +1,6 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
-from deeplight_core.plots.data import activation_maps, carpet, class_counts, design_timeline, mask_map
+from deeplight_core.plots.data import activation_maps, carpet, class_counts, design_timeline, mask_map, value_map
 from deeplight_core.plots.decoding import (
     accuracy_by_fraction,
     confusion_matrix,
@@ -34,4 +34,5 @@ __all__ = [
     "task_curves",
     "transfer_map",
     "use_style",
+    "value_map",
 ]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from deeplight_core.plots.style import OKABE_ITO, colour_of
 
-__all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map"]
+__all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map", "value_map"]
 
 
 def class_counts(index: pd.DataFrame) -> Figure:
@@ -61,7 +61,7 @@ def design_timeline(
     return figure
 
 
-def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
+def carpet(before: np.ndarray, after: np.ndarray, tr_s: float, title: str = "") -> Figure:
     """All voxels (rows) over time (columns) of one run, before and after cleaning.
 
     Parameters
@@ -69,8 +69,8 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
     before, after : (T, V) series of the same voxels; each voxel is shown as SDs from its mean
     """
     figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
-    titles = ("as acquired", "after cleaning")
-    for axes, series, title in zip(panels, (before, after), titles, strict=True):
+    stages = ("as acquired", "after cleaning")
+    for axes, series, stage in zip(panels, (before, after), stages, strict=True):
         centred = series - series.mean(axis=0)
         deviation = centred.std(axis=0)
         shown = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
@@ -78,10 +78,11 @@ def carpet(before: np.ndarray, after: np.ndarray, tr_s: float) -> Figure:
             shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, interpolation="none",
             extent=(0, len(series) * tr_s, shown.shape[1], 0),
         )  # fmt: skip
-        axes.set_title(title)
+        axes.set_title(stage)
         axes.set_ylabel("voxel")
         axes.grid(False)
     panels[1].set_xlabel("seconds")
+    figure.suptitle(title, fontsize=11)
     figure.colorbar(image, ax=panels, label="SD from the voxel's mean", shrink=0.8)
     return figure
 
@@ -115,6 +116,28 @@ def mask_map(mask: Any, background: Any = None, n_cuts: int = 7) -> Figure:
         mask, figure=figure, display_mode="z", cut_coords=_cuts(mask.get_fdata() > 0, mask.affine, n_cuts),
         cmap="autumn", alpha=0.45, colorbar=False, black_bg=False, **anatomy,
     )  # fmt: skip
+    return figure
+
+
+def value_map(image: Any, background: Any = None, label: str = "", limits: tuple[float, float] | None = None) -> Figure:
+    """Axial slices of a NIfTI map of positive values, zero where there is nothing to show.
+
+    Parameters
+    ----------
+    limits : ends of the colour scale (None = 0 and the 98th percentile)
+    """
+    from nilearn import plotting
+
+    values = image.get_fdata()
+    low, high = limits or (0.0, float(np.percentile(values[values > 0], 98)))
+    figure = plt.figure(figsize=(9, 2.6), layout="none")
+    anatomy = {} if background is None else {"bg_img": background}
+    plotting.plot_stat_map(
+        image, figure=figure, display_mode="z", cut_coords=_cuts(values > 0, image.affine, 6), cmap="viridis",
+        vmin=low, vmax=high, threshold=1e-6, colorbar=True, cbar_tick_format="%.3g", black_bg=False, draw_cross=False,
+        **anatomy,
+    )  # fmt: skip
+    figure.suptitle(label, fontsize=11)
     return figure
 
 

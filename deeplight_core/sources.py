@@ -1,0 +1,102 @@
+"""Where a dataset lies: a folder, or a URL that fsspec knows (`s3://…`), whose files are fetched when needed."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+__all__ = ["at_hand", "is_remote", "located", "refuse_escape", "stamps"]
+
+_TRIES = 4
+_PAUSE_S = 0.5  # before the second try; doubles
+
+
+def located(text: str | Path) -> Any:
+    """The root as a path: `pathlib.Path` of a folder, `upath.UPath` (with the same methods) of a URL.
+
+    Raises
+    ------
+    ValueError
+        If no installed package reads such URLs.
+    """
+    if "://" not in str(text):
+        return Path(text)
+    from upath import UPath
+
+    root = UPath(str(text))
+    try:
+        root.fs  # noqa: B018  finds the package that reads such URLs
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{text} cannot be read: {error} (for S3: pip install 'deeplight-core[s3]')") from None
+    return root
+
+
+def is_remote(root: Any) -> bool:
+    """Whether files must be fetched before they are read."""
+    return not isinstance(root, Path)
+
+
+def refuse_escape(root: Any, name: str) -> None:
+    """Raise ValueError if a name, or the file that it links to, leaves the root."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise ValueError(f"{name} leaves the data root {root}; paths are relative to it and go downwards only")
+    if not is_remote(root) and not (root / name).resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"{name} is a link to {(root / name).resolve()}, outside the data root {root}; "
+            "copy the file into the root, or take a root that holds both"
+        )
+
+
+def stamps(root: Any, names: Iterable[str]) -> dict[str, list[float]]:
+    """Size and time of change of files, and of the files in folders: other numbers mean another file."""
+    found = {}
+    for name in names:
+        path = root / name
+        for file in sorted(path.iterdir(), key=str) if path.is_dir() else [path]:
+            status = file.stat()
+            found[str(file.relative_to(root))] = [status.st_size, status.st_mtime]
+    return found
+
+
+@contextmanager
+def at_hand(root: Any, names: Iterable[str], scratch: Path | None) -> Iterator[Path]:
+    """A folder in which files (and whole folders) of the root can be read: the root itself, or copies of them for now.
+
+    Parameters
+    ----------
+    scratch : folder that the copies are made in (None = the system's for temporary files)
+
+    Raises
+    ------
+    ValueError
+        If a file of a URL is not there, or does not come whole after several tries.
+    """
+    if not is_remote(root):
+        yield root
+        return
+    with TemporaryDirectory(prefix="fetched_", dir=scratch) as folder:
+        for name in names:
+            source = root / name
+            for file in source.iterdir() if source.is_dir() else [source]:
+                _fetch(file, Path(folder) / str(file.relative_to(root)))
+        yield Path(folder)
+
+
+def _fetch(source: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for n_before in range(_TRIES):
+        try:
+            expected = source.stat().st_size
+            source.fs.get_file(source.path, str(target))
+            if target.stat().st_size == expected:
+                return
+            error: Exception = EOFError(f"{target.stat().st_size} of {expected} bytes came")
+        except FileNotFoundError:
+            raise ValueError(f"{source} does not exist; correct the manifest") from None
+        except Exception as problem:  # each of fsspec's file systems has errors of its own
+            error = problem
+        if n_before < _TRIES - 1:
+            time.sleep(_PAUSE_S * 2**n_before)
+    raise ValueError(f"{source} could not be fetched in {_TRIES} tries ({error}); the same command tries it again")
