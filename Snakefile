@@ -3,12 +3,15 @@
     snakemake --cores 2 --config profile=demo
     snakemake --cores 2 --config profile=haxby data=/path/to/haxby2001-vt
     snakemake --cores 2 --config profile=demo controls=yes
+    snakemake --executor slurm --jobs 100 --config profile=paper by_subject=yes
 
+With `by_subject=yes` every subject's runs are prepared by a job of their own; they fill one store, and none waits for another.
 Every rule runs one notebook through papermill. Notebooks are written to running/ and moved when they are whole; a failed
 one is kept in failed/, with its traceback; logs/ has what each of them said. What a notebook depends on are files and settings: adding a fraction to the
 profile runs that fraction only.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import yaml
 
 from deeplight_core import config as settings
 from deeplight_core.grids import CONTROLS, Cell, grid
+from deeplight_core.manifest import read_manifest, select
 from deeplight_core.variants import VARIANTS
 
 NAME = str(config.get("profile", "demo"))
@@ -25,11 +29,14 @@ try:
 except ValueError as error:
     sys.exit(f"snakemake: {error}")
 if DATA:
-    if not Path(DATA).is_dir():
-        sys.exit(f"snakemake: the data folder {DATA} does not exist")
-    PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(Path(DATA).absolute())})})
+    if "://" not in str(DATA):
+        if not Path(DATA).is_dir():
+            sys.exit(f"snakemake: the data folder {DATA} does not exist")
+        DATA = Path(DATA).absolute()
+    PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(DATA)})})
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
+INDEX = os.path.relpath(PROFILE.store / "index.parquet")
 # The profile with all its defaults and the data folder: what papermill injects. Not an input of any rule: the settings
 # that a rule depends on are its params.
 RESOLVED = Path(RUNS) / "profile.yaml"
@@ -72,6 +79,14 @@ def settings_of(cell):
     pretraining = PROFILE.pretraining if pretraining_of(cell) else None
     return settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.finetuning, pretraining and pretraining.model_dump())
 
+
+SUBJECTS = []
+if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
+    try:
+        runs = read_manifest(PROFILE.manifest_path, PROFILE.data.split_unit)
+        SUBJECTS = sorted(select(runs, PROFILE.data)["subject"].unique())
+    except ValueError as error:
+        sys.exit(f"snakemake: {error}")
 
 REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
@@ -133,13 +148,37 @@ if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and ke
             "--seed {params.seed} --output {output}"
 
 
+rule plan:
+    input:
+        str(PROFILE.data.manifest),
+    output:
+        touch(f"{RUNS}/prepared/plan"),
+    params:
+        settings=MADE_OF_DATA,
+    shell:
+        "deeplight prepare {RESOLVED} --plan"
+
+
+rule subject:
+    input:
+        f"{RUNS}/prepared/plan",
+    output:
+        touch(f"{RUNS}/prepared/sub-{{subject}}"),
+    threads: 2
+    resources:
+        mem_mb=3000,
+    shell:
+        "deeplight prepare {RESOLVED} --subject {wildcards.subject} --jobs {threads}"
+
+
 rule data:
     input:
         str(PROFILE.data.manifest),
         "notebooks/01_data.ipynb",
+        [f"{RUNS}/prepared/sub-{subject}" for subject in SUBJECTS],
     output:
         BOOKS + "/01_data.ipynb",
-        RUNS + "/store/index.parquet",
+        INDEX,
     params:
         notebook="01_data",
         parameters="",
@@ -153,7 +192,7 @@ rule data:
 
 rule pretraining:
     input:
-        RUNS + "/store/index.parquet",
+        INDEX,
         "notebooks/02_pretraining.ipynb",
     output:
         BOOKS + "/02_pretraining.ipynb",
@@ -178,7 +217,7 @@ use rule pretraining as other_pretraining with:
 
 rule finetuning:
     input:
-        RUNS + "/store/index.parquet",
+        INDEX,
         "notebooks/03_finetuning.ipynb",
         lambda w: pretraining_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
     output:
@@ -198,7 +237,7 @@ rule finetuning:
 
 rule control:
     input:
-        RUNS + "/store/index.parquet",
+        INDEX,
         "notebooks/03_finetuning.ipynb",
         lambda w: pretraining_of(OTHERS[w.cell]),
     output:
@@ -214,7 +253,7 @@ rule control:
 
 rule control_page:
     input:
-        RUNS + "/store/index.parquet",
+        INDEX,
         lambda w: shown(w.name),
         "notebooks/controls_{name}.ipynb",
     output:
@@ -260,7 +299,7 @@ use rule statistics as full_run with:
     input:
         "profiles/paper.yaml",
         "notebooks/full_run.ipynb",
-        sorted(Path("benchmarks/results").glob("throughput-*.json")),
+        sorted(Path("benchmarks/results").glob("*.json")),
     output:
         BOOKS + "/full_run.ipynb",
     params:

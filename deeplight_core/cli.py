@@ -80,7 +80,7 @@ def make_manifest(
     data: Annotated[str | None, typer.Option(help="--table: the root of its paths (default: its folder).")] = None,
     image: Annotated[str, typer.Option(help="--table without that column: e.g. {participant_id}.nii.gz")] = "",
     derivatives: Annotated[
-        str, typer.Option(help="--bids: preprocessed images below its root, e.g. derivatives/fmriprep.")
+        str, typer.Option(help="--bids: folder of preprocessed images, e.g. derivatives/fmriprep.")
     ] = "",
     space: Annotated[str, typer.Option(help="--bids: only images of this template, e.g. MNI152NLin2009cAsym.")] = "",
     res: Annotated[str, typer.Option(help="--bids: only images of this resolution, e.g. 2.")] = "",
@@ -122,6 +122,8 @@ def make_manifest(
         raise ValueError("--derivatives, --space, --res and --anat are for --bids")
     if table is None and (data or image):
         raise ValueError("--data and --image are for --table")
+    if output in (table, subjects):
+        raise ValueError(f"{output} would be overwritten; give the manifest another name")
     if labels and subjects is None:
         raise ValueError("--label needs --subjects")
     asked = read_states(states) if states else None
@@ -135,6 +137,8 @@ def make_manifest(
     else:
         found, left_out = scan.scan_table(table or Path(), root, image)
         found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
+    if bids:
+        root = str(scan.common_root(root, derivatives))
     if subjects:
         found = manifest.add_subject_columns(found, subjects, labels or [])
     if not (found["split"] != "").all():

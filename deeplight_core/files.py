@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ def file_sha256(path: Path) -> str:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name (`partial_…`), fsync it and rename it; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"partial_{os.getpid()}_{path.name}")
+    temporary = path.with_name(f"partial_{socket.gethostname()}_{os.getpid()}_{threading.get_ident()}_{path.name}")
     try:
         write(temporary)
         with temporary.open("rb") as stream:

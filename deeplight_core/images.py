@@ -8,6 +8,8 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,8 @@ from isal import igzip_threaded
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
+
+from deeplight_core.sources import patiently
 
 __all__ = [
     "UNREADABLE",
@@ -74,9 +78,9 @@ def read_header(path: Any) -> Header:
             image = nib.load(path)
             facts = _facts(image)
         else:
-            with path.open("rb", block_size=_HEADER_BYTES) as raw:
-                stream = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-                facts = _facts(nib.Nifti1Image.from_stream(stream))
+            start = BytesIO(patiently(partial(_start, path), path))
+            stream = gzip.GzipFile(fileobj=start) if path.name.endswith(".gz") else start
+            facts = _facts(nib.Nifti1Image.from_stream(stream))
     except FileNotFoundError:
         raise _missing(path) from None
     except UNREADABLE as error:
@@ -86,6 +90,11 @@ def read_header(path: Any) -> Header:
     if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
         raise ValueError(f"{path} has an affine that cannot be inverted, {facts.affine[:3].tolist()}; mend its header")
     return facts
+
+
+def _start(path: Any) -> bytes:
+    with path.open("rb", block_size=_HEADER_BYTES) as stream:
+        return bytes(stream.read(_HEADER_BYTES))
 
 
 def _facts(image: nib.Nifti1Image) -> Header:

@@ -83,9 +83,8 @@ class Volumes:
         self.shape = store.shape[::-1]  # (Z, Y, X)
         self._positions = torch.from_numpy(np.flatnonzero(store.mask[box].T)).to(self.device)
         files = {file: store.read(file) for file in rows["file"].unique()}
-        scales = torch.tensor([store.scale(file) for file in files], dtype=torch.float32)
-        number = {file: i for i, file in enumerate(files)}
-        self._scale = scales[[number[file] for file in rows["file"]]].to(self.device) if (scales != 1).any() else None
+        scales = torch.tensor(rows["file"].map(store.scales).to_numpy(np.float32), device=self.device)
+        self._scale = scales if (scales != 1).any() else None
         statistics = store.statistics()
         self._statistics = statistics and tuple(values.to(self.device) for values in statistics)
         bytes_per_value = 1 if store.info["preprocessing"]["storage"] == "int8" else 2

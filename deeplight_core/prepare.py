@@ -5,6 +5,7 @@ another, by any number of processes on any number of machines), the index.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ from deeplight_core.workers import in_processes
 __all__ = ["Plan", "plan", "prepare", "prepare_run", "prepare_subjects"]
 
 _AT_ONCE = 16  # headers and masks that are read at a time; where they come from far, waiting is most of it
-_ABANDONED_S = 3600  # a partial file that nobody has touched for so long is left over from a killed process
+_ABANDONED_S = 3600  # what nobody has touched for so long is left over from a killed process
 
 
 class Plan(NamedTuple):
@@ -103,7 +104,7 @@ def prepare(
     )
     index.insert(2, "onset_s", index["frame"] * index.pop("tr_s").fillna(0.0))
     index["row"] = index.groupby("file").cumcount()
-    if json.loads((path / "store.json").read_text(encoding="utf-8")) != _info(manifest, profile, planned):
+    if _noted(path) != _info(manifest, profile, planned):
         raise ValueError(f"store {path} was begun anew with other settings meanwhile; prepare it again")
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
@@ -112,9 +113,7 @@ def prepare(
     own.insert(2, "split", manifest["split"].to_numpy())
     write_whole(path / "runs.parquet", own.to_parquet)
     write_whole(path / "index.parquet", index.to_parquet)
-    for partial_file in (path / "runs").glob("partial_*"):
-        if time.time() - partial_file.stat().st_mtime > _ABANDONED_S:
-            partial_file.unlink(missing_ok=True)
+    _remove_abandoned(path / "runs")
     return open_store(path)
 
 
@@ -146,6 +145,16 @@ def _prepare_runs(
     return in_processes(work, [row for _, row in rows.iterrows()], jobs, "prepared runs", keep_going)
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes have left over."""
+    for left_over in [*folder.glob("partial_*"), *folder.glob("fetched_*")]:
+        try:
+            if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        except FileNotFoundError:  # somebody else's, who has finished
+            continue
+
+
 def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
     tr_s = manifest["tr_s"].iloc[0]
     return {
@@ -161,6 +170,7 @@ def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
 def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, Any]:
     return {
         **_made_with(manifest, profile), "shape": list(planned.mask.shape), "n_voxels": int(planned.mask.sum()),
+        "plan": planned.identity,
         "software": {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")},
     }  # fmt: skip
 
@@ -168,9 +178,9 @@ def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, 
 def _finished(manifest: pd.DataFrame, profile: Profile) -> bool:
     """Whether the store has its index; raises ValueError if it was made with other settings."""
     path = profile.store
-    if not (path / "index.parquet").is_file() or not (path / "store.json").is_file():
+    found = _noted(path)
+    if found is None or not (path / "index.parquet").is_file():
         return False
-    found = json.loads((path / "store.json").read_text(encoding="utf-8"))
     made_with = _made_with(manifest, profile)
     if differing := [key for key, value in made_with.items() if found.get(key) != value]:
         raise ValueError(
@@ -179,6 +189,14 @@ def _finished(manifest: pd.DataFrame, profile: Profile) -> bool:
             + ". Name another store or profile, or delete its index.parquet: runs that stay the same are kept"
         )
     return True
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
+    """What store.json says, if it says anything."""
+    try:
+        return dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 # ---- the plan
@@ -202,7 +220,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     """
     path, settings, tr_s = profile.store, profile.preprocessing, float(manifest["tr_s"].iloc[0])
     planned = _planned(path, tr_s)
-    if planned and json.loads((path / "store.json").read_text(encoding="utf-8")) == _info(manifest, profile, planned):
+    if planned and _noted(path) == _info(manifest, profile, planned):
         return planned
     structural = is_structural(manifest)
     if structural.any() and not structural.all():
@@ -221,7 +239,8 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
                 problems.append(header)
         if not headers:
             raise _together(problems, root)
-        grid = _target_grid(settings, next(headers[row["image"]] for row in rows if row["image"] in headers))
+        shape, affine = _target_grid(settings, next(headers[row["image"]] for row in rows if row["image"] in headers))
+        grid = (shape, affine.astype(np.float32).astype(np.float64))  # as it is read back from the store
         votes, fitting = np.zeros(grid[0], np.int32), []
         for row in rows:
             if row["image"] in headers:
@@ -258,7 +277,6 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
 def _planned(path: Path, tr_s: float) -> Plan | None:
     try:
         image = nib.load(path / "mask.nii.gz")
-        json.loads((path / "store.json").read_text(encoding="utf-8"))
         return Plan(np.asarray(image.dataobj) > 0, image.affine, tr_s)
     except UNREADABLE:
         return None

@@ -5,6 +5,7 @@ Each returns the manifest without splits, and what was left out: a table with `p
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,10 +17,10 @@ import pandas as pd
 from deeplight_core.events import event_names
 from deeplight_core.images import read_header
 from deeplight_core.manifest import COLUMNS
-from deeplight_core.sources import located, refuse_escape
+from deeplight_core.sources import is_remote, located, refuse_escape
 from deeplight_core.tasks import TASKS
 
-__all__ = ["scan_bids", "scan_hcp", "scan_table", "states_of"]
+__all__ = ["common_root", "scan_bids", "scan_hcp", "scan_table", "states_of"]
 
 _AT_ONCE = 16  # subjects or files that are looked at at a time; where they are far away, waiting is most of it
 _TR_S = (0.1, 20.0)  # repetition times that can be meant
@@ -74,9 +75,16 @@ def _hcp_subject(root: Any, tasks: set[str], subject: Any) -> tuple[list[dict[st
         if image is None or evs is None:
             absent = [n for n, there in ((f"{folder.name}.nii.gz", image), ("EVs", evs)) if there is None]
             left_out.append((name, f"no {' and no '.join(n.replace(folder.name, '<run>') for n in absent)}"))
-        elif not any(file.stat().st_size for file in evs.iterdir() if file.name.endswith(".txt")):
-            left_out.append((name, "all files in EVs are empty"))
+            continue
+        sizes = {file.name: file.stat().st_size for file in evs.iterdir() if file.name.endswith(".txt")}
+        needed = [f"{stem}.txt" for stems in TASKS[parts[1]].states.values() for stem in stems]
+        if absent := [ev for ev in needed if ev not in sizes]:
+            left_out.append((name, f"no {', '.join(absent)} in EVs"))
+        elif not any(sizes[ev] for ev in needed):
+            left_out.append((name, "all files in EVs that states need are empty"))
         else:
+            if empty := [ev for ev in needed if not sizes[ev]]:
+                left_out.append((name, f"kept, but empty in EVs: {', '.join(empty)}"))
             _add_row(rows, left_out, root, "hcp", subject.name, "", parts[1], parts[2], image, evs,
                      present.get("brainmask_fs.2.nii.gz"))  # fmt: skip
     return rows, left_out
@@ -95,8 +103,9 @@ def scan_bids(
 
     Parameters
     ----------
-    derivatives : folder below `root` whose preprocessed images (`desc-preproc`, as fMRIPrep writes them) are taken in
-        the place of the raw ones, e.g. `derivatives/fmriprep`; events and repetition times still come from the raw tree
+    derivatives : folder whose preprocessed images (`desc-preproc`, as fMRIPrep writes them) are taken in the place of
+        the raw ones, below `root` (`derivatives/fmriprep`) or anywhere; events and repetition times still come from the
+        raw tree. The manifest's paths are relative to `common_root`.
     space, res : the images of this template and resolution only, where there are several
     anat : find structural images with this suffix instead (`T1w`: `sub-*/[ses-*/]anat/*_T1w.nii[.gz]`)
     states : task → state → trial types; runs without any of them are left out
@@ -104,10 +113,10 @@ def scan_bids(
     The mask is the `*_mask.nii[.gz]` in the image's folder whose entities are all the image's, where there is exactly
     one. Left out are runs without events, in several spaces, and copies of other runs.
     """
-    root = located(root)
-    base = root / derivatives if derivatives else root
+    raw_root, root = located(root), common_root(root, derivatives)
+    base = raw_root / derivatives if derivatives else raw_root
     if not base.is_dir():
-        raise ValueError(f"there is no folder {base}; the derivatives are named relative to the BIDS root")
+        raise ValueError(f"there is no folder {base}; derivatives are named relative to the BIDS root, or from /")
     wanted = None if tasks is None else set(tasks)
     kind, suffix = ("anat", anat) if anat else ("func", "bold")
     found: dict[tuple[str, ...], list[tuple[Any, dict[str, str]]]] = {}
@@ -115,6 +124,8 @@ def scan_bids(
     for image in sorted(images, key=str):
         entities = _entities(image)
         task = anat or entities.get("task", "")
+        if entities.get("part", "mag") != "mag":  # phase images
+            continue
         if not task or (wanted is not None and task not in wanted):
             continue
         run = "-".join([*(entities[key] for key in _RUN_ENTITIES if key in entities), entities.get("run", "1")])
@@ -122,7 +133,7 @@ def scan_bids(
     rows: list[dict[str, Any]] = []
     left_out: LeftOut = []
     asked = {key: v for key, v in (("desc", "preproc" if derivatives else ""), ("space", space), ("res", res)) if v}
-    dataset = _bids_name(root)
+    dataset = _bids_name(raw_root)
     for (subject, session, task, run), there in found.items():
         there_as_asked = [(image, entities) for image, entities in there if asked.items() <= entities.items()]
         names = [str(image.relative_to(root)) for image, _ in there_as_asked or there]
@@ -143,7 +154,7 @@ def scan_bids(
             continue
         raw = {key: value for key, value in entities.items() if key not in _DERIVED_ENTITIES}
         parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
-        folders = [root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+        folders = [raw_root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
         events = _inherited(raw, folders, "*events.tsv")
         if not events:
             left_out.append((names[0], "no events.tsv applies to it"))
@@ -156,6 +167,14 @@ def scan_bids(
     what = f"BIDS {'images' if anat else 'runs'} ({Path(derivatives) / f'sub-*/{kind}/*_{suffix}.nii.gz'})"
     table, left_out = _scanned(rows, left_out, root, what)
     return table, _listed(left_out)
+
+
+def common_root(root: Any, derivatives: str = "") -> Any:
+    """The folder that paths of a BIDS dataset are relative to: its root, or the one that holds derivatives, too."""
+    root = located(root)
+    if is_remote(root) or not Path(derivatives).is_absolute():
+        return root
+    return Path(os.path.commonpath([root.absolute(), derivatives]))
 
 
 def scan_table(path: Path, root: Any, image: str = "") -> Found:

@@ -1,13 +1,16 @@
 """Where a dataset lies: a folder, or a URL that fsspec knows (`s3://…`), whose files are fetched when needed."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["at_hand", "is_remote", "located", "refuse_escape", "stamps"]
+__all__ = ["at_hand", "is_remote", "located", "patiently", "refuse_escape", "stamps"]
+
+Result = TypeVar("Result")
 
 _TRIES = 4
 _PAUSE_S = 0.5  # before the second try; doubles
@@ -25,8 +28,8 @@ def located(text: str | Path) -> Any:
         return Path(text)
     from upath import UPath
 
-    root = UPath(str(text))
     try:
+        root = UPath(str(text))
         root.fs  # noqa: B018  finds the package that reads such URLs
     except (ImportError, ValueError) as error:
         raise ValueError(f"{text} cannot be read: {error} (for S3: pip install 'deeplight-core[s3]')") from None
@@ -51,13 +54,13 @@ def refuse_escape(root: Any, name: str) -> None:
 
 def stamps(root: Any, names: Iterable[str]) -> dict[str, list[float]]:
     """Size and time of change of files, and of the files in folders: other numbers mean another file."""
-    found = {}
-    for name in names:
+
+    def of(name: str) -> dict[str, list[float]]:
         path = root / name
-        for file in sorted(path.iterdir(), key=str) if path.is_dir() else [path]:
-            status = file.stat()
-            found[str(file.relative_to(root))] = [status.st_size, status.st_mtime]
-    return found
+        files = sorted(path.iterdir(), key=str) if path.is_dir() else [path]
+        return {str(f.relative_to(root)): [(status := f.stat()).st_size, status.st_mtime] for f in files}
+
+    return {file: stamp for name in names for file, stamp in patiently(partial(of, name), root).items()}
 
 
 @contextmanager
@@ -85,18 +88,35 @@ def at_hand(root: Any, names: Iterable[str], scratch: Path | None) -> Iterator[P
 
 
 def _fetch(source: Any, target: Path) -> None:
+    def fetch() -> None:
+        expected = source.stat().st_size
+        source.fs.get_file(source.path, str(target))
+        if target.stat().st_size != expected:
+            raise EOFError(f"{target.stat().st_size} of {expected} bytes came")
+
     target.parent.mkdir(parents=True, exist_ok=True)
-    for n_before in range(_TRIES):
+    patiently(fetch, source)
+
+
+def patiently(work: Callable[[], Result], source: Any) -> Result:
+    """The result of some work on a file; of one that lies elsewhere, it is tried again when the connection breaks.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If no try came to an end.
+    """
+    for n_before in range(_TRIES if is_remote(source) else 0):
         try:
-            expected = source.stat().st_size
-            source.fs.get_file(source.path, str(target))
-            if target.stat().st_size == expected:
-                return
-            error: Exception = EOFError(f"{target.stat().st_size} of {expected} bytes came")
+            return work()
         except FileNotFoundError:
-            raise ValueError(f"{source} does not exist; correct the manifest") from None
-        except Exception as problem:  # each of fsspec's file systems has errors of its own
-            error = problem
-        if n_before < _TRIES - 1:
-            time.sleep(_PAUSE_S * 2**n_before)
-    raise ValueError(f"{source} could not be fetched in {_TRIES} tries ({error}); the same command tries it again")
+            raise
+        except Exception as error:  # each of fsspec's file systems has errors of its own
+            if n_before == _TRIES - 1:
+                raise ValueError(
+                    f"{source} could not be fetched in {_TRIES} tries ({error}); the same command tries it again"
+                ) from error
+        time.sleep(_PAUSE_S * 2**n_before)
+    return work()

@@ -66,7 +66,7 @@ class Store:
         return digest(self.info, list(self.runs["sha256"]))
 
     def read(self, file: str) -> Any:
-        """A run's volumes (N, V) as they are stored, memory-mapped; times `scale(file)` they are what they stand for.
+        """A run's volumes (N, V) as they are stored, memory-mapped; times `scales[file]` they are what they stand for.
 
         Raises
         ------
@@ -84,9 +84,10 @@ class Store:
         with safe_open(path, framework="pt") as tensors:
             return tensors.get_tensor("volumes")
 
-    def scale(self, file: str) -> float:
-        """What a run's stored values are to be multiplied with; 1 for float16."""
-        return float(self.runs.set_index("file")["scale"].to_dict()[file])
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each file's stored values are to be multiplied with; 1 for float16."""
+        return dict(zip(self.runs["file"], self.runs["scale"], strict=True))
 
     def statistics(self) -> tuple[Any, Any] | None:
         """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""

@@ -3,11 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import contents, real_data, use_threads
+from scipy.ndimage import zoom
 
 from deeplight_core import cli
 from deeplight_core.config import project_root
+from deeplight_core.store import open_store, verify
 
 COMMANDS = ("simulate", "manifest", "prepare", "verify", "pretrain", "finetune", "evaluate", "book")
 
@@ -118,3 +123,63 @@ def test_the_project_root_is_found_from_the_notebooks(monkeypatch):
     root = project_root()
     monkeypatch.chdir(root / "notebooks")
     assert project_root() == root
+
+
+def test_a_manifest_is_prepared_whole_or_subject_by_subject(tmp_path, monkeypatch, capsys):
+    use_threads(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    small = ["--train", "2", "--validation", "1", "--tr", "6", "--resolution", "10", "--jobs", "1"]
+    assert call(monkeypatch, "simulate", "data", *small) == 0
+    assert call(monkeypatch, "manifest", "--hcp", "data", "--task", "EMOTION", "--validation", "1", "-o", "m.csv") == 0
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "one.store", "--jobs", "1") == 0
+    assert "of 3 runs" in capsys.readouterr().out
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "parts.store", "--plan") == 0
+    for subject in ("sim003", "sim001", "sim002"):
+        assert call(monkeypatch, "prepare", "m.csv", "--store", "parts.store", "--subject", subject, "--jobs", "1") == 0
+    assert not Path("parts.store/index.parquet").exists()
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "parts.store", "--jobs", "1") == 0
+    assert contents(Path("parts.store")) == contents(Path("one.store"))
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "parts.store", "--subject", "nobody") == 2
+    assert "no runs of subject nobody" in capsys.readouterr().err
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "other.store", "--resample-to", "first", "--jobs", "1") == 0
+    assert pd.read_parquet("other.store/runs.parquet")["resampled"].sum() == 0
+
+
+def test_states_are_pooled_as_a_file_says(tmp_path, monkeypatch, capsys):
+    use_threads(monkeypatch)
+    root = real_data("haxby2001-vt")
+    monkeypatch.chdir(tmp_path)
+    Path("states.yaml").write_text("objectviewing: {alive: [cat, face], made: [chair, house]}\n")
+    command = ["manifest", "--bids", str(root), "--split-unit", "run", "--validation", "3", "-o", "m.csv"]
+    assert call(monkeypatch, *command, "--states", "states.yaml") == 0
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "s", "--jobs", "1") == 0
+    assert pd.read_parquet("s/index.parquet")["state"].value_counts().index.tolist() == ["alive", "made"]
+    Path("states.yaml").write_text("objectviewing: cat\n")
+    assert call(monkeypatch, *command, "--states", "states.yaml") == 2
+    assert "states.yaml is no YAML file of `task: {state: [trial types]}`" in capsys.readouterr().err
+
+
+def test_structural_images_of_real_people_become_volumes(tmp_path, monkeypatch):
+    use_threads(monkeypatch)
+    root = real_data("ixi-t1")
+    monkeypatch.chdir(tmp_path)
+    table = ["--table", str(root / "participants.tsv"), "--image", "{participant_id}.nii.gz"]
+    assert call(monkeypatch, "manifest", *table, "--validation", "10", "--stratify", "sex", "-o", "t1.csv") == 0
+    assert call(monkeypatch, "prepare", "t1.csv", "--store", "s", "--zoom-to", "44", "52", "44", "--jobs", "2") == 0
+    store = open_store("s")
+    assert verify("s") == []
+    assert store.shape == (44, 52, 44)
+    number = 7
+    row = store.index.iloc[number]
+    image = nib.load(root / f"{row['subject']}.nii.gz").get_fdata()
+    expected = zoom(image / image.max(), 0.5, order=1, mode="nearest").T[store.mask.T]
+    np.testing.assert_allclose(store.read(row["file"])[0].numpy(), expected, atol=2**-11)
+    assert store.index[["age", "sex"]].notna().all(axis=None)
+
+
+def test_a_table_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.csv"
+    path.write_text("subject,image\n1,x.nii\n")
+    assert call(monkeypatch, "manifest", "--table", str(path), "-o", str(path)) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert path.read_text() == "subject,image\n1,x.nii\n"

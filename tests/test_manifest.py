@@ -7,12 +7,16 @@ import pytest
 from deeplight_core.config import DataSettings
 from deeplight_core.manifest import (
     COLUMNS,
+    add_subject_columns,
     assign_splits,
+    read_left_out,
     read_manifest,
+    read_notes,
     run_key,
     select,
     unit_names,
     write_manifest,
+    write_notes,
 )
 from deeplight_core.simulate import plan
 
@@ -201,3 +205,107 @@ def test_families_stay_together() -> None:
 def test_too_many_held_out_is_refused() -> None:
     with pytest.raises(ValueError, match="holding out 3 of 3 subjects leaves none to train on"):
         assign_splits(plan(3, 0), "subject", 3, 0)
+
+
+# ---- families, labels, strata
+
+
+def people(folder: Path, text: str, name: str = "restricted.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("family", ["Family_ID", "Pedigree_ID", "family"])
+def test_families_and_labels_come_from_a_table_of_subjects(table: pd.DataFrame, family: str, tmp_path: Path) -> None:
+    path = people(tmp_path, f"Subject,{family},Age,Diagnosis\nsim003,b,36+,x\nsim001,a,22-25,y\nsim002,a,26-30,\n")
+    added = add_subject_columns(table, path, ["Age"])
+    assert added.drop_duplicates("subject")[["subject", "family", "Age"]].to_numpy().tolist() == [
+        ["sim001", "a", "22-25"], ["sim002", "a", "26-30"], ["sim003", "b", "36+"],
+    ]  # fmt: skip
+    assert "Diagnosis" not in added  # nobody asked for it
+
+
+def test_participants_of_bids_are_found_with_their_prefix(table: pd.DataFrame, tmp_path: Path) -> None:
+    lines = ["participant_id\tsex", *(f"sub-sim00{i}\t{'FM'[i % 2]}" for i in (1, 2, 3))]
+    added = add_subject_columns(table, people(tmp_path, "\n".join(lines), "participants.tsv"), ["sex"])
+    assert added.groupby("subject")["sex"].first().tolist() == ["M", "F", "M"]
+    assert (added["family"] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Subject,sex\nsim001,F\nsim001,M\nsim002,F\nsim003,M\n", "names sim001 more than once"),
+        ("Subject,sex\nsim001,F\n", r"has no row for 2 subject\(s\) of the manifest: sim002, sim003"),
+        ("name,sex\nsim001,F\n", "has no column subject; it has name, sex"),
+        ("Subject\nsim001\nsim002\nsim003\n", "has no column sex; it has Subject"),
+        ("", "is no readable table of subjects"),
+    ],
+)
+def test_a_bad_table_of_subjects_is_named(table: pd.DataFrame, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"restricted.csv {message}"):
+        add_subject_columns(table, people(tmp_path, text), ["sex"])
+
+
+def crowd(n: int = 60) -> pd.DataFrame:
+    random = np.random.default_rng(1)
+    rows = plan(n, 1, 2.16, ("LR",))
+    rows = rows[rows["subject"] != rows["subject"].iloc[-1]].drop_duplicates("subject").reset_index(drop=True)
+    return rows.assign(
+        sex=np.where(np.arange(n) < n // 3, "F", "M"), age=random.uniform(20, 80, n).round(1).astype(str)
+    )
+
+
+@pytest.mark.parametrize(("column", "n_strata"), [("sex", 2), ("age", 4)])
+@pytest.mark.parametrize("seed", range(5))
+def test_strata_are_held_out_in_proportion(column: str, n_strata: int, seed: int) -> None:
+    rows = crowd()
+    split = assign_splits(rows, "subject", 12, seed, column)
+    held_out = split[split["split"] == "validation"]
+    assert held_out["subject"].nunique() == 12
+    quarters = pd.qcut(rows["age"].astype(float), 4, labels=False)
+    strata = rows["sex"] if column == "sex" else quarters
+    expected = strata.value_counts() * 12 / 60
+    counts = strata[held_out.index].value_counts().reindex(expected.index, fill_value=0)
+    assert len(expected) == n_strata
+    assert (counts - expected).abs().max() < 1
+
+
+def test_families_stay_together_in_strata() -> None:
+    rows = crowd().assign(family=[f"f{i // 3}" for i in range(60)])
+    split = assign_splits(rows, "subject", 12, 3, "sex")
+    assert {*split.loc[split["split"] == "train", "family"]}.isdisjoint(split.loc[split["split"] != "train", "family"])
+    assert 12 <= (split["split"] == "validation").sum() <= 14
+
+
+def test_strata_that_cannot_be_are_named() -> None:
+    rows = crowd()
+    with pytest.raises(ValueError, match="has no column height to stratify by"):
+        assign_splits(rows, "subject", 12, 0, "height")
+    with pytest.raises(ValueError, match="sex is empty for sim001"):
+        assign_splits(rows.assign(sex=["", *rows["sex"][1:]]), "subject", 12, 0, "sex")
+
+
+def test_a_run_has_events_and_a_repetition_time_and_a_structural_image_has_neither(tmp_path: Path) -> None:
+    rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
+    rows.loc[0, ["events", "tr_s", "n_volumes"]] = ["", "", "1"]
+    rows.loc[8, "events"] = ""
+    rows.loc[9, "tr_s"] = ""
+    rows.loc[10, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
+    write_manifest(rows, tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=r"3 problem\(s\)") as error:
+        read_manifest(tmp_path / "m.csv")
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["row 10", "row 11", "row 12"]
+
+
+def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    left_out = pd.DataFrame([("a, b", "no EVs")], columns=["path", "reason"])
+    write_notes(path, "s3://x/y", "bids", "run", {"faces": {"face": ["f1"]}}, left_out)
+    assert read_notes(path) == {
+        "root": "s3://x/y", "layout": "bids", "split_unit": "run", "states": {"faces": {"face": ["f1"]}}
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(read_left_out(path), left_out)
+    assert read_left_out(tmp_path / "other.csv").empty
+    with pytest.raises(ValueError, match=r"other.source.json, which says where the data of .* are, cannot be read"):
+        read_notes(tmp_path / "other.csv")

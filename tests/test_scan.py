@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,8 @@ from conftest import real_data
 
 from deeplight_core.config import SimulationSettings
 from deeplight_core.manifest import assign_splits, read_manifest, write_manifest
-from deeplight_core.scan import scan_bids, scan_hcp
+from deeplight_core.scan import common_root, scan_bids, scan_hcp, scan_table, states_of
+from deeplight_core.tasks import TASKS
 
 
 def pairs(left_out: pd.DataFrame) -> list[tuple[str, str]]:
@@ -33,12 +35,13 @@ def test_scan_hcp_warns_of_runs_that_are_not_whole(tmp_path: Path) -> None:
         save_bold(tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/tfMRI_{task}_RL.nii.gz")
         evs = tmp_path / f"100307/MNINonLinear/Results/tfMRI_{task}_RL/EVs"
         evs.mkdir()
-        (evs / "0bk_body.txt").write_text("1 2 1\n" * (task == "WM"))
+        for name in (name for names in TASKS[task].states.values() for name in names):
+            (evs / f"{name}.txt").write_text("1 2 1\n" * (task == "WM"))
     found, left_out = scan_hcp(tmp_path)
     assert found[["subject", "task", "run", "mask"]].to_numpy().tolist() == [["100307", "WM", "RL", ""]]
     assert pairs(left_out) == [
         ("100307/MNINonLinear/Results/tfMRI_EMOTION_RL", "no EVs"),
-        ("100307/MNINonLinear/Results/tfMRI_MOTOR_RL", "all files in EVs are empty"),
+        ("100307/MNINonLinear/Results/tfMRI_MOTOR_RL", "all files in EVs that states need are empty"),
     ]
 
 
@@ -50,7 +53,8 @@ def test_scan_hcp_leaves_out_runs_of_another_length_and_names_missing_ones(tmp_p
             folder = tmp_path / f"{subject}/MNINonLinear/Results/tfMRI_WM_{run}"
             save_bold(folder / f"tfMRI_WM_{run}.nii.gz", shape=(3, 3, 3, n_volumes))
             (folder / "EVs").mkdir()
-            (folder / "EVs/0bk_body.txt").write_text("1 2 1\n")
+            for name in (name for names in TASKS["WM"].states.values() for name in names):
+                (folder / f"EVs/{name}.txt").write_text("1 2 1\n")
     found, left_out = scan_hcp(tmp_path)
     assert found[["subject", "run"]].to_numpy().tolist() == [["1", "LR"], ["1", "RL"], ["2", "LR"]]
     assert pairs(left_out) == [("2/MNINonLinear/Results/tfMRI_WM_RL", "no such run of this subject")] + [
@@ -238,3 +242,130 @@ def test_scan_bids_on_real_data(name: str, n_volumes: int, mask: str, tmp_path: 
     split = assign_splits(found, "run", 4, 0)
     write_manifest(split, tmp_path / "manifest.csv")
     assert (read_manifest(tmp_path / "manifest.csv", "run")["split"] == "validation").sum() == 4
+
+
+# ---- structural images, tables of one's own, copies, links
+
+
+def test_scan_bids_finds_structural_images(bids: Path) -> None:
+    for stem in ("sub-01/anat/sub-01", "sub-02/ses-a/anat/sub-02_ses-a"):
+        save_bold(bids / f"{stem}_T1w.nii.gz", shape=(7, 8, 9))
+        save_bold(bids / f"{stem}_T2w.nii.gz", shape=(7, 8, 9))
+    save_bold(bids / "sub-01/anat/sub-01_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+    found, left_out = scan_bids(bids, anat="T1w")
+    assert left_out.empty
+    assert found[["subject", "session", "task", "image", "events", "tr_s", "n_volumes"]].to_numpy().tolist() == [
+        ["01", "", "T1w", "sub-01/anat/sub-01_T1w.nii.gz", "", "", 1],
+        ["02", "a", "T1w", "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz", "", "", 1],
+    ]
+    assert found["mask"].tolist() == ["sub-01/anat/sub-01_desc-brain_mask.nii.gz", ""]
+
+
+def test_a_copied_run_is_left_out_under_its_second_name(bids: Path) -> None:
+    copy = "sub-02/ses-a/func/sub-02_ses-a_task-faces_bold.nii.gz"
+    (bids / copy).write_bytes((bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz").read_bytes())
+    found, left_out = scan_bids(bids, ["faces"])
+    assert len(found) == 2
+    assert (copy, "same content as sub-01/func/sub-01_task-faces_run-1_bold.nii.gz") in pairs(left_out)
+
+
+def test_images_of_one_size_are_no_copies(bids: Path) -> None:
+    for path in bids.glob("sub-*/**/*_bold.nii.gz"):
+        save_bold(path.with_suffix(""))  # uncompressed, all of one length
+        path.unlink()
+    found, left_out = scan_bids(bids)
+    assert len(found) == 4
+    assert left_out["reason"].tolist() == ["no events.tsv applies to it"]
+
+
+def test_a_link_that_leaves_the_root_is_left_out(bids: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = save_bold(tmp_path_factory.mktemp("outside") / "x.nii.gz")
+    link = bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz"
+    link.unlink()
+    link.symlink_to(outside)
+    _, left_out = scan_bids(bids, ["faces"])
+    (reason,) = left_out["reason"]
+    assert "outside the data root" in reason
+
+
+def test_runs_without_any_of_the_states_are_left_out(bids: Path) -> None:
+    (bids / "sub-01/func/sub-01_task-faces_run-1_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\thouse\n")
+    found, left_out = scan_bids(bids, states={"faces": {"seen": ["face"]}})
+    assert found[["subject", "task", "run"]].to_numpy().tolist() == [["01", "faces", "10"], ["02", "faces", "1"]]
+    assert left_out["reason"].tolist().count("no event of any state that is asked for") == 2
+    assert states_of(found, bids) == {"faces": {"face": ["face"]}}
+
+
+@pytest.mark.parametrize(("tr", "unit"), [(0.0, "sec"), (720.0, "sec"), (720.0, "unknown")])
+def test_a_repetition_time_that_cannot_be_is_left_out(bids: Path, tr: float, unit: str) -> None:
+    save_bold(bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz", tr, unit)
+    found, left_out = scan_bids(bids, ["faces"])
+    assert len(found) == 2
+    assert f"repetition time {tr:g} s is not between 0.1 and 20.0 s; mend the header" in left_out["reason"][0]
+
+
+def test_a_table_of_ones_own(bids: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    run, events = "sub-01/func/sub-01_task-faces_run-{}_bold.nii.gz", "sub-01/func/sub-01_task-faces_run-{}_events.tsv"
+    lines = ["participant_id,task,image,events,tr_s,handedness"]
+    lines += [f"sub-01,faces,{run.format(n)},{events.format(n)},{tr},left" for n, tr in ((1, ""), (10, "0.9"))]
+    lines += [f"sub-07,faces,{run.format(3)},{events.format(1)},,right"]
+    (folder / "mine.csv").write_text("\n".join(lines) + "\n")
+    found, left_out = scan_table(folder / "mine.csv", bids)
+    assert found[["dataset", "subject", "task", "run", "tr_s", "n_volumes", "handedness"]].to_numpy().tolist() == [
+        ["mine", "01", "faces", "1", 1.5, 5, "left"], ["mine", "01", "faces", "2", 0.9, 5, "left"],
+    ]  # fmt: skip
+    assert pairs(left_out) == [(run.format(3), "image does not exist")]
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "message"),
+    [
+        ("participant_id,sex\n01,F\n", "", "has no column image"),
+        ("participant_id,sex\n01,F\n", "{name}.nii.gz", "--image '{name}.nii.gz' names 'name'"),
+        ("image\nx.nii.gz\n", "", "has no column subject"),
+        ("participant_id,image\n01,x.nii.gz\n", "", r"(?s)found no usable rows .* image does not exist"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named(text: str, image: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        scan_table(tmp_path / "mine.csv", tmp_path, image)
+
+
+def test_structural_images_of_real_people(tmp_path: Path) -> None:
+    root = real_data("ixi-t1")
+    found, left_out = scan_table(root / "participants.tsv", root, "{participant_id}.nii.gz")
+    assert left_out.empty
+    assert len(found) == 50
+    split = assign_splits(found, "subject", 10, 0, "sex")
+    counts = split.groupby(["split", "sex"]).size()
+    assert (counts["validation", "F"], counts["validation", "M"]) in ((5, 5), (6, 4))  # 28 and 22 of 50
+    write_manifest(split, tmp_path / "m.csv")
+    assert set(read_manifest(tmp_path / "m.csv")["n_volumes"]) == {1}
+
+
+def test_a_missing_event_file_leaves_the_run_out_and_an_empty_one_is_noted(
+    simulated: tuple[pd.DataFrame, Path, SimulationSettings], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(simulated[1], tmp_path / "hcp"))
+    (root / "sim001/MNINonLinear/Results/tfMRI_EMOTION_LR/EVs/fear.txt").unlink()
+    (root / "sim002/MNINonLinear/Results/tfMRI_EMOTION_LR/EVs/fear.txt").write_text("")
+    found, left_out = scan_hcp(root, ["EMOTION"])
+    assert found["subject"].tolist() == ["sim002"]
+    assert pairs(left_out) == [
+        ("sim001/MNINonLinear/Results/tfMRI_EMOTION_LR", "no fear.txt in EVs"),
+        ("sim002/MNINonLinear/Results/tfMRI_EMOTION_LR", "kept, but empty in EVs: fear.txt"),
+    ]
+
+
+def test_derivatives_may_lie_beside_the_raw_folder(fmriprep: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    study = tmp_path_factory.mktemp("study")
+    shutil.copytree(fmriprep, study / "raw")
+    (study / "raw" / FMRIPREP).rename(study / "prepped")
+    found, _ = scan_bids(study / "raw", ["faces"], derivatives=str(study / "prepped"), space="T1w")
+    inside, _ = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="T1w")
+    assert common_root(study / "raw", str(study / "prepped")) == study
+    assert found["image"].tolist() == [path.replace(FMRIPREP, "prepped") for path in inside["image"]]
+    assert found["events"].tolist() == [f"raw/{path}" for path in inside["events"]]
+    assert (found["tr_s"] == inside["tr_s"]).all()

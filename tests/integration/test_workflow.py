@@ -283,6 +283,18 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project):
     assert "tests count runs" in page
 
 
+def test_one_job_per_subject_fills_the_same_store(project):
+    profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
+    (project / "profiles/parts.yaml").write_text(yaml.safe_dump({**profile, "name": "parts"}), encoding="utf-8")
+    page = "runs/parts/notebooks/01_data.ipynb"
+    done = run([*workflow(project, "parts", by_subject="yes"), page], project)
+    assert done.returncode == 0, done.stdout[-3000:]
+    one, other = project / "runs/smoke/store", project / "runs/parts/store"
+    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
+    assert len(names) > 2
+    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
+
+
 def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
     small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]
@@ -290,16 +302,16 @@ def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
     assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
     page = (project / "notebooks/full_run.ipynb").read_text(encoding="utf-8")
-    assert "--executor slurm --jobs 20 --config profile=paper data=/path/to/hcp --retries 5" in page
+    assert "--executor slurm --jobs 20 --config profile=paper data=/path/to/hcp by_subject=yes --retries 5" in page
     resources = ["slurm_account=a", "slurm_partition=p", "runtime=1440", "mem_mb=64000"]
     done = run(
         ["snakemake", "--executor", "slurm", "--jobs", "20", "--config", "profile=paper", f"data={tmp_path / 'hcp'}",
-         "--retries", "5", "--default-resources", *resources,
+         "by_subject=yes", "--retries", "5", "--default-resources", *resources,
          "--set-resources", "pretraining:gres=gpu:1", "finetuning:gres=gpu:1", "other_pretraining:gres=gpu:1",
          "control:gres=gpu:1", "--dry-run"],
         project,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)}
-    assert (counts["pretraining"], counts["finetuning"]) == (1, 14)
+    assert (counts["plan"], counts["subject"], counts["pretraining"], counts["finetuning"]) == (1, 4, 1, 14)
     assert "cpus_per_task=8" in done.stdout
