@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 from deeplight_core import simulate
 from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.images import Header
-from deeplight_core.prepare import _target_grid, prepare
+from deeplight_core.prepare import _target_grid, plan, prepare, prepare_subjects
 from deeplight_core.store import Store, open_store, verify
 
 RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
@@ -505,3 +505,64 @@ def test_hcps_grid_is_that_of_the_simulation() -> None:
     grid = _target_grid(PreprocessingSettings(resample_to="hcp2mm"), Header((1, 1, 1, 1), np.eye(4), 0.0))
     assert grid[0] == shape
     np.testing.assert_array_equal(grid[1], affine)
+
+
+# ---- what the quality control shows
+
+
+def test_signal_to_noise_and_coverage_equal_those_computed_separately(
+    store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    manifest, root = dataset
+    ratios = []
+    for row in manifest.itertuples():
+        series = smooth_img(root / row.image, tiny_profile.preprocessing.fwhm_mm).get_fdata().T[:, store.mask.T]
+        ratios.append(series.mean(axis=0) / series.std(axis=0, ddof=1))
+    np.testing.assert_allclose(store.tsnr(), np.mean(ratios, axis=0), rtol=2**-10)
+    np.testing.assert_allclose(store.runs["median_tsnr"], np.median(ratios, axis=1), rtol=1e-5)
+    masks = np.stack([nib.load(root / mask).get_fdata() > 0 for mask in manifest["mask"]])
+    np.testing.assert_allclose(store.coverage(), masks.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(store.runs["mask_overlap"], masks[:, store.mask].mean(axis=1))
+
+
+# ---- many jobs, one store
+
+
+def test_who_keeps_going_plans_without_the_runs_that_do_not_fit(
+    spoilt: Dataset, project: Path, tiny_profile: Profile
+) -> None:
+    manifest, root = spoilt
+    other_affine(manifest, root)
+    profile = with_root(tiny_profile, root)
+    with pytest.raises(ValueError, match=rf"(?s)1 of 12 failed; the others are done:.*{IMAGE}: grid"):
+        prepare(manifest, profile, jobs=1, keep_going=True)
+    runs = {p: p.stat().st_mtime_ns for p in (profile.store / "runs").iterdir()}
+    assert len(runs) == 2 * 11
+    made = prepare(manifest[manifest["image"] != IMAGE].reset_index(drop=True), profile, jobs=1)
+    assert {p: p.stat().st_mtime_ns for p in (profile.store / "runs").iterdir()} == runs  # none is prepared anew
+    assert verify(made.path) == []
+    assert len(made.runs) == 11
+
+
+def test_a_plan_is_read_back_as_it_was_made(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    made = plan(dataset[0], tiny_profile)
+    times = {p: p.stat().st_mtime_ns for p in tiny_profile.store.iterdir()}
+    again = plan(dataset[0], tiny_profile)
+    assert made.identity == again.identity
+    assert {p: p.stat().st_mtime_ns for p in tiny_profile.store.iterdir()} == times
+    with pytest.raises(ValueError, match="no runs of subject s7"):
+        prepare_subjects(dataset[0], tiny_profile, ["s1", "s7"])
+
+
+def test_what_killed_processes_left_over_is_removed_when_it_is_old(
+    copied: Path, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    (copied / "index.parquet").unlink()
+    old, fetched, young = (copied / f"runs/{name}" for name in ("partial_x_1_2_a", "fetched_b", "partial_x_1_2_c"))
+    fetched.mkdir()
+    for path in (old, young, fetched / "image.nii"):
+        path.write_bytes(b"half a fi")
+    for path in (old, fetched):
+        os.utime(path, (0, 0))
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert [path.exists() for path in (old, fetched, young)] == [False, False, True]

@@ -286,8 +286,7 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project):
 def test_one_job_per_subject_fills_the_same_store(project):
     profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
     (project / "profiles/parts.yaml").write_text(yaml.safe_dump({**profile, "name": "parts"}), encoding="utf-8")
-    page = "runs/parts/notebooks/01_data.ipynb"
-    done = run([*workflow(project, "parts", by_subject="yes"), page], project)
+    done = run([*workflow(project, "parts", by_subject="yes"), "--until", "data"], project)
     assert done.returncode == 0, done.stdout[-3000:]
     one, other = project / "runs/smoke/store", project / "runs/parts/store"
     names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
