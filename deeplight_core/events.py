@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import PreprocessingSettings
+from deeplight_core.files import read_table
 from deeplight_core.tasks import TASKS
 
 __all__ = ["Events", "Labels", "event_names", "label_frames", "read_events"]
@@ -113,11 +114,7 @@ def _read_ev(path: Path) -> list[tuple[float, float]]:
 
 
 def _read_bids(path: Any) -> list[tuple[float, float, str]]:
-    try:
-        with path.open("rb") as stream:
-            table = pd.read_csv(stream, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not a tab-separated table: {error}") from error
+    table = read_table(path)
     if missing := [c for c in ("onset", "duration", "trial_type") if c not in table.columns]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
     rows = []

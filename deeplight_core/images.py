@@ -34,7 +34,9 @@ __all__ = [
     "same_grid",
 ]
 
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)  # of damaged NIfTI files
+UNREADABLE = (  # of damaged NIfTI files
+    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, ImageFileError, HeaderDataError,
+)  # fmt: skip
 _FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
 
 _HEADER_BYTES = 1 << 16  # fetched of a file that lies elsewhere, to read its header
@@ -87,6 +89,8 @@ def read_header(path: Any) -> Header:
         raise _unreadable(path, error) from error
     if len(facts.shape) not in (3, 4):
         raise ValueError(f"{path} has {len(facts.shape)} dimensions {facts.shape}; an image has three, a run four")
+    if min(facts.shape) < 1:
+        raise ValueError(f"{path} has no voxels or no volumes: its shape is {facts.shape}")
     if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
         raise ValueError(f"{path} has an affine that cannot be inverted, {facts.affine[:3].tolist()}; mend its header")
     return facts
@@ -118,12 +122,8 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
     """
     import torch
 
-    try:
-        image = nib.load(path)
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    read_header(path)  # whose errors say more
+    image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise ValueError(f"{path} is no single NIfTI file (.nii or .nii.gz); convert it")
     data = image.dataobj

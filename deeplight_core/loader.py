@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from deeplight_core.store import Store
+from deeplight_core.store import Store, volume_reader
 
 __all__ = ["Batch", "Volumes", "draw_units", "permute_labels", "rows_of_step", "select_rows", "steps_per_pass"]
 
@@ -92,14 +92,14 @@ class Volumes:
         if in_memory is None:
             in_memory = n_bytes < _SHARE_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._all: Tensor | None = None
-        self._files, self._of_file = files, list(zip(rows["file"], rows["row"], strict=True))
+        self._readers = {} if in_memory else {file: volume_reader(store.path / file) for file in files}
+        self._of_file = list(zip(rows["file"], rows["row"], strict=True))
         if in_memory:
             parts = rows.groupby("file", sort=False)["row"]
             picked = [files[str(file)][torch.tensor(part.to_numpy())] for file, part in parts]
             self._all = torch.cat(picked).to(self.device)
             order = np.concatenate(list(parts.indices.values()))
             self._place = torch.from_numpy(np.argsort(order)).to(self.device)
-            self._files = {}
 
     def __len__(self) -> int:
         """The number of volumes."""
@@ -112,9 +112,9 @@ class Volumes:
             picked = self._all[self._place[chosen]]
         else:
             of_file = [self._of_file[i] for i in numbers]
-            picked = torch.stack([self._files[file][row] for file, row in of_file]).to(self.device)
+            picked = torch.stack([self._readers[file](row) for file, row in of_file]).to(self.device)
         if self._scale is not None:
-            picked = picked * self._scale[chosen, None]
+            picked = picked.float().mul_(self._scale[chosen, None])
         if self._statistics:
             mean, sd = self._statistics
             picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import DataSettings
-from deeplight_core.files import write_whole
+from deeplight_core.files import read_table, write_whole
 
 __all__ = [
     "COLUMNS",
@@ -51,14 +51,9 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no manifest {path}; make one with `deeplight manifest --help`")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not a UTF-8 CSV table: {error}") from error
+    table = read_table(path)
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{path}: rows have more cells than the header; is there a comma too many?")
     problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
     if len(table) == 0:
         problems.append((-1, "the manifest has no rows"))
@@ -203,11 +198,7 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
     ValueError
         If the table is unreadable, lacks a column or a subject, or names a subject twice.
     """
-    try:
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        people = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is no readable table of subjects: {error}") from None
+    people = read_table(path)
     names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
     if missing := [*([] if names else ["subject"]), *(c for c in labels if c not in people)]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, people))}")

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import PreprocessingSettings, Profile, digest
@@ -89,10 +89,7 @@ def prepare(
         raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
     files = [record["file"] for record in records]
     volumes = pd.concat(
-        [
-            pd.DataFrame({"file": record["file"], "frame": record.pop("frames"), "state": record.pop("states")})
-            for record in records
-        ],
+        [pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"]}) for r in records if r["frames"]],
         ignore_index=True,
     )
     runs = manifest.assign(unit=unit_names(manifest, profile.data.split_unit), file=files)
@@ -109,7 +106,8 @@ def prepare(
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    own = pd.DataFrame([{key: value for key, value in r.items() if key not in ("made_of", "sources")} for r in records])
+    private = ("made_of", "sources", "frames", "states", "whole")
+    own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
     write_whole(path / "runs.parquet", own.to_parquet)
     write_whole(path / "index.parquet", index.to_parquet)
@@ -239,7 +237,8 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
                 problems.append(header)
         if not headers:
             raise _together(problems, root)
-        shape, affine = _target_grid(settings, next(headers[row["image"]] for row in rows if row["image"] in headers))
+        first = next(headers[row["image"]] for row in rows if row["image"] in headers)
+        shape, affine = _target_grid(settings, first, bool(structural.all()))
         grid = (shape, affine.astype(np.float32).astype(np.float64))  # as it is read back from the store
         votes, fitting = np.zeros(grid[0], np.int32), []
         for row in rows:
@@ -263,6 +262,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
         )
     planned = Plan(common, grid[1], tr_s)
     (path / "runs").mkdir(parents=True, exist_ok=True)
+    (path / "index.parquet").unlink(missing_ok=True)  # of other settings or runs, which it does not vouch for
     if problems:
         return planned
     coverage = nib.Nifti1Image((votes / len(manifest)).astype(np.float32), grid[1])
@@ -315,11 +315,11 @@ def _misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: P
     )
 
 
-def _target_grid(settings: PreprocessingSettings, first: Header) -> Grid:
+def _target_grid(settings: PreprocessingSettings, first: Header, structural: bool) -> Grid:
     """The grid that the settings name, or that of the first run."""
-    if settings.structural.zoom_to and len(first.shape) == 3:
+    if structural and settings.structural.zoom_to:
         shape = settings.structural.zoom_to
-        factors = [(n - 1) / max(1, m - 1) for n, m in zip(first.shape, shape, strict=True)]  # corners on corners
+        factors = [(n - 1) / max(1, m - 1) for n, m in zip(first.shape[:3], shape, strict=True)]  # corners on corners
         return shape, first.affine @ np.diag([*factors, 1])
     if settings.resample_to in (None, "first"):
         return first.grid
@@ -430,6 +430,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
             record["sha256"] = file_sha256(path)
 
         write_whole(store / file, write)
+    record["whole"] = digest(record)
     write_whole(note, lambda p: p.write_text(json.dumps(record), encoding="utf-8"))
     return record
 
@@ -488,8 +489,10 @@ def _record_of_finished(note: Path, file: Path, made_of: str, sources: dict[str,
     """A run's record, if its file is whole and made of just this; else None."""
     try:
         record = json.loads(note.read_text(encoding="utf-8"))
-        current = (record["made_of"], record["sources"], record["sha256"]) == (made_of, sources, file_sha256(file))
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = digest({key: value for key, value in record.items() if key != "whole"}) == record["whole"]
+        current = whole and (record["made_of"], record["sources"]) == (made_of, sources)
+        current = current and record["sha256"] == file_sha256(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(record) if current else None
 
@@ -510,4 +513,4 @@ def _write_statistics(store: Path, files: list[tuple[str, float]]) -> None:
         )
     sd = np.sqrt(squares / (n - 1))
     tensors = {"mean": np.asarray(mean, np.float32), "sd": np.asarray(sd, np.float32)}
-    write_whole(store / "statistics.safetensors", lambda p: save_file(tensors, p))
+    write_whole(store / "statistics.safetensors", lambda p: p.write_bytes(save(tensors)))

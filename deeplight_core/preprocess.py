@@ -7,7 +7,6 @@ and filters. They are made by letting scipy and nilearn work on the identity, he
 frames at a time, as they come from the file, and cleaned a few voxels at a time, so it never lies in memory as a whole.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deeplight_core.config import PreprocessingSettings
+from deeplight_core.files import read_at
 from deeplight_core.images import read_frames
 
 __all__ = ["clean", "cleaning_matrix", "process_run", "scaled", "smooth", "smoothing_matrix", "zoomed"]
@@ -190,7 +190,7 @@ def process_run(
             block = slice(start, min(start + step, len(voxels)))
             series = np.empty((n_frames, block.stop - start), np.float32)
             for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
-                os.preadv(file.fileno(), [row.data], 4 * (frame * len(voxels) + start))
+                read_at(file.fileno(), row, 4 * (frame * len(voxels) + start))
             try:
                 cleaned, constant, block_tsnr = clean(
                     torch.from_numpy(series).to(device), tr_s, settings, baseline[block]
@@ -212,12 +212,13 @@ def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
         If it holds NaN or infinite values in its mask, or one value only; the message names `path`.
     """
     inside = np.where(mask, volume, 0).astype(np.float32)
-    low, high = float(inside.min()), float(inside.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not np.isfinite(inside).all():
         raise ValueError(f"{path} holds NaN or infinite values in its mask; repair or leave out the image")
-    if low == high:
-        raise ValueError(f"{path} holds the value {low:g} only; leave out the image")
-    return (inside - low) / np.float32(high - low)
+    values = volume[mask] if mask.any() else inside
+    if (only := values.min()) == values.max():
+        raise ValueError(f"{path} holds the value {only:g} only; leave out the image")
+    low, high = inside.min(), inside.max()
+    return (inside - low) / (high - low)
 
 
 def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from deeplight_core.events import event_names
+from deeplight_core.files import read_table
 from deeplight_core.images import read_header
 from deeplight_core.manifest import COLUMNS
 from deeplight_core.sources import is_remote, located, refuse_escape
@@ -189,13 +190,7 @@ def scan_table(path: Path, root: Any, image: str = "") -> Found:
     root : folder or URL that the paths are relative to
     image : where there is no such column, the image's path, with columns in braces: `{participant_id}.nii.gz`
     """
-    try:
-        separator = "\t" if path.suffix.lower() in (".tsv", ".txt") else ","
-        given = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"there is no table {path}") from None
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is no UTF-8 table ({separator!r} between columns): {error}") from error
+    given = read_table(path)
     own = given.copy()
     if "subject" not in own and "participant_id" in own:
         own = own.rename(columns={"participant_id": "subject"})

@@ -10,7 +10,6 @@ index.parquet        one row per volume; written last, so that a store that has 
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,11 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from deeplight_core.config import digest
-from deeplight_core.files import file_sha256
+from deeplight_core.files import file_sha256, read_at, write_at
 from deeplight_core.images import UNREADABLE
 from deeplight_core.progress import track
 
-__all__ = ["Store", "open_store", "verify", "write_volumes"]
+__all__ = ["Store", "open_store", "verify", "volume_reader", "write_volumes"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,13 @@ def open_store(path: str | Path) -> Store:
         state = "is not finished" if path.exists() else "does not exist"
         raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
     try:
-        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        info = dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
+        if lacking := [key for key in ("preprocessing", "events", "tr_s", "shape", "n_voxels") if key not in info]:
+            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
         index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
         image = nib.load(path / "mask.nii.gz")
         mask = np.asarray(image.dataobj) > 0
-    except UNREADABLE as error:
+    except (TypeError, *UNREADABLE) as error:
         raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
     return Store(path, info, mask, image.affine, index, runs)
 
@@ -164,6 +165,28 @@ def verify(path: str | Path) -> list[str]:
     if store.info["n_voxels"] != store.mask.sum():
         problems.append(f"store.json says n_voxels {store.info['n_voxels']}, the mask has {store.mask.sum()}")
     return problems
+
+
+def volume_reader(path: Path) -> Callable[[int], Any]:
+    """A function that reads single volumes (V,) of a run's file, in any order.
+
+    A memory map would fetch far more than that from a disk that reads ahead; and this keeps no file open.
+    """
+    import torch
+
+    with path.open("rb") as stream:
+        n = int.from_bytes(stream.read(8), "little")
+        tensor = json.loads(stream.read(n))["volumes"]
+    first, n_voxels = 8 + n + tensor["data_offsets"][0], tensor["shape"][1]
+    dtype = {"F16": np.float16, "I8": np.int8}[tensor["dtype"]]
+
+    def read(row: int) -> Any:
+        volume = np.empty(n_voxels, dtype)
+        with path.open("rb", buffering=0) as stream:
+            read_at(stream.fileno(), volume, first + row * volume.nbytes)
+        return torch.from_numpy(volume)
+
+    return read
 
 
 def write_volumes(
@@ -203,7 +226,7 @@ def write_volumes(
 
         def write(block: slice, series: Any) -> None:
             for row, values in enumerate(series[chosen.to(series.device)].half().cpu().numpy()):
-                os.pwrite(target.fileno(), values.tobytes(), offset + 2 * (row * n_voxels + block.start))
+                write_at(target.fileno(), values, offset + 2 * (row * n_voxels + block.start))
 
         made = process(write)
         file.write(len(header).to_bytes(8, "little") + header)
@@ -217,7 +240,8 @@ def _to_int8(source: BinaryIO, target: BinaryIO, n_rows: int, n_voxels: int) -> 
 
     def rows() -> Any:
         for row in range(n_rows):
-            yield np.frombuffer(os.pread(source.fileno(), 2 * n_voxels, 2 * row * n_voxels), np.float16).astype("f4")
+            read_at(source.fileno(), values := np.empty(n_voxels, np.float16), 2 * row * n_voxels)
+            yield values.astype(np.float32)
 
     scale = max((float(np.abs(row).max()) for row in rows()), default=0.0) / 127 or 1.0
     largest, squares = 0.0, 0.0

@@ -4,7 +4,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
 from typing import TypeVar
 
 from deeplight_core.progress import track
@@ -27,13 +28,20 @@ def in_processes(
     what : what progress lines call the items
     keep_going : do all items that can be done, and raise the errors (ValueError, OSError) of the others as one
     """
-    jobs = jobs or len(os.sched_getaffinity(0))
+    jobs, others = jobs or len(os.sched_getaffinity(0)), {*active_children()}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _stop_with_parent) as pool:
-        futures = [pool.submit(work, item) for item in items]
         try:
+            futures = [pool.submit(work, item) for item in items]
             for future in track(as_completed(futures), len(futures), what):
                 if not (keep_going and isinstance(future.exception(), ValueError | OSError)):
                     future.result()
+        except BrokenProcessPool:
+            for worker in {*active_children()} - others:  # one that was started when the pool broke would wait for ever
+                worker.kill()
+            raise ChildProcessError(
+                "a worker process was killed, perhaps because memory ran out (fewer --jobs need less); "
+                "the same command goes on where it was"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,7 +1,9 @@
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +44,125 @@ def test_preparing_is_compared_with_nilearn_on_a_small_run(tmp_path: Path) -> No
     assert result["times_as_fast"] == pytest.approx(peer["seconds"] / ours["seconds"])
     assert [run["frames"] for run in result["runs"]] == [60, 70]
     assert all(use["peak_mb"] > 50 for use in (peer, ours, result["runs"][1]["ours"]))
+
+
+def result_of(script: str, options: list[str], output: Path) -> dict[str, Any]:
+    """The one result that a script writes."""
+    subprocess.run(
+        [sys.executable, BENCHMARKS / f"{script}.py", *options, "--output", output], check=True, capture_output=True
+    )
+    (path,) = output.iterdir()
+    assert path.match(f"{script}-*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    small = ["--resolution", "10", "--runs", "2", "--frames", "6", "--picks", "5", "--repeats", "2"]
+    return result_of("store", small, tmp_path_factory.mktemp("reading"))
+
+
+def test_reading_is_compared_with_other_formats_on_a_small_grid(reading: dict[str, Any]) -> None:
+    result, formats, (x, y, z) = reading, reading["formats"], reading["shape"]
+    assert (x, y, z) == (19, 22, 19)
+    assert 1000 < result["n_voxels"] < x * y * z / 2
+    assert result["tfrecords_bytes"] == 12 * (4 * x * y * z + 16)
+    with_tsnr = {"float16": 2 + 2 / 6, "int8": 1 + 2 / 6, "npy": 4}  # and a header
+    for name, least in with_tsnr.items():
+        assert least < formats[name]["bytes_per_voxel"] < least + 0.03
+    for of_format in formats.values():
+        n_bytes = of_format["bytes"]
+        assert of_format["bytes_per_voxel"] == pytest.approx(n_bytes / (12 * result["n_voxels"]))
+        assert of_format["times_smaller_than_tfrecords"] == pytest.approx(result["tfrecords_bytes"] / n_bytes)
+    ours, others = {"random", "sequential", "sequential_checked"}, {"random", "sequential"}
+    accesses = {"float16": ours, "int8": ours, "npy": others, "webdataset": others, "nifti": others}
+    assert {name: {*of_format} & ours for name, of_format in formats.items()} == accesses
+    for read in (formats[name][access] for name, of_format in accesses.items() for access in of_format):
+        cold, warm = read["cold"], read["warm"]
+        assert warm["cached_before"] == [1, 1]
+        assert warm["disk_bytes_per_byte"] == 0
+        assert 0 <= cold["cached_before"][0] <= cold["cached_before"][1] <= 1
+        assert all(0 < rate["slowest"] <= rate["volumes_per_s"] <= rate["fastest"] for rate in (cold, warm))
+        assert all(rate["mb_per_s"] > 0 for rate in (cold, warm))
+    rates = {name: formats[name]["sequential"]["cold"]["volumes_per_s"] for name in ("float16", "npy")}
+    faster = result["float16_times_as_fast_as"]
+    assert faster["npy"]["sequential"]["cold"] == pytest.approx(rates["float16"] / rates["npy"])
+    assert {*faster} == {"npy", "webdataset", "nifti"}
+
+
+def test_volumes_that_are_read_differ_by_what_the_format_rounds(reading: dict[str, Any]) -> None:
+    formats = reading["formats"]
+    differences = {name: of_format["largest_difference"] for name, of_format in formats.items()}
+    half_a_step = 2**-10  # of float16 between 2 and 4, where the largest of 23,000 z-scores lie, or one between 4 and 8
+    assert differences["npy"] == differences["nifti"] == 0
+    assert half_a_step / 2 < differences["float16"] == differences["webdataset"] <= 2 * half_a_step
+    assert len(formats["int8"]["rounding"]) == 2
+    for rounding in formats["int8"]["rounding"]:
+        assert 0.9 < rounding["rounding_largest"] / (rounding["scale"] / 2) <= 1 + 1e-5
+        assert rounding["rounding_rms"] == pytest.approx(rounding["scale"] / 12**0.5, rel=0.05)  # uniform in a step
+    largest = max(rounding["rounding_largest"] for rounding in formats["int8"]["rounding"])
+    assert abs(differences["int8"] - largest) <= 2 * half_a_step
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("store-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_reading_are_of_the_full_grid(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["shape"] == [91, 109, 91]
+    assert (result["runs"], result["volumes_per_run"], result["random_volumes"]) == (4, 100, 100)
+    assert result["repeats"] >= 7
+    assert result["threads"] == 1
+    assert result["formats"]["float16"]["bytes_per_voxel"] <= 2.05
+    reads = [reads for of_format in result["formats"].values() for reads in of_format.values() if "cold" in str(reads)]
+    assert len(reads) == 12
+    assert all(read["cold"]["cached_before"][1] < 0.01 for read in reads)
+    assert all(read["warm"]["disk_bytes_per_byte"] == 0 for read in reads)
+
+
+def test_time_and_memory_of_some_tiny_runs(tmp_path: Path) -> None:
+    tiny = ["--parts", "many_runs", "--many", "3", "2", "--small-resolution", "10", "--small-frames", "50"]
+    result = result_of("scaling", tiny, tmp_path)
+    many = result["many_runs"]
+    assert (many["resolution"], many["frames"], many["jobs"]) == (10, 50, 2)
+    assert "processes" not in result
+    assert {*result["threads"]["in_a_run"].values()} == {1}
+    few, more = many["measured"]
+    assert (few["runs"], more["runs"]) == (2, 3)
+    for measured in (few, more):
+        assert measured["workers"] == 2
+        assert min(measured["parent_peak_mb"], measured["worker_peak_mb"]) > 50
+        assert measured["cpu_seconds"] > 0
+        assert measured["seconds_per_run"] == pytest.approx(measured["seconds"] / measured["runs"])
+    for what, line in many["lines"].items():
+        assert line["per_run"] == pytest.approx(more[what] - few[what])
+        assert line["at_zero_runs"] == pytest.approx(3 * few[what] - 2 * more[what])
+    assert many["most_over_fewest"]["runs"] == 1.5
+
+
+def test_efficiency_with_and_without_startup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    scaling = importlib.import_module("scaling")
+    one, two = ({"startup": s, "per_run": t, "cores": c} for s, t, c in ((3, 0.5, 1.25), (4, 0.3125, 1.75)))
+    measured = [
+        {"jobs": jobs, "runs": runs, "seconds": of["startup"] + runs * of["per_run"] + noise,
+         "cpu_seconds": 7 + runs * of["per_run"] * of["cores"] + noise}
+        for jobs, of in ((1, one), (2, two)) for runs in (8, 24, 80) for noise in (-1, 0, 1)
+    ]  # fmt: skip
+    found = scaling.efficiency(measured)
+    assert found["efficiency_without_startup"] == pytest.approx(0.8)
+    assert found["efficiency_with_startup"] == pytest.approx(43 / (2 * 29))
+    for who, of in (("with_one", one), ("with_several", two)):
+        assert found[who]["startup_s"] == pytest.approx(of["startup"])
+        assert found[who]["cores_busy"] == pytest.approx(of["cores"])
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("scaling-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_scaling_are_of_all_runs(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    processes, many = result["processes"], result["many_runs"]
+    assert (processes["resolution"], processes["frames"], processes["runs"]) == (3, 150, [16, 96])
+    assert (many["resolution"], many["frames"], many["jobs"]) == (6, 60, 2)
+    assert [measured["runs"] for measured in many["measured"]] == [10, 40, 160]
+    for kind in ("nii", "nii.gz"):
+        assert processes[kind]["with_one"]["seconds_of_most_runs"] >= 30
+        assert len(processes[kind]["measured"]) == 4 * processes["repeats"]
+    assert {*result["threads"]["in_a_run"].values()} == {1}

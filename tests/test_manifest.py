@@ -112,11 +112,11 @@ def test_two_datasets_may_not_share_a_runs_name(table: pd.DataFrame, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a UTF-8 CSV table"),
-        (",".join(COLUMNS).encode() + b"\nM\xfcller", "not a UTF-8 CSV table"),
+        (b"", "not a comma-separated table in UTF-8"),
+        (",".join(COLUMNS).encode() + b"\nM\xfcller", "not a comma-separated table in UTF-8"),
         (",".join(COLUMNS).encode() + b"\n", "the manifest has no rows"),
         (",".join(COLUMNS[:-2]).encode() + b"\n", r"missing column\(s\) family, sha256; expected dataset, subject"),
-        (b"a,b\n1,2\n1,2,3\n", "not a UTF-8 CSV table.*line 3"),
+        (b"a,b\n1,2\n1,2,3\n", "not a comma-separated table in UTF-8.*line 3"),
         (",".join(COLUMNS).encode() + b"\n" + b"x," * 13, "rows have more cells than the header"),
     ],
     ids=["empty", "not UTF-8", "no rows", "missing columns", "ragged", "a comma too many"],
@@ -239,7 +239,7 @@ def test_participants_of_bids_are_found_with_their_prefix(table: pd.DataFrame, t
         ("Subject,sex\nsim001,F\n", r"has no row for 2 subject\(s\) of the manifest: sim002, sim003"),
         ("name,sex\nsim001,F\n", "has no column subject; it has name, sex"),
         ("Subject\nsim001\nsim002\nsim003\n", "has no column sex; it has Subject"),
-        ("", "is no readable table of subjects"),
+        ("", "is not a comma-separated table in UTF-8"),
     ],
 )
 def test_a_bad_table_of_subjects_is_named(table: pd.DataFrame, text: str, message: str, tmp_path: Path) -> None:

@@ -502,7 +502,7 @@ def test_a_grid_that_nobody_knows_is_named(project: Path, dataset: Dataset, tiny
 
 def test_hcps_grid_is_that_of_the_simulation() -> None:
     shape, affine = simulate.grid(resolution_mm=2)
-    grid = _target_grid(PreprocessingSettings(resample_to="hcp2mm"), Header((1, 1, 1, 1), np.eye(4), 0.0))
+    grid = _target_grid(PreprocessingSettings(resample_to="hcp2mm"), Header((1, 1, 1, 1), np.eye(4), 0.0), False)
     assert grid[0] == shape
     np.testing.assert_array_equal(grid[1], affine)
 
