@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from isal import igzip_threaded
+from isal.igzip_lib import IsalError
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
@@ -34,8 +35,8 @@ __all__ = [
     "same_grid",
 ]
 
-UNREADABLE = (  # of damaged NIfTI files
-    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, ImageFileError, HeaderDataError,
+UNREADABLE: tuple[type[Exception], ...] = (  # of damaged NIfTI files
+    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, IsalError, ImageFileError, HeaderDataError,
 )  # fmt: skip
 _FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
 
@@ -64,7 +65,7 @@ class Header:
     @property
     def orientation(self) -> str:
         """Where the axes point to, e.g. LAS."""
-        return "".join(nib.aff2axcodes(self.affine))
+        return "".join(axis or "?" for axis in nib.aff2axcodes(self.affine))
 
 
 def read_header(path: Any) -> Header:
@@ -102,7 +103,12 @@ def _start(path: Any) -> bytes:
 
 
 def _facts(image: nib.Nifti1Image) -> Header:
-    zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers")
+    try:
+        zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
+    except KeyError as error:
+        raise ValueError(f"its header names a unit that NIfTI does not have, {error}") from None
     return Header(tuple(image.shape), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0)
 
 

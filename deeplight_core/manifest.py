@@ -4,6 +4,7 @@ One row per run of fMRI, or per structural image: that has no events and no repe
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,12 +69,12 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
 
     text = pa.Check.str_matches(r"\S", error="must not be empty")
     relative = pa.Check(
-        lambda path: not (Path(path).is_absolute() or ".." in Path(path).parts),
+        lambda path: not (Path(path).is_absolute() or ".." in Path(path).parts or "\x00" in path),
         element_wise=True,
         error="leaves the data root; paths are relative to it and go downwards only",
     )
     seconds = pa.Check(_is_tr, element_wise=True, error="must be seconds between 0.1 and 20")
-    name = pa.Check.str_matches(r"^[\w.+-]*$", error="may hold letters, digits and . _ + - only")
+    name = pa.Check.str_matches(r"[\w.+-]*\Z", error="may hold letters, digits and . _ + - only")
     schema = pa.DataFrameSchema(
         {
             "dataset": pa.Column(str, text),
@@ -85,11 +86,13 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
             "events": pa.Column(str, relative),
             "mask": pa.Column(str, relative),
             "tr_s": pa.Column(str, seconds),
-            "n_volumes": pa.Column(str, pa.Check.str_matches(r"^[1-9]\d{0,6}$", error="must be a whole number from 1")),
+            "n_volumes": pa.Column(
+                str, pa.Check.str_matches(r"[1-9][0-9]{0,6}\Z", error="must be a whole number from 1")
+            ),
             "split": pa.Column(str, pa.Check.isin(SPLITS, error=f"must be one of {', '.join(SPLITS)}")),
             "family": pa.Column(str),
             "sha256": pa.Column(
-                str, pa.Check.str_matches(r"^([0-9a-f]{64})?$", error="must be 64 hex digits or empty")
+                str, pa.Check.str_matches(r"([0-9a-f]{64})?\Z", error="must be 64 hex digits or empty")
             ),
         }
     )
@@ -116,10 +119,10 @@ def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
 
 
 def _is_tr(cell: str) -> bool:
-    if cell == "":  # of a structural image
-        return True
+    if not re.fullmatch(r"[0-9.eE+-]*", cell):
+        return False
     try:
-        return 0.1 <= float(cell) <= 20
+        return cell == "" or 0.1 <= float(cell) <= 20  # a structural image has none
     except ValueError:
         return False
 

@@ -29,6 +29,7 @@ from conftest import (
     TR_S,
     Dataset,
     contents,
+    flip_bit,
     truncate,
     without_leftovers,
 )
@@ -36,7 +37,7 @@ from scipy.ndimage import zoom
 
 from deeplight_core.config import Profile
 from deeplight_core.events import read_events
-from deeplight_core.images import load_bold, read_header
+from deeplight_core.images import load_bold, load_volume, read_header
 from deeplight_core.loader import Volumes, select_rows
 from deeplight_core.manifest import COLUMNS, read_manifest, write_manifest, write_notes
 from deeplight_core.prepare import prepare
@@ -156,6 +157,15 @@ def test_a_header_that_promises_more_than_any_memory_is_named(tmp_path: Path, wh
 # ---- values
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])], ids=str)
+def test_voxels_that_are_not_one_real_number_are_named(tmp_path: Path, dtype: Any) -> None:
+    path = tmp_path / "image.nii.gz"
+    for load, shape in ((load_bold, (*SHAPE, 5)), (load_volume, SHAPE)):
+        nib.save(nib.Nifti1Image(np.ones(shape, dtype), AFFINE), path)
+        with pytest.raises(ValueError, match=f"{path}"):
+            load(path)
+
+
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", ">f4"])
 def test_scaled_and_big_endian_values_are_those_they_stand_for(
     copied: Path, spoilt: Dataset, tiny_profile: Profile, dtype: str
@@ -198,6 +208,20 @@ def test_a_file_compressed_in_several_pieces_is_read_to_its_end(
         prepare(manifest, changed(tiny_profile, root), jobs=1)
 
 
+def test_the_checksum_of_a_compressed_run_is_read_however_far_behind_the_data_it_is(
+    copied: Path, spoilt: Dataset, tiny_profile: Profile
+) -> None:
+    manifest, root = spoilt
+    data = gzip.compress(gzip.decompress((root / IMAGE).read_bytes()) + bytes(3 << 20))
+    (root / IMAGE).write_bytes(data)
+    unfinished(copied)
+    prepare(manifest, changed(tiny_profile, root), jobs=1)
+    flip_bit(root / IMAGE)
+    unfinished(copied)
+    with pytest.raises(ValueError, match=f"{IMAGE} cannot be read as NIfTI"):
+        prepare(manifest, changed(tiny_profile, root), jobs=1)
+
+
 @pytest.mark.parametrize("keep_going", [False, True])
 def test_a_run_whose_compressed_data_are_broken_in_the_middle_is_named(
     copied: Path, spoilt: Dataset, tiny_profile: Profile, keep_going: bool
@@ -206,7 +230,7 @@ def test_a_run_whose_compressed_data_are_broken_in_the_middle_is_named(
     unfinished(copied)
     (copied / RUN_FILE.replace("s3", "s4")).unlink()
     data = (root / IMAGE).read_bytes()
-    (root / IMAGE).write_bytes(data[:50_000] + bytes(range(256)) + data[50_256:])
+    (root / IMAGE).write_bytes(data[:20_000] + 4096 * b"\xff" + data[24_096:])
     with pytest.raises(ValueError, match=f"{IMAGE} cannot be read as NIfTI"):
         prepare(manifest, changed(tiny_profile, root), jobs=1, keep_going=keep_going)
     assert (copied / RUN_FILE.replace("s3", "s4")).exists() == keep_going
@@ -393,6 +417,12 @@ PREAMBLE = """
     def n_done():
         return len(list(store.glob("runs/sub-*.json")))
 
+    def wait_until(true):
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
     def start_anew():
         shutil.rmtree(store)
 """
@@ -568,8 +598,7 @@ def test_two_containers_that_fill_one_store_at_once_make_the_same(
         assert os.getpid() == 1
         for n in range(4):
             Path(f"{me}{n}").touch()
-            while not Path(f"{other}{n}").exists():
-                time.sleep(0.001)
+            wait_until(Path(f"{other}{n}").exists)
             profile = profile.model_copy(update={"name": f"round{n}"})
             store = profile.store
             fill()
@@ -624,6 +653,33 @@ def test_a_store_that_is_being_filled_opens_whole_or_not_at_all(
     run_alone(script, project, dataset[0], tiny_profile, contents(store.path))
 
 
+def test_a_slow_plan_does_not_take_away_what_a_faster_process_has_finished(
+    project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
+) -> None:
+    script = """
+        from deeplight_core import prepare as preparing
+
+        load_volume, index = preparing.load_volume, store / "index.parquet"
+
+        def load_late(path):
+            wait_until(index.exists)
+            return load_volume(path)
+
+        def fill_slowly():
+            preparing.load_volume = load_late
+            fill()
+
+        slow = start(fill_slowly)
+        time.sleep(0.1)
+        assert end(start(fill)) == 0
+        while os.waitid(os.P_PID, slow, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            open_store(store)
+        assert end(slow) == 0
+        assert is_whole()
+    """
+    run_alone(script, project, dataset[0], tiny_profile, contents(store.path))
+
+
 def test_one_of_two_processes_is_killed_and_the_other_makes_the_store_whole(
     project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
 ) -> None:
@@ -631,8 +687,7 @@ def test_one_of_two_processes_is_killed_and_the_other_makes_the_store_whole(
         n_killed = 0
         for n_before in (0, 1, 4, 9, 12):
             killed, other = start(fill), start(fill)
-            while n_done() < n_before:
-                time.sleep(0.001)
+            wait_until(lambda: n_done() >= n_before)
             time.sleep(random.uniform(0, 0.02))
             os.kill(killed, signal.SIGKILL)
             n_killed += end(killed) == -signal.SIGKILL
