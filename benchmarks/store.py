@@ -15,8 +15,8 @@ nifti       nibabel: one float32 `.nii.gz` of the whole grid per volume, masked 
 Every read ends in the same float32 tensor of the in-mask voxels, so that every byte is read, and converted where it is
 not float32. It is compared with what was written, and must be as close as the format allows.
 
-random               single volumes of all runs in random order, as `loader.Volumes` streams them: ours opens the file for
-                     each, the others keep it open
+random               single volumes of all runs in random order, as `loader.Volumes` streams them: ours opens the
+                     file for each, the others keep it open
 sequential           a whole run, volume by volume, and opening it
 sequential_checked   the same by `Store.read`, which compares the file's SHA-256 first (once per process and file)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 UNREADABLE: tuple[type[Exception], ...] = (  # of damaged NIfTI files
-    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, IsalError, ImageFileError, HeaderDataError,
+    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, cast(type[Exception], IsalError),
+    ImageFileError, HeaderDataError,
 )  # fmt: skip
 _FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
 
