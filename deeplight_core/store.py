@@ -127,13 +127,14 @@ def open_store(path: str | Path) -> Store:
         state = "is not finished" if path.exists() else "does not exist"
         raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
     try:
-        info = dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
-        if lacking := [key for key in ("preprocessing", "events", "tr_s", "shape", "n_voxels") if key not in info]:
+        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
+        if lacking := [key for key in needed if not isinstance(info, dict) or key not in info]:
             raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
         index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
         image = nib.load(path / "mask.nii.gz")
         mask = np.asarray(image.dataobj) > 0
-    except (TypeError, *UNREADABLE) as error:
+    except UNREADABLE as error:
         raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
     return Store(path, info, mask, image.affine, index, runs)
 

@@ -388,6 +388,7 @@ PREAMBLE = """
     from deeplight_core.prepare import prepare, prepare_subjects
     from deeplight_core.store import open_store, verify
 
+    REMOUNT = ["mount", "--options-mode", "ignore", "-o"]  # the old options name users that a namespace may not have
     manifest, profile, reference, *more = pickle.loads(sys.stdin.buffer.read())
     workers.ProcessPoolExecutor = lambda jobs, *_: ThreadPoolExecutor(jobs)
     store = profile.store
@@ -463,7 +464,7 @@ def test_a_folder_that_is_read_only_is_named_and_a_finished_store_there_is_used(
                 if found == "all of it" or (found == "half of it" and "SOCIAL" in name or name == "store.json"):
                     (store / name).parent.mkdir(exist_ok=True)
                     (store / name).write_bytes(data)
-            subprocess.run(["mount", "-o", "remount,ro", store], check=True)
+            subprocess.run([*REMOUNT, "remount,ro", store], check=True)
             before = contents(store)
             try:
                 prepare(manifest, profile, jobs=1)
@@ -485,7 +486,7 @@ FULL_DISK = """
     store.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", sizes[0], "none", store], check=True)
     for n_full, size in enumerate(sizes):
-        subprocess.run(["mount", "-o", f"remount,{size}", store], check=True)
+        subprocess.run([*REMOUNT, f"remount,{size}", store], check=True)
         try:
             fill()
             break
@@ -536,7 +537,7 @@ def test_a_run_that_a_full_disk_cuts_short_is_never_taken_for_whole(project: Pat
         for storage, size in (("float16", 36_000), ("int8", 18_000)):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", path.parent], check=True)
             for n_pages in range(1, 20):
-                subprocess.run(["mount", "-o", f"remount,size={4 * n_pages}k", path.parent], check=True)
+                subprocess.run([*REMOUNT, f"remount,size={4 * n_pages}k", path.parent], check=True)
                 try:
                     write_whole(path, lambda p: write_volumes(p, np.arange(3), 6_000, storage, process))
                     break
