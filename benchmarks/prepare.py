@@ -12,19 +12,16 @@ second, longer run shows that memory does not grow with the length. Result: one 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from throughput import device_name, slug
+from report import write_result
 
 TR_S, HIGH_PASS_HZ, FWHM_MM = 0.72, 1 / 128, 3.0
 
@@ -34,7 +31,6 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options)))
         return
-    import torch
 
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="deeplight-prepare-") as name:
@@ -60,23 +56,17 @@ def main() -> None:
             runs.append({"frames": options.longer, "ours": run("ours", longer)})
         compressed_mb = image.stat().st_size / 1e6
     peer, ours = runs[0]["nilearn"], runs[0]["ours"]
-    result = {
-        "device": device_name(torch.device(options.device)),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "software": {name: version(name) for name in ("torch", "nilearn", "numpy", "isal")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "load_average": [round(v, 2) for v in load],
-        "image_mb": round(compressed_mb, 1),
-        "runs": runs,
-        "times_as_fast": peer["seconds"] / ours["seconds"],
-        "largest_difference_before_float16": float(difference),
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"prepare-{slug(result['device'])}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
-    print(f"written to {path}")
+    write_result(
+        "prepare",
+        options.device,
+        load,
+        ["torch", "nilearn", "numpy", "isal"],
+        options.output,
+        image_mb=round(compressed_mb, 1),
+        runs=runs,
+        times_as_fast=peer["seconds"] / ours["seconds"],
+        largest_difference_before_float16=float(difference),
+    )
 
 
 def _options() -> argparse.Namespace:

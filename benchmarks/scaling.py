@@ -23,15 +23,12 @@ Result: one JSON file in `benchmarks/results/`.
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +46,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(prepare_runs(options)))
         return
-    import torch
     from prepare import write_run
-    from throughput import device_name, slug
+    from report import write_result
 
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="deeplight-scaling-") as name:
@@ -66,22 +62,15 @@ def main() -> None:
         if "many_runs" in options.parts:
             parts["many_runs"] = of_many_runs(small, options)
         threads = threads_of_a_run(small, options.small_frames)
-    device = device_name(torch.device("cpu"))
-    result = {
-        "device": device,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "software": {name: version(name) for name in ("deeplight-core", "torch", "nilearn", "numpy", "isal")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "load_average": [round(v, 2) for v in load],
-        "threads": threads,
+    write_result(
+        "scaling",
+        "cpu",
+        load,
+        ["deeplight-core", "torch", "nilearn", "numpy", "isal"],
+        options.output,
+        threads=threads,
         **parts,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"scaling-{slug(device)}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
-    print(f"written to {path}")
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -31,17 +31,13 @@ that is not counted; MB/s are the same in bytes of the volumes as they lie on di
 import argparse
 import ctypes
 import io
-import json
 import os
-import platform
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +47,8 @@ import pandas as pd
 import torch
 import webdataset
 from prepare import write_run
+from report import write_result
 from safetensors import safe_open
-from throughput import device_name, slug
 
 from deeplight_core.files import file_sha256
 from deeplight_core.store import Store, volume_reader, write_volumes
@@ -91,22 +87,21 @@ def main() -> None:
         sizes = {form.name: sum(file.stat().st_size for file in form.all_files()) for form in formats}
     n_volumes, n_voxels = options.runs * options.frames, int(mask.sum())
     tfrecords = n_volumes * (4 * mask.size + TFRECORD_FRAMING)
-    result = {
-        "device": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "software": {name: version(name) for name in ("torch", "numpy", "safetensors", "webdataset", "nibabel")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "load_average": [round(v, 2) for v in load],
-        "shape": list(mask.shape),
-        "n_voxels": n_voxels,
-        "runs": options.runs,
-        "volumes_per_run": options.frames,
-        "random_volumes": options.picks,
-        "repeats": options.repeats,
-        "tfrecords_bytes": tfrecords,
-        "formats": {
+    write_result(
+        "store",
+        "cpu",
+        load,
+        ["torch", "numpy", "safetensors", "webdataset", "nibabel"],
+        options.output,
+        threads=torch.get_num_threads(),
+        shape=list(mask.shape),
+        n_voxels=n_voxels,
+        runs=options.runs,
+        volumes_per_run=options.frames,
+        random_volumes=options.picks,
+        repeats=options.repeats,
+        tfrecords_bytes=tfrecords,
+        formats={
             form.name: {
                 "bytes": sizes[form.name],
                 "bytes_per_voxel": sizes[form.name] / (n_volumes * n_voxels),
@@ -117,14 +112,9 @@ def main() -> None:
             }
             for form in formats
         },
-        "plain_read": plain,
-        "float16_times_as_fast_as": times_as_fast(reads),
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"store-{slug(result['device'])}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
-    print(f"written to {path}")
+        plain_read=plain,
+        float16_times_as_fast_as=times_as_fast(reads),
+    )
 
 
 def _options() -> argparse.Namespace:

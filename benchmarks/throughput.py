@@ -10,18 +10,15 @@ matrix products and of copying memory, which bound what any program could reach.
 """
 
 import argparse
-import json
 import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
+from report import write_result
 
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.train import keep_freed_memory
@@ -38,36 +35,29 @@ def main() -> None:
     keep_freed_memory()
     load = os.getloadavg()
     shape, batch_size = tuple(options.shape), options.batch or (24 if device.type == "cuda" else 2)
-    name = device_name(device)
-    result = {
-        "device": name,
-        "kind": device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "load_average": [round(v, 2) for v in load],
-        "shape": list(shape),
-        "batch_size": batch_size,
-        "repeats": options.repeats,
-        "volumes_per_s": {
+    write_result(
+        "throughput",
+        options.device,
+        load,
+        ["torch"],
+        options.output,
+        threads=torch.get_num_threads(),
+        shape=list(shape),
+        batch_size=batch_size,
+        repeats=options.repeats,
+        volumes_per_s={
             precision: {
                 what: batch_size / seconds
                 for what, seconds in step_seconds(device, precision, shape, batch_size, options.repeats).items()
             }
             for precision in PRECISIONS
         },
-        "matmul_flops_per_s": {
+        matmul_flops_per_s={
             str(dtype).removeprefix("torch."): matmul_rate(device, dtype, options.matmul, options.repeats)
             for dtype in (torch.float32, torch.bfloat16)
         },
-        "copy_bytes_per_s": copy_rate(device, options.copy_mib, options.repeats),
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"throughput-{slug(name)}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
-    print(f"written to {path}")
+        copy_bytes_per_s=copy_rate(device, options.copy_mib, options.repeats),
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -85,25 +75,6 @@ def _options() -> argparse.Namespace:
         parser.error("PyTorch finds no CUDA device here")
     options.matmul = options.matmul or (8192 if options.device == "cuda" else 2048)
     return options
-
-
-def device_name(device: torch.device) -> str:
-    """The model of the GPU or the processor, without clock rates and trademarks."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return " ".join(re.sub(r"\((R|TM)\)|@.*|\bCPU\b", " ", name).split()) or platform.machine()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2]
-    return platform.processor()
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, repeats: int, calls: int = 1) -> float:
