@@ -2,11 +2,10 @@
 
 import hashlib
 import os
-import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -65,7 +64,7 @@ def read_table(path: Any) -> "pd.DataFrame":
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name (`partial_…`), fsync it and rename it; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"partial_{socket.gethostname()}_{os.getpid()}_{threading.get_ident()}_{path.name}")
+    temporary = path.with_name(f"partial_{uuid4().hex}_{path.name}")
     try:
         write(temporary)
         with temporary.open("rb") as stream:

@@ -214,6 +214,7 @@ def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         If it is unreadable or not 3-D.
     """
+    read_header(path)  # whose errors say more
     try:
         image = nib.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)

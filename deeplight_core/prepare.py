@@ -165,11 +165,15 @@ def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
     }
 
 
+def _software() -> dict[str, str]:
+    return {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")}
+
+
 def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, Any]:
     return {
         **_made_with(manifest, profile), "shape": list(planned.mask.shape), "n_voxels": int(planned.mask.sum()),
         "plan": planned.identity,
-        "software": {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")},
+        "software": _software(),
     }  # fmt: skip
 
 
@@ -262,12 +266,14 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
         )
     planned = Plan(common, grid[1], tr_s)
     (path / "runs").mkdir(parents=True, exist_ok=True)
-    (path / "index.parquet").unlink(missing_ok=True)  # of other settings or runs, which it does not vouch for
+    info = _info(manifest, profile, planned)
+    if problems or _noted(path) != info:
+        (path / "index.parquet").unlink(missing_ok=True)  # it does not vouch for other settings or runs
     if problems:
         return planned
     coverage = nib.Nifti1Image((votes / len(manifest)).astype(np.float32), grid[1])
     mask_image = nib.Nifti1Image(common.astype(np.uint8), grid[1])
-    text = json.dumps(_info(manifest, profile, planned), indent=1) + "\n"
+    text = json.dumps(info, indent=1) + "\n"
     write_whole(path / "coverage.nii.gz", lambda p: nib.save(coverage, p))
     write_whole(path / "mask.nii.gz", lambda p: nib.save(mask_image, p))
     write_whole(path / "store.json", lambda p: p.write_text(text, encoding="utf-8"))
@@ -395,7 +401,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
     label = str(row[profile.data.label]) if structural and profile.data.label else ""
     made_of = digest(
         *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label, settings,
-        profile.data.events(row["task"]), planned.identity,
+        profile.data.events(row["task"]), planned.identity, _software(),
     )  # fmt: skip
     try:
         sources = stamps(root, names)

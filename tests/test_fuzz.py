@@ -315,7 +315,7 @@ SEEDS = {
     "events": [b"1\t2\tlh\n", b"1 2 3\n4 5 6\n", b"\xef\xbb\xbf1,2\r\n"],
     "manifest": [ROW.encode(), ROW.replace("s1", "s2").encode(), b"a,s1,,T1w,1,a.nii.gz,,,,1,train,,\n"],
 }
-N_INPUTS = {"events": 5000, "manifest": 400}  # pandera takes its time
+N_INPUTS = {"events": 3000, "manifest": 250}  # pandera takes its time
 
 
 @pytest.mark.parametrize("parser", sorted(SEEDS))
