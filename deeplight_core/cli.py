@@ -1,6 +1,7 @@
 """The `deeplight` command: a thin face over the functions that the notebooks call."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,7 +112,7 @@ def make_manifest(
     On S3, with your own credentials: `deeplight manifest --hcp s3://bucket/HCP_1200 --validation 100 -o hcp.csv`
     """
     from deeplight_core import manifest, scan
-    from deeplight_core.sources import located
+    from deeplight_core.sources import located, patiently
 
     if sum(given is not None for given in (hcp, bids, table)) != 1:
         raise ValueError("give one of --hcp ROOT, --bids ROOT and --table FILE")
@@ -131,12 +132,14 @@ def make_manifest(
     if "://" not in root:
         root = str(Path(root).absolute())
     if hcp:
-        found, left_out = scan.scan_hcp(root, tasks) if tasks else scan.scan_hcp(root)
+        scanned = partial(scan.scan_hcp, root, tasks) if tasks else partial(scan.scan_hcp, root)
     elif bids:
-        found, left_out = scan.scan_bids(root, tasks or (asked and list(asked)), derivatives, space, res, anat, asked)
+        only = tasks or (asked and list(asked))
+        scanned = partial(scan.scan_bids, root, only, derivatives, space, res, anat, asked)
     else:
-        found, left_out = scan.scan_table(table or Path(), root, image)
-        found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
+        scanned = partial(scan.scan_table, table or Path(), root, image)
+    found, left_out = patiently(scanned, located(root))
+    found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
     if bids:
         root = str(scan.common_root(root, derivatives))
     if subjects:
@@ -145,7 +148,7 @@ def make_manifest(
         found = manifest.assign_splits(found, unit, validation, seed, stratify)
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # what would be refused later is refused now
-    known = asked or scan.states_of(found, located(root))
+    known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
     manifest.write_notes(output, root, layout, unit, known, left_out)
     for reason, n in left_out["reason"].value_counts().head(20).items():
         print(f"warning: {n} × {reason}", file=sys.stderr)

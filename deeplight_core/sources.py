@@ -111,12 +111,12 @@ def patiently(work: Callable[[], Result], source: Any) -> Result:
     for n_before in range(_TRIES if is_remote(source) else 0):
         try:
             return work()
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # it came, and is not what it should be
             raise
         except Exception as error:  # each of fsspec's file systems has errors of its own
             if n_before == _TRIES - 1:
                 raise ValueError(
-                    f"{source} could not be fetched in {_TRIES} tries ({error}); the same command tries it again"
+                    f"{source} could not be read in {_TRIES} tries ({error}); the same command tries it again"
                 ) from error
         time.sleep(_PAUSE_S * 2**n_before)
     return work()

@@ -3,6 +3,7 @@
 import itertools
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import Dataset, contents, use_threads
 from moto.server import ThreadedMotoServer
 
-from deeplight_core import sources
+from deeplight_core import cli, sources
 from deeplight_core.config import Profile
 from deeplight_core.images import read_header
 from deeplight_core.prepare import prepare
@@ -173,3 +174,24 @@ def test_links_may_stay_in_the_root_but_not_leave_it(tmp_path: Path) -> None:
     refuse_escape(root, "inner")
     with pytest.raises(ValueError, match=r"outer is a link to .*outside, outside the data root"):
         refuse_escape(root, "outer")
+
+
+def test_a_bucket_that_nobody_may_read_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(sources, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(sys, "argv", ["deeplight", "manifest", "--hcp", "s3://open/x", "-o", str(tmp_path / "m.csv")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert (
+        "deeplight: s3://open/x could not be read in 4 tries (Unable to locate credentials)" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "m.csv").exists()
