@@ -29,13 +29,13 @@ def _profile(name: str, data: Path | None = None) -> Profile:
     return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})
 
 
-def _manifests_profile(path: Path, store: Path | None) -> Profile:
+def _manifests_profile(path: Path) -> Profile:
     """The paper's recipe for a manifest's data, whose place and states are noted beside it."""
     from deeplight_core.manifest import read_notes
 
     notes = read_notes(path)
     states = {"source": notes.pop("states"), "target": {}}
-    data = {"manifest": path.absolute(), **notes, **states, "store": store}
+    data = {"manifest": path.absolute(), **notes, **states}
     return Profile.model_validate({"name": path.stem, "data": data})
 
 
@@ -123,7 +123,7 @@ def make_manifest(
         raise ValueError("--derivatives, --space, --res and --anat are for --bids")
     if table is None and (data or image):
         raise ValueError("--data and --image are for --table")
-    if output in (table, subjects):
+    if output.resolve() in {path.resolve() for path in (table, subjects) if path}:
         raise ValueError(f"{output} would be overwritten; give the manifest another name")
     if labels and subjects is None:
         raise ValueError("--label needs --subjects")
@@ -188,10 +188,13 @@ def prepare(
     """
     from deeplight_core import experiment
 
-    profile = _manifests_profile(Path(source), store) if source.endswith(".csv") else _profile(source)
+    profile = _manifests_profile(Path(source)) if source.endswith(".csv") else _profile(source)
     settings, preprocessing = profile.data, profile.preprocessing
     if data or store:
-        changed = {"root": str(data.absolute()) if data else settings.root, "store": store or settings.store}
+        changed = {
+            "root": str(data.absolute()) if data else settings.root,
+            "store": store.absolute() if store else settings.store,
+        }
         settings = settings.model_copy(update=changed)
     if resample_to:
         preprocessing = preprocessing.model_copy(update={"resample_to": resample_to})
