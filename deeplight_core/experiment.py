@@ -29,7 +29,8 @@ from deeplight_core.images import load_bold
 from deeplight_core.loader import Volumes, draw_units, permute_labels, select_rows
 from deeplight_core.manifest import read_manifest, select
 from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.prepare import plan, prepare, prepare_subjects
+from deeplight_core.plan import plan
+from deeplight_core.prepare import prepare, prepare_subjects
 from deeplight_core.preprocess import clean, smooth
 from deeplight_core.simulate import simulate
 from deeplight_core.sources import at_hand

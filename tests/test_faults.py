@@ -658,16 +658,16 @@ def test_a_slow_plan_does_not_take_away_what_a_faster_process_has_finished(
     project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
 ) -> None:
     script = """
-        from deeplight_core import prepare as preparing
+        from deeplight_core import plan as planning
 
-        load_volume, index = preparing.load_volume, store / "index.parquet"
+        load_volume, index = planning.load_volume, store / "index.parquet"
 
         def load_late(path):
             wait_until(index.exists)
             return load_volume(path)
 
         def fill_slowly():
-            preparing.load_volume = load_late
+            planning.load_volume = load_late
             fill()
 
         slow = start(fill_slowly)

@@ -57,7 +57,8 @@ def test_settings_and_command_load_nothing_slow(module: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "module", ["manifest", "scan", "events", "images", "preprocess", "simulate", "store", "prepare", "statistics"]
+    "module",
+    ["manifest", "scan", "events", "images", "preprocess", "simulate", "store", "plan", "prepare", "statistics"],
 )
 def test_data_and_statistics_load_no_torch(module: str, tmp_path: Path) -> None:
     """Worker processes import them anew; torch costs each of them a second and more."""

@@ -30,7 +30,8 @@ from safetensors.numpy import load_file
 from deeplight_core import simulate
 from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.images import Header
-from deeplight_core.prepare import _target_grid, plan, prepare, prepare_subjects
+from deeplight_core.plan import _target_grid, plan
+from deeplight_core.prepare import prepare, prepare_subjects
 from deeplight_core.store import Store, open_store, verify
 
 RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
