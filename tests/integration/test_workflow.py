@@ -245,6 +245,17 @@ def test_papermill_by_hand_finds_the_finished_run(project, tmp_path):
     assert "found in finetuning-scratch-0.5-seed1" in done.stdout
 
 
+def test_one_job_per_subject_fills_the_same_store(project):
+    profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
+    (project / "profiles/parts.yaml").write_text(yaml.safe_dump({**profile, "name": "parts"}), encoding="utf-8")
+    done = run([*workflow(project, "parts", by_subject="yes"), "--until", "data"], project)
+    assert done.returncode == 0, done.stdout[-3000:]
+    one, other = project / "runs/smoke/store", project / "runs/parts/store"
+    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
+    assert len(names) > 2
+    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
+
+
 def test_a_failed_notebook_is_kept_with_its_traceback(project):
     """Last, since it damages the store."""
     damaged = next((project / "runs/smoke/store/runs").glob("sub-sim031_task-WM*.safetensors"))  # held out
@@ -281,17 +292,6 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project):
     page = (project / "runs" / profile / "book/_build/html/real/04_statistics.html").read_text(encoding="utf-8")
     assert "Real data" in page
     assert "tests count runs" in page
-
-
-def test_one_job_per_subject_fills_the_same_store(project):
-    profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
-    (project / "profiles/parts.yaml").write_text(yaml.safe_dump({**profile, "name": "parts"}), encoding="utf-8")
-    done = run([*workflow(project, "parts", by_subject="yes"), "--until", "data"], project)
-    assert done.returncode == 0, done.stdout[-3000:]
-    one, other = project / "runs/smoke/store", project / "runs/parts/store"
-    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
-    assert len(names) > 2
-    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
 
 
 def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
