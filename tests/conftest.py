@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +30,8 @@ SUBJECTS = {"s1": "train", "s2": "train", "s3": "train", "s4": "train", "s5": "v
 
 Dataset = tuple[pd.DataFrame, Path]
 RUN_FILE = "runs/sub-s3_task-SOCIAL_run-LR.safetensors"
+RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
+IMAGE, MASK, EVS = f"{RUN}/tfMRI_SOCIAL_LR.nii.gz", f"{RUN}/brainmask_fs.2.nii.gz", f"{RUN}/EVs"
 
 
 def use_threads(patch: pytest.MonkeyPatch) -> None:
@@ -144,3 +147,33 @@ def copied(store: Store, project: Path, tiny_profile: Profile) -> Path:
 def spoilt(dataset: Dataset, tmp_path: Path) -> Dataset:
     """A copy of the dataset, for tests that damage it."""
     return dataset[0].copy(), Path(shutil.copytree(dataset[1], tmp_path / "spoilt"))
+
+
+def changed(profile: Profile, root: Path | None = None, store: Path | None = None, **preprocessing: object) -> Profile:
+    """A profile with another root, another folder for its store, other preprocessing."""
+    data = profile.data.model_copy(update={"root": str(root or profile.data.root), "store": store})
+    settings = profile.preprocessing.model_copy(update=preprocessing)
+    return profile.model_copy(update={"data": data, "preprocessing": settings})
+
+
+def unfinished(store: Path) -> None:
+    """Take away what is written last."""
+    (store / "index.parquet").unlink()
+
+
+def data_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The volumes and tables of a store; its records also hold the times at which sources were changed."""
+    return {name: data for name, data in files.items() if name.endswith((".safetensors", ".parquet"))}
+
+
+@pytest.fixture
+def own_mounts(tmp_path: Path) -> tuple[str, ...]:
+    """What to put before a command that is to mount file systems that only it sees."""
+    command = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
+    try:
+        tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        pytest.skip(f"no file system can be mounted: {error}")
+    if tried.returncode != 0:
+        pytest.skip(f"this user may not mount file systems: {tried.stderr}")
+    return command

@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import (
+    EVS,
+    IMAGE,
+    MASK,
     N_KEPT,
     ONSETS_S,
     RUN_FILE,
@@ -33,9 +36,6 @@ from deeplight_core.images import Header
 from deeplight_core.plan import _target_grid, plan
 from deeplight_core.prepare import prepare, prepare_subjects
 from deeplight_core.store import Store, open_store, verify
-
-RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
-IMAGE, MASK, EVS = f"{RUN}/tfMRI_SOCIAL_LR.nii.gz", f"{RUN}/brainmask_fs.2.nii.gz", f"{RUN}/EVs"
 
 
 def with_root(profile: Profile, root: Path) -> Profile:

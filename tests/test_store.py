@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import N_KEPT, RUN_FILE, SHAPE, flip_bit, truncate
+from conftest import N_KEPT, RUN_FILE, SHAPE, Dataset, changed, flip_bit, truncate
 
+from deeplight_core.config import Profile
+from deeplight_core.loader import Volumes, select_rows
+from deeplight_core.prepare import prepare
 from deeplight_core.store import Store, open_store, verify
 
 
@@ -72,3 +75,38 @@ def test_open_store_says_what_is_missing(copied: Path) -> None:
         open_store(copied)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         open_store(copied / "nowhere")
+
+
+# ---- int8
+
+
+def test_int8_rounds_to_the_step_that_it_says(
+    project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
+) -> None:
+    made = prepare(dataset[0], changed(tiny_profile, storage="int8"), jobs=1)
+    for run in made.runs.itertuples():
+        exact, stored = store.read(run.file).float().numpy(), made.read(run.file).numpy()
+        assert stored.dtype == np.int8
+        assert run.scale == pytest.approx(np.abs(exact).max() / 127)
+        error = stored * np.float64(run.scale) - exact
+        assert np.abs(error).max() <= run.scale / 2 * (1 + 1e-5)
+        assert run.rounding_largest == pytest.approx(np.abs(error).max(), rel=1e-4)
+        assert run.rounding_rms == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-4)
+    size = {s.path: sum((s.path / file).stat().st_size for file in s.runs["file"]) for s in (made, store)}
+    assert size[made.path] < 0.6 * size[store.path]
+    assert verify(made.path) == []
+
+
+def test_int8_volumes_are_the_same_from_memory_and_disk(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    made = prepare(dataset[0], changed(tiny_profile, storage="int8"), jobs=1)
+    rows = select_rows(made.index, [("SOCIAL", "interaction"), ("EMOTION", "fear")], "train")
+    rows = rows.sample(frac=1, random_state=0).reset_index(drop=True)
+    of_rows = [made.read(row.file)[row.row].numpy() * np.float32(made.scales[row.file]) for row in rows.itertuples()]
+    in_memory, streamed = (Volumes(made, rows, in_memory=which) for which in (True, False))
+    numbers = np.random.default_rng(0).permutation(len(rows))
+    for volumes in (in_memory, streamed):
+        np.testing.assert_array_equal(volumes.masked(numbers).numpy(), np.stack(of_rows)[numbers])
+    order = np.array_split(numbers, 7)
+    for (_, one), (_, other) in zip(in_memory.batches(iter(order)), streamed.batches(iter(order)), strict=True):
+        assert (one["volumes"] == other["volumes"]).all()
+        assert one["volumes"].abs().max() > 1
