@@ -1,6 +1,7 @@
 """Data that lie elsewhere, on a real S3 server on loopback (moto's)."""
 
 import itertools
+import os
 import re
 import socket
 import sys
@@ -195,3 +196,23 @@ def test_a_bucket_that_nobody_may_read_is_one_message(
         "deeplight: s3://open/x could not be read in 4 tries (Unable to locate credentials)" in capsys.readouterr().err
     )
     assert not (tmp_path / "m.csv").exists()
+
+
+def test_a_copy_that_ends_early_without_an_error_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = located("memory://shortened")
+    (root / "x").write_bytes(b"0123456789")
+    whole, times = root.fs.get_file, itertools.count()
+
+    def cut_at_first(source: str, target: str) -> None:
+        whole(source, target)
+        if next(times) < 2:
+            os.truncate(target, 4)
+
+    monkeypatch.setattr(sources, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(type(root.fs), "get_file", lambda fs, source, target: cut_at_first(source, target))
+    with at_hand(root, ["x"], tmp_path) as folder:
+        assert (folder / "x").read_bytes() == b"0123456789"
+    assert next(times) == 3
+    assert list(tmp_path.iterdir()) == []
