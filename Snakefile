@@ -3,9 +3,12 @@
     snakemake --cores 2 --config profile=demo
     snakemake --cores 2 --config profile=haxby data=/path/to/haxby2001-vt
     snakemake --cores 2 --config profile=demo controls=yes
-    snakemake --executor slurm --jobs 100 --config profile=paper by_subject=yes
+    snakemake --cores 16 --config profile=paper gpus=2 per_gpu=4
+    snakemake --profile profiles/slurm --config profile=paper by_subject=yes devices=4 nodes=2 per_gpu=4
 
 With `by_subject=yes` every subject's runs are prepared by a job of their own; they fill one store, and none waits for another.
+`gpus=2 per_gpu=4` shares this machine's two GPUs between eight trainings at a time. On a cluster, without `gpus`, `per_gpu=4` makes
+one job with one GPU of four fine-tunings, which run side by side. `devices=4 nodes=2` pre-trains on four GPUs of each of two nodes.
 Every rule runs one notebook through papermill. Notebooks are written to running/ and moved when they are whole; a failed
 one is kept in failed/, with its traceback; logs/ has what each of them said. What a notebook depends on are files and settings: adding a fraction to the
 profile runs that fraction only.
@@ -13,6 +16,7 @@ profile runs that fraction only.
 
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -24,6 +28,16 @@ from deeplight_core.variants import VARIANTS
 
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")
+
+
+def number(option, least):
+    value = str(config.get(option, least))
+    if not value.isdecimal() or int(value) < least:
+        sys.exit(f"snakemake: {option} must be a whole number from {least}, got {value!r}")
+    return int(value)
+
+
+DEVICES, NODES, GPUS, PER_GPU = number("devices", 1), number("nodes", 1), number("gpus", 0), number("per_gpu", 1)
 try:
     PROFILE = settings.load_profile(NAME if NAME.endswith(".yaml") else f"profiles/{NAME}.yaml")
 except ValueError as error:
@@ -41,7 +55,9 @@ INDEX = os.path.relpath(PROFILE.store / "index.parquet")
 # that a rule depends on are its params.
 RESOLVED = Path(RUNS) / "profile.yaml"
 RESOLVED.parent.mkdir(parents=True, exist_ok=True)
-RESOLVED.write_text(yaml.safe_dump(PROFILE.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+CONTENT = yaml.safe_dump(PROFILE.model_dump(mode="json"), sort_keys=False)
+if not RESOLVED.is_file() or RESOLVED.read_text(encoding="utf-8") != CONTENT:  # cluster jobs come here too, while others read it
+    RESOLVED.write_text(CONTENT, encoding="utf-8")
 
 SWEEP = grid(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
@@ -61,6 +77,37 @@ def pretraining_of(cell):
     if not cell.target and cell.seed == FIRST_SEED:
         return [BOOKS + "/02_pretraining.ipynb"]
     return [f"{BOOKS}/pretraining/{cell.target or 'own'}-seed{cell.seed}.ipynb"]
+
+
+def trained(target, seed):
+    """What a pre-training on several devices leaves, in a list; an empty one where the notebook itself trains.
+
+    It always does for other targets: `deeplight pretrain` knows the profile's own only.
+    """
+    return [f"{RUNS}/trained/seed{seed}"] if DEVICES * NODES > 1 and target in ("", "own") else []
+
+
+def batches():
+    """The fine-tunings that share a GPU on a cluster, by the name of their first.
+
+    They start from the same pre-training, and their fractions are close, since a job lasts as long as its longest.
+    """
+    found = {}
+    for cells in (SWEEP, OTHERS.values() if RUN_CONTROLS else []):
+        deep = (cell for cell in cells if VARIANTS[cell.variant].learner == "deeplight")
+        for _, alike in groupby(sorted(deep, key=lambda c: (pretraining_of(c), c.fraction)), key=pretraining_of):
+            alike = list(alike)
+            for i in range(0, len(alike), PER_GPU):
+                found[alike[i].name] = alike[i : i + PER_GPU]
+    return found
+
+
+def batch_of(cell):
+    return next((name for name, cells in BATCHES.items() if cell in cells), None)
+
+
+def swept(wildcards):
+    return Cell("", wildcards.variant, float(wildcards.fraction), int(wildcards.seed))
 
 
 def shown(name):
@@ -92,8 +139,22 @@ REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
 MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation and PROFILE.simulation.model_dump(), PROFILE.preprocessing)
+BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
+SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
+ON_A_GPU = ""
+if GPUS:
+    workflow.global_resources.setdefault("slot", SLOTS)  # as `--resources slot=…` does
+    # Snakemake limits how many run (not strictly, see below); which GPU is free only the jobs know. Each locks the first free
+    # slot for as long as it runs. Slots go round the GPUs, so that none has more than its share, whatever ends first.
+    ON_A_GPU = (
+        f"mkdir -p {RUNS}/slots; slot=0; until exec 9>{RUNS}/slots/$slot && flock --nonblock 9; "
+        f"do slot=$(((slot + 1) % {SLOTS})); [ $slot -gt 0 ] || sleep 1; done; "
+        f'IFS=, read -ra gpus <<< "${{CUDA_VISIBLE_DEVICES:-$(seq -s, 0 {GPUS - 1})}}"; '
+        f"export CUDA_VISIBLE_DEVICES=${{gpus[slot % {GPUS}]}}; "
+    )
 PAPERMILL = (
-    "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
+    (f"export DEEPLIGHT_PER_GPU={PER_GPU}; " if PER_GPU > 1 else "")  # what each of them may keep in the GPU's memory
+    + "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
     "out={output[0]}; name=$(basename $out .ipynb); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
     "mkdir -p {BOOKS}/running {BOOKS}/failed {RUNS}/logs $(dirname $out); "
     "if papermill notebooks/{params.notebook}.ipynb $part -f {RESOLVED} {params.parameters} "
@@ -114,6 +175,7 @@ rule book:
         BOOKS + "/full_run.ipynb",
         expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
         [notebook_of(cell) for cell in SWEEP],
+        [f"{RUNS}/batches/{name}" for name in BATCHES],
         pages=[p for p in sorted(Path("book").rglob("*")) if p.is_file()] + ["_config.yml", "_toc.yml", "CHANGELOG.md"],
         other=[p for n in (REAL, BUILT_IN) if n != PROFILE.name for p in Path(f"runs/{n}/notebooks").glob("04_statistics.ipynb")],
     output:
@@ -190,10 +252,38 @@ rule data:
         PAPERMILL
 
 
+if DEVICES * NODES > 1:
+
+    rule train:
+        input:
+            INDEX,
+        output:
+            touch(RUNS + "/trained/seed{seed}"),
+        wildcard_constraints:
+            seed=r"\d+",
+        params:
+            settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
+        threads: DEVICES * PROFILE.pretraining.threads
+        priority: 1
+        resources:
+            slot=SLOTS,  # it sees all GPUs
+            mpi="srun",  # the command starts its own ranks; without this SLURM's plugin would run it within `srun -n1`
+            nodes=NODES,
+            gres=f"gpu:{DEVICES}",  # per node; `gpu` would be a sum over the nodes
+            cpus_per_task=PROFILE.pretraining.threads,
+            # The plugin refuses one task per node, and takes `tasks` for tasks per GPU where that is not 0.
+            **({"tasks_per_node": DEVICES} if DEVICES > 1 else {"tasks": NODES, "tasks_per_gpu": 0}),
+        shell:
+            "${{SLURM_JOB_ID:+{resources.mpi} --nodes={NODES} --ntasks-per-node={DEVICES} --kill-on-bad-exit "
+            "--cpus-per-task={resources.cpus_per_task}}} "
+            "deeplight pretrain {RESOLVED} --seed {wildcards.seed} --devices {DEVICES} --nodes {NODES}"
+
+
 rule pretraining:
     input:
         INDEX,
         "notebooks/02_pretraining.ipynb",
+        trained("", FIRST_SEED),
     output:
         BOOKS + "/02_pretraining.ipynb",
     params:
@@ -202,11 +292,17 @@ rule pretraining:
         settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
     threads: PROFILE.pretraining.threads
     priority: 1  # a third of the sweep waits for it
+    resources:
+        slot=1,
     shell:
-        PAPERMILL
+        "{ON_A_GPU}" + PAPERMILL
 
 
 use rule pretraining as other_pretraining with:
+    input:
+        INDEX,
+        "notebooks/02_pretraining.ipynb",
+        lambda w: trained(w.target, w.seed),
     output:
         BOOKS + "/pretraining/{target}-seed{seed}.ipynb",
     params:
@@ -219,7 +315,7 @@ rule finetuning:
     input:
         INDEX,
         "notebooks/03_finetuning.ipynb",
-        lambda w: pretraining_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
+        lambda w: pretraining_of(swept(w)),
     output:
         BOOKS + "/03_finetuning/{variant}-{fraction}-seed{seed}.ipynb",
     wildcard_constraints:
@@ -228,11 +324,14 @@ rule finetuning:
         seed=r"\d+",
     params:
         notebook="03_finetuning",
-        parameters=lambda w: parameters_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
-        settings=lambda w: settings_of(Cell("", w.variant, float(w.fraction), int(w.seed))),
+        parameters=lambda w: parameters_of(swept(w)),
+        settings=lambda w: settings_of(swept(w)),
     threads: PROFILE.finetuning.threads
+    resources:
+        slot=1,
+    group: (lambda w: batch_of(swept(w))) if BATCHES else None
     shell:
-        PAPERMILL
+        "{ON_A_GPU}" + PAPERMILL
 
 
 rule control:
@@ -247,8 +346,25 @@ rule control:
         parameters=lambda w: parameters_of(OTHERS[w.cell]),
         settings=lambda w: settings_of(OTHERS[w.cell]),
     threads: PROFILE.finetuning.threads
+    resources:
+        slot=1,
+    group: (lambda w: batch_of(OTHERS[w.cell])) if BATCHES else None
     shell:
-        PAPERMILL
+        "{ON_A_GPU}" + PAPERMILL
+
+
+if BATCHES:
+
+    # SLURM's plugin runs the members of a group one after another unless something in the group depends on all of them
+    # (snakemake-executor-plugin-slurm#469, seen in its version 2.8). This does, and adds a minute to the group's runtime.
+    rule batch:
+        input:
+            lambda w: [notebook_of(cell) for cell in BATCHES[w.batch]],
+        output:
+            touch(RUNS + "/batches/{batch}"),
+        resources:
+            runtime=1,
+        group: "{batch}"
 
 
 rule control_page:

@@ -6,15 +6,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from deeplight_core.config import ModelSettings
 from deeplight_core.files import file_sha256, write_whole
 from deeplight_core.models import MODELS
 
-__all__ = ["check_data", "data_facts", "load_model", "read_record", "save_model", "shuffle", "transfer"]
+__all__ = [
+    "check_data",
+    "data_facts",
+    "load_model",
+    "load_state",
+    "read_record",
+    "save_model",
+    "save_state",
+    "shuffle",
+    "transfer",
+]
 
 
 def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
@@ -37,7 +47,7 @@ def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]
 def save_model(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
     """Write `model.safetensors` and, last, `model.json` with the architecture and the record."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    write_whole(folder / "model.safetensors", lambda p: save_file(tensors, p))
+    write_whole(folder / "model.safetensors", lambda p: p.write_bytes(save(tensors)))
     full = {"architecture": model.architecture, **record, "sha256": file_sha256(folder / "model.safetensors")}
     write_whole(folder / "model.json", lambda p: p.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8"))
 
@@ -108,6 +118,53 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
         raise ValueError(f"checkpoint {folder} does not fit the model:\n" + "\n".join(f"  {m}" for m in misfits))
     model.load_state_dict(kept, strict=False)
     return left_out
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, others: dict[str, Tensor], step: int
+) -> None:
+    """Write what a training needs to go on: weights, the optimiser's moments, other tensors by name, the step.
+
+    The state before stays until this one is whole.
+    """
+    tensors = dict(others)
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():  # none of a weight that has not learnt yet
+            tensors[f"adam.{key}.{name}"] = value
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"step": str(step)})
+    write_whole(path, lambda p: p.write_bytes(data))
+
+
+@torch.no_grad()
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+    """Put a saved state back, if there is one; the step to go on with (0 without), and the other tensors.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    if not path.is_file():
+        return 0, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors.pop(f"model.{name}"))
+            prefixes = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            state = {key: tensors.pop(stored) for key, stored in prefixes.items() if stored in tensors}
+            if state:
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device)
+                    if key == "step"
+                    else torch.empty_like(parameter).copy_(value)  # in the weight's memory format
+                    for key, value in state.items()
+                }
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to train from the start") from error
+    return step, tensors
 
 
 @torch.no_grad()

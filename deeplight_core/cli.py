@@ -1,5 +1,6 @@
 """The `deeplight` command: a thin face over the functions that the notebooks call."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from deeplight_core.config import Profile, SimulationSettings, load_profile, project_root, read_states
+from deeplight_core.config import (
+    PRECISIONS,
+    Profile,
+    SimulationSettings,
+    load_profile,
+    project_root,
+    read_states,
+)
 
 __all__ = ["app", "main"]
 
@@ -19,6 +27,9 @@ ProfileName = Annotated[str, typer.Argument(help="Name of a profile in profiles/
 DataRoot = Annotated[Path | None, typer.Option("--data", help="Use this data folder instead of the profile's.")]
 Jobs = Annotated[int | None, typer.Option(help="Worker processes; one per core by default.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of the initialisation, the batches and the draw of subjects.", min=0)]
+Devices = Annotated[int, typer.Option(help="GPUs per node, or processes where there is none.", min=1)]
+Nodes = Annotated[int, typer.Option(help="Nodes; start one command per GPU with srun or torchrun.", min=1)]
+Precision = Annotated[str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's.")]
 
 
 def _profile(name: str, data: Path | None = None) -> Profile:
@@ -27,6 +38,20 @@ def _profile(name: str, data: Path | None = None) -> Profile:
     if data is None:
         return profile
     return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})
+
+
+def _with_precision(profile: Profile, stage: str, precision: str | None) -> Profile:
+    if precision is None:
+        return profile
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
+    training = getattr(profile, stage).model_copy(update={"precision": precision})
+    return profile.model_copy(update={stage: training})
+
+
+def _rank() -> int:
+    """The number of this process among those that torchrun, srun or Fabric started together."""
+    return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0))
 
 
 def _manifests_profile(path: Path) -> Profile:
@@ -227,15 +252,25 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.
 
 
 @app.command()
-def pretrain(profile: ProfileName, seed: Seed = 1) -> None:
+def pretrain(
+    profile: ProfileName, seed: Seed = 1, devices: Devices = 1, nodes: Nodes = 1, precision: Precision = None
+) -> None:
     """Pre-train a decoder on the source states.
 
     Example: `deeplight pretrain demo --seed 1`
+
+    On the four GPUs of one machine: `deeplight pretrain paper --devices 4 --precision bf16-mixed`
+
+    On two nodes: `srun --nodes 2 --ntasks-per-node 4 deeplight pretrain paper --devices 4 --nodes 2`, or `torchrun
+    --nnodes 2 --nproc-per-node 4 … -m deeplight_core.cli pretrain paper --devices 4 --nodes 2`
     """
     from deeplight_core import experiment
 
-    run = experiment.pretrain(_profile(profile), seed)
-    print(f"{run.folder}\n{run.results().groupby('task')['accuracy'].mean().to_string(float_format='{:.1%}'.format)}")
+    run = experiment.pretrain(_with_precision(_profile(profile), "pretraining", precision), seed, devices, nodes)
+    if _rank() == 0:
+        print(
+            f"{run.folder}\n{run.results().groupby('task')['accuracy'].mean().to_string(float_format='{:.1%}'.format)}"
+        )
 
 
 @app.command()
@@ -244,6 +279,9 @@ def finetune(
     variant: Annotated[str, typer.Option(help="pretrained, scratch or linear.")],
     fraction: Annotated[float, typer.Option(help="Fraction of the training subjects, above 0 and at most 1.")],
     seed: Seed = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    precision: Precision = None,
 ) -> None:
     """Train one variant on a fraction of the target states' training data.
 
@@ -251,8 +289,10 @@ def finetune(
     """
     from deeplight_core import experiment
 
-    run = experiment.finetune(_profile(profile), variant, fraction, seed)
-    print(f"{run.folder}\nvalidation accuracy {run.results()['accuracy'].mean():.1%}")
+    settings = _with_precision(_profile(profile), "finetuning", precision)
+    run = experiment.finetune(settings, variant, fraction, seed, devices, nodes)
+    if _rank() == 0:
+        print(f"{run.folder}\nvalidation accuracy {run.results()['accuracy'].mean():.1%}")
 
 
 @app.command()
@@ -294,9 +334,13 @@ def main() -> None:
     """Run the command; a wrong input is one message and exit status 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
-        print(f"deeplight: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"deeplight{f' (process {_rank()})' if _rank() else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("deeplight: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":  # for torchrun -m
+    main()

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "PRECISIONS",
     "ControlSettings",
     "DataSettings",
+    "LayerGroup",
     "ModelSettings",
     "PreprocessingSettings",
     "Profile",
@@ -67,6 +69,8 @@ StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map
 Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
+Precision = Literal["32-true", "bf16-mixed"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def _variant(name: str) -> str:
@@ -189,6 +193,23 @@ class ModelSettings(Section):
     """Dropout on the 128 features that enter the output layer."""
 
 
+class LayerGroup(Section):
+    """Layers that learn at a rate of their own, or in some epochs only (discriminative rates, gradual unfreezing)."""
+
+    layers: str
+    """How the names of their weights start, e.g. encoder or encoder.convolutions.0"""
+    rate: float = Field(1.0, ge=0)
+    """Factor on the learning rate (0 = frozen throughout)."""
+    from_epoch: int = Field(1, ge=1)
+    """First epoch in which they learn."""
+    until_epoch: int | None = Field(None, ge=1)
+    """Last epoch in which they learn (None = the run's last)."""
+
+    def learns(self, epoch: int) -> bool:
+        """Whether the layers learn in an epoch (from 1)."""
+        return self.rate > 0 and self.from_epoch <= epoch <= (self.until_epoch or epoch)
+
+
 class TrainingSettings(Section):
     """One training run (sections 2.2, 3.1 and 3.2)."""
 
@@ -202,10 +223,27 @@ class TrainingSettings(Section):
     """Adam's step size."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant, or warm-up over 5% of the steps and cosine decay to zero."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    weight_decay: float = Field(0.0, ge=0)
+    """Share of each weight that a step takes away, times the learning rate (AdamW, Loshchilov & Hutter 2019)."""
+    l1: float = Field(0.0, ge=0)
+    """Factor of the sum of all weights' absolute values that is added to what is minimised."""
+    groups: list[LayerGroup] = []
+    """Layers with a learning rate or a schedule of their own; of those that fit a weight, the last one counts."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many epochs without a lower validation loss (None = never)."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that the run ends with: the last epoch's, or those with the lowest validation loss."""
+    shuffled_runs: int | None = Field(None, ge=1)
+    """Shuffle volumes within a window of so many runs that slides over all, so that a store larger than the memory is
+    read run by run (None = over all runs)."""
+    precision: Precision = "32-true"
     """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
     threads: int = Field(2, ge=1)
-    """CPU threads; fixed here because the last bits of a sum depend on it."""
+    """CPU threads of each process; fixed here because the last bits of a sum depend on it."""
+    deterministic: bool | None = None
+    """Refuse operations whose last bits vary from run to run (None = on a CPU, where that costs nothing)."""
+    compile: bool = False
+    """Compile the model (torch.compile): slow to start; meant for GPUs."""
 
 
 class SweepSettings(Section):
@@ -414,6 +452,7 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
         "data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings,
         "model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings, "sweep": SweepSettings,
         "controls": ControlSettings, "structural": StructuralSettings,
+        "groups": LayerGroup,
     }  # fmt: skip
     section: type[BaseModel] = Profile
     for part in location[:-1]:

@@ -1,16 +1,20 @@
 """Predictions → accuracy per subject; the linear baseline on the same volumes and splits."""
 
+import math
 import warnings
-from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 
 from deeplight_core.loader import Volumes
 
 __all__ = [
     "RESULT_KEYS",
+    "batch_size",
     "confusion",
     "constant_answer",
     "linear_predictions",
@@ -19,21 +23,41 @@ __all__ = [
     "subject_accuracy",
 ]
 
+# A batch of predictions: what bounds its memory (the full grid's largest maps take 60 MB per volume), and the most.
+_VOXELS_AT_A_TIME, _LARGEST_BATCH = 2**24, 256
 RESULT_KEYS = ["route", "variant", "fraction", "n_subjects", "seed"]
 
 
+def batch_size(shape: tuple[int, int, int]) -> int:
+    """Volumes that are decoded at a time, on a grid of this shape."""
+    return max(1, min(_LARGEST_BATCH, _VOXELS_AT_A_TIME // math.prod(shape)))
+
+
 @torch.inference_mode()
-def predict(
-    model: Callable[[torch.Tensor], torch.Tensor], data: Volumes, batch_size: int = 128
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted labels (N,) and cross-entropy (N,) of all volumes, in their order."""
-    order = (np.arange(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size))
-    labels, losses = [], []
-    for _, batch in data.batches(order):
-        logits = model(batch["volumes"]).float()
-        labels.append(logits.argmax(dim=1).cpu())
-        losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none").cpu())
-    return torch.cat(labels).numpy(), torch.cat(losses).numpy()
+def predict(model: nn.Module, data: Volumes, fabric: Fabric | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted labels (N,) and cross-entropy (N,) of all volumes, in their order.
+
+    Parameters
+    ----------
+    fabric : computes in its precision; its processes share the volumes, and each is given the results of all
+    """
+    was_training = [part for part in model.modules() if part.training]
+    model.eval()
+    size = batch_size(data.shape)
+    rank, n_ranks = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    starts = range(rank * size, len(data), n_ranks * size)
+    results = torch.zeros(2, len(data), device=data.device)
+    for _, batch in data.batches(np.arange(start, min(start + size, len(data))) for start in starts):
+        with fabric.autocast() if fabric else nullcontext():
+            logits = model(batch["volumes"]).float()
+        losses = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        results[:, batch["numbers"]] = torch.stack([logits.argmax(dim=1).float(), losses])
+    if fabric:  # each process has filled its own columns
+        fabric.all_reduce(results, reduce_op="sum")
+    for part in was_training:
+        part.training = True
+    labels, losses = results.cpu().numpy()
+    return labels.astype(int), losses
 
 
 def predictions_table(rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]) -> pd.DataFrame:

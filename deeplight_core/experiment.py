@@ -21,7 +21,8 @@ import yaml
 
 from deeplight_core import __version__
 from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, shuffle, transfer
-from deeplight_core.config import Profile, TrainingSettings, digest
+from deeplight_core.config import LayerGroup, Profile, TrainingSettings, digest
+from deeplight_core.devices import available_precision, session
 from deeplight_core.evaluate import RESULT_KEYS, linear_predictions, predict, predictions_table, subject_accuracy
 from deeplight_core.files import write_whole
 from deeplight_core.grids import Cell, grid
@@ -179,15 +180,16 @@ def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
     return table
 
 
-def pretrain(profile: Profile, seed: int) -> Run:
-    """Pre-train on the source states of all training units."""
-    return _execute(pretraining_run(profile, seed), profile.data.states("source"), profile.pretraining)
+def pretrain(profile: Profile, seed: int, devices: int = 1, nodes: int = 1) -> Run:
+    """Pre-train on the source states of all training units; on several devices see `devices.session`."""
+    run = pretraining_run(profile, seed)
+    return _execute(run, profile.data.states("source"), profile.pretraining, devices, nodes)
 
 
-def finetune(profile: Profile, variant: str, fraction: float, seed: int) -> Run:
+def finetune(profile: Profile, variant: str, fraction: float, seed: int, devices: int = 1, nodes: int = 1) -> Run:
     """Train a variant on the target states of a fraction of the training units."""
     run = finetuning_run(profile, variant, fraction, seed)
-    return _execute(run, profile.data.states("target"), profile.finetuning)
+    return _execute(run, profile.data.states("target"), profile.finetuning, devices, nodes)
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation") -> pd.DataFrame:
@@ -214,21 +216,27 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation"
     )  # fmt: skip
 
 
-def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings) -> Run:
+def _execute(
+    run: Run, states: list[tuple[str, str]], settings: TrainingSettings, devices: int = 1, nodes: int = 1
+) -> Run:
+    """Do a run, unless it is finished; every process of a training calls this, the first one writes."""
     if run.finished:
         print(f"{run.label}: found in {run.folder.name}", flush=True)
         return run
     store = open_store(run.profile.store)
-    run.folder.mkdir(parents=True, exist_ok=True)
     train_rows = select_rows(store.index, states, "train", run.units)
     held_out_rows = select_rows(store.index, states, "validation")
-    _describe(run, store)
     variant = VARIANTS[run.variant]
     if variant.permuted:
         train_rows = permute_labels(train_rows, run.seed)
     if variant.learner != "deeplight":
+        run.folder.mkdir(parents=True, exist_ok=True)
+        _describe(run, store, "32-true")
         predicted = linear_predictions(variant.learner, Volumes(store, train_rows), Volumes(store, held_out_rows))
-    else:
+        _write_results(run, held_out_rows, predicted, states)
+        return run
+    with session(settings, devices, nodes) as fabric:
+        say = print if fabric.is_global_zero else lambda *args, **kwargs: None
         torch.manual_seed(run.seed)
         own = {"initialisation": variant.initialisation} if variant.initialisation else {}
         model = DeepLight(store.shape, len(states), run.profile.model.model_copy(update=own))
@@ -236,23 +244,39 @@ def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings
         left_out: list[str] = []
         if run.checkpoint:
             left_out = transfer(model, run.checkpoint, facts)
-            print(f"{run.label}: took all weights of {run.checkpoint.name} but {', '.join(left_out)}", flush=True)
+            say(f"{run.label}: took all weights of {run.checkpoint.name} but {', '.join(left_out)}", flush=True)
             if variant.start == "shuffled":
                 shuffle(model.encoder, run.seed)
-        model.encoder.requires_grad_(not variant.frozen)
+        if variant.frozen:
+            settings = settings.model_copy(update={"groups": [*settings.groups, LayerGroup(layers="encoder", rate=0)]})
+        precision = available_precision(settings.precision)
+        if precision != settings.precision:
+            say(f"{run.label}: this processor has no instructions for bfloat16; computing in float32", flush=True)
+        if fabric.is_global_zero:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            _describe(run, store, precision, fabric.world_size)
         _, predicted = fit(
-            model,
-            lambda device: Volumes(store, train_rows, device), lambda device: Volumes(store, held_out_rows, device),
+            fabric, model,
+            lambda device: Volumes(store, train_rows, device, by_run=settings.shuffled_runs is not None),
+            lambda device: Volumes(store, held_out_rows, device, by_run=True),
             settings, run.seed, run.folder, run.label,
         )  # fmt: skip
-        record = {
-            "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
-            "training": {**settings.model_dump(mode="json"), "variant": run.variant, "fraction": run.fraction,
-                         "seed": run.seed, "units": run.units, "left_out": left_out,
-                         "from": run.checkpoint.name if run.checkpoint else None},
-        }  # fmt: skip
-        save_model(model, run.folder, record)
-    predictions = predictions_table(held_out_rows, predicted, states)
+        if fabric.is_global_zero:
+            record = {
+                "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
+                "training": {**settings.model_dump(mode="json"), "precision": precision, "variant": run.variant,
+                             "fraction": run.fraction, "seed": run.seed, "units": run.units, "left_out": left_out,
+                             "from": run.checkpoint.name if run.checkpoint else None},
+            }  # fmt: skip
+            save_model(model, run.folder, record)
+            _write_results(run, held_out_rows, predicted, states)
+        fabric.barrier()  # what the others read next is there
+    return run
+
+
+def _write_results(run: Run, rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]) -> None:
+    """Write predictions and, last, the results table; what only an unfinished run needs goes."""
+    predictions = predictions_table(rows, predicted, states)
     accuracy = subject_accuracy(
         predictions, route="supervised", variant=run.variant, fraction=run.fraction, n_subjects=len(run.units),
         seed=run.seed,
@@ -261,10 +285,9 @@ def _execute(run: Run, states: list[tuple[str, str]], settings: TrainingSettings
     write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
     for leftover in [run.folder / "state.safetensors", *run.folder.glob("partial_*"), *run.folder.glob(".tmp*")]:
         leftover.unlink(missing_ok=True)
-    return run
 
 
-def _describe(run: Run, store: Store) -> None:
+def _describe(run: Run, store: Store, precision: str, n_processes: int = 1) -> None:
     config: dict[str, Any] = {
         "stage": run.stage, "variant": run.variant, "fraction": run.fraction, "seed": run.seed, "units": run.units,
         "store": store.identity, "profile": run.profile.model_dump(mode="json"),
@@ -273,7 +296,8 @@ def _describe(run: Run, store: Store) -> None:
     write_whole(run.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}", *packages]
+    computed = f"{device} × {n_processes}, {precision}"
+    lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {computed}", *packages]
     write_whole(run.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 

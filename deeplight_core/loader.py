@@ -1,13 +1,17 @@
 """Seeded, resumable batches from a store to a device.
 
-Which volumes are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, nor whether
-the volumes come from memory or from disk.
+Which volumes are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, how many
+processes share the batch, nor whether the volumes come from memory or from disk.
 """
 
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,11 +20,12 @@ from torch import Tensor
 
 from deeplight_core.store import Store, volume_reader
 
-__all__ = ["Batch", "Volumes", "draw_units", "permute_labels", "rows_of_step", "select_rows", "steps_per_pass"]
+__all__ = ["Batch", "BatchOrder", "Volumes", "draw_units", "permute_labels", "select_rows"]
 
 Batch = dict[str, Tensor]
 _PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
-_SHARE_OF_MEMORY = 0.5
+_ANNOUNCED = 64  # batches whose runs the system is told to fetch, when it streams run by run
+_SHARE_OF_MEMORY = 0.5  # of the device's free memory; the rest is the models'
 
 
 def select_rows(
@@ -53,16 +58,39 @@ def permute_labels(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return rows.assign(label=rows.groupby("file", sort=False)["label"].transform(random.permutation))
 
 
-def steps_per_pass(n: int, batch_size: int) -> int:
-    """Batches of one pass over n volumes; the last one may be smaller."""
-    return -(-n // batch_size)
+class BatchOrder:
+    """Which volumes are in the batch of a step (counted from 0 over all passes): a pure function of seed and step.
 
+    Parameters
+    ----------
+    files : (N,) the run's file of every volume
+    shuffled_runs : shuffle within a window of so many runs, which slides over the runs in random order; volumes of at
+        most so many runs and one are then wanted at a time (None: shuffle over all runs)
+    """
 
-def rows_of_step(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which of n volumes are in the batch of a step (counted from 0 over all passes)."""
-    number, position = divmod(step, steps_per_pass(n, batch_size))
-    order = np.random.default_rng([seed, number]).permutation(n)
-    return order[position * batch_size : (position + 1) * batch_size]
+    def __init__(self, files: np.ndarray, batch_size: int, seed: int, shuffled_runs: int | None = None) -> None:
+        self.batch_size, self._seed, self._window = batch_size, seed, shuffled_runs
+        self._file_of = np.unique(files, return_inverse=True)[1]
+        self._pass: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches of one pass over the volumes; the last one may be smaller."""
+        return -(-len(self._file_of) // self.batch_size)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The numbers of the volumes in the batch of a step."""
+        number, position = divmod(step, self.steps_per_pass)
+        if self._pass[0] != number:
+            self._pass = number, self._order(number)
+        return self._pass[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _order(self, number: int) -> np.ndarray:
+        random, n = np.random.default_rng([self._seed, number]), len(self._file_of)
+        if self._window is None:
+            return random.permutation(n)
+        places = random.permutation(self._file_of.max() + 1)[self._file_of]
+        return np.argsort(places + self._window * random.random(n), kind="stable")
 
 
 class Volumes:
@@ -71,35 +99,47 @@ class Volumes:
     Parameters
     ----------
     rows : index rows with `label`, as `select_rows` gives them
-    in_memory : keep all volumes in memory; by default if they take less than half of what is free
+    in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
+        $DEEPLIGHT_PER_GPU, where so many trainings share it). Otherwise they are read while they are used, a few
+        batches ahead
+    by_run : volumes come in windows of a few runs (`BatchOrder.shuffled_runs`, or the store's order): when streaming,
+        have the system fetch whole runs, which disks do faster than single volumes
     """
 
     def __init__(
-        self, store: Store, rows: pd.DataFrame, device: torch.device | str = "cpu", in_memory: bool | None = None
+        self,
+        store: Store,
+        rows: pd.DataFrame,
+        device: torch.device | str = "cpu",
+        in_memory: bool | None = None,
+        by_run: bool = False,
     ) -> None:
-        self.store, self.rows, self.device = store, rows, torch.device(device)
+        self.store, self.rows, self.device, self._by_run = store, rows, torch.device(device), by_run
         self.labels = torch.tensor(rows["label"].to_numpy(), device=self.device)
-        box = store.box
         self.shape = store.shape[::-1]  # (Z, Y, X)
-        self._positions = torch.from_numpy(np.flatnonzero(store.mask[box].T)).to(self.device)
-        files = {file: store.read(file) for file in rows["file"].unique()}
+        inside = store.mask[store.box].T.ravel()
+        places = np.where(inside, np.cumsum(inside) - 1, inside.sum())  # outside: the zero after the last voxel
+        self._places = torch.from_numpy(places).to(self.device)
         scales = torch.tensor(rows["file"].map(store.scales).to_numpy(np.float32), device=self.device)
         self._scale = scales if (scales != 1).any() else None
         statistics = store.statistics()
         self._statistics = statistics and tuple(values.to(self.device) for values in statistics)
-        bytes_per_value = 1 if store.info["preprocessing"]["storage"] == "int8" else 2
-        n_bytes = bytes_per_value * len(rows) * store.info["n_voxels"]
-        if in_memory is None:
-            in_memory = n_bytes < _SHARE_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._all: Tensor | None = None
-        self._readers = {} if in_memory else {file: volume_reader(store.path / file) for file in files}
         self._of_file = list(zip(rows["file"], rows["row"], strict=True))
+        dtype = torch.int8 if store.info["preprocessing"]["storage"] == "int8" else torch.float16
+        size = (len(rows), store.info["n_voxels"])
+        if in_memory is None:
+            share = _SHARE_OF_MEMORY / int(os.environ.get("DEEPLIGHT_PER_GPU", "1"))
+            in_memory = dtype.itemsize * size[0] * size[1] < share * _free_memory(self.device)
         if in_memory:
-            parts = rows.groupby("file", sort=False)["row"]
-            picked = [files[str(file)][torch.tensor(part.to_numpy())] for file, part in parts]
-            self._all = torch.cat(picked).to(self.device)
-            order = np.concatenate(list(parts.indices.values()))
-            self._place = torch.from_numpy(np.argsort(order)).to(self.device)
+            self._all = torch.empty(size, dtype=dtype, device=self.device)
+        parts = rows.groupby("file", sort=False).indices
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # they check the files' hashes
+            for part, volumes in zip(parts.values(), threads.map(store.read, parts), strict=True):
+                if self._all is not None:
+                    of_run = volumes[torch.from_numpy(rows["row"].to_numpy()[part])]
+                    self._all[torch.from_numpy(part).to(self.device)] = of_run.to(self.device)
+        self._readers = {} if in_memory else {file: volume_reader(store.path / str(file)) for file in parts}
 
     def __len__(self) -> int:
         """The number of volumes."""
@@ -109,10 +149,11 @@ class Volumes:
         """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
         chosen = torch.from_numpy(numbers).to(self.device)
         if self._all is not None:
-            picked = self._all[self._place[chosen]]
+            picked = self._all[chosen]
         else:
             of_file = [self._of_file[i] for i in numbers]
-            picked = torch.stack([self._readers[file](row) for file, row in of_file]).to(self.device)
+            picked = torch.stack([self._readers[file](row) for file, row in of_file])
+            picked = picked.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else picked
         if self._scale is not None:
             picked = picked.float().mul_(self._scale[chosen, None])
         if self._statistics:
@@ -121,13 +162,15 @@ class Volumes:
         return picked
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """`volumes` (B, Z, Y, X) float32, zero outside the mask, and `labels` (B,)."""
+        """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
         masked = self.masked(numbers)
-        volumes = torch.zeros(len(numbers), int(np.prod(self.shape)), device=self.device)
-        volumes[:, self._positions] = masked.float()
+        padded = masked.new_zeros(len(masked), masked.shape[1] + 1, dtype=torch.float32)
+        padded[:, :-1] = masked
+        chosen = torch.from_numpy(numbers).to(self.device)
         return {
-            "volumes": volumes.view(-1, *self.shape),
-            "labels": self.labels[torch.from_numpy(numbers).to(self.device)],
+            "volumes": padded.index_select(1, self._places).view(-1, *self.shape),
+            "labels": self.labels[chosen],
+            "numbers": chosen,
         }
 
     def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -148,7 +191,7 @@ class Volumes:
 
         def read() -> None:
             try:
-                for numbers in order:
+                for numbers in self._announced(order) if self._by_run else order:
                     if stop.is_set():
                         return
                     put((numbers, self.batch(numbers)))
@@ -166,3 +209,30 @@ class Volumes:
         finally:
             stop.set()
             thread.join()
+
+    def _announced(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same row numbers; the runs of those that come soon are fetched by the system in the background."""
+        coming: deque[np.ndarray] = deque()
+        fetched: deque[str] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
+        for numbers in chain(order, [None] * _ANNOUNCED):
+            if numbers is not None:
+                coming.append(numbers)
+                for file in {self._of_file[i][0] for i in numbers}.difference(fetched):
+                    fetched.append(file)
+                    if hasattr(os, "posix_fadvise"):  # not on macOS
+                        with (self.store.path / file).open("rb") as stream:
+                            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            if coming and (numbers is None or len(coming) > _ANNOUNCED):
+                yield coming.popleft()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of the processor's, no more than a job of a cluster may use."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    own = Path("/proc/self/cgroup")  # Linux: the groups whose limits hold for this process, as SLURM sets them
+    group = Path("/sys/fs/cgroup") / own.read_text().strip().rpartition("::/")[2] if own.is_file() else Path()
+    files = [folder / "memory.max" for folder in (group, *group.parents)]
+    limits = [file.read_text().strip() for file in files if file.is_file()]
+    return min([free, *(int(limit) for limit in limits if limit != "max")])

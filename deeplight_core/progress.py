@@ -1,10 +1,13 @@
-"""How far long work is, as plain lines that read the same in a terminal, a log file and a notebook."""
+"""How far long work is: plain lines that read the same in a log file and a notebook; on a terminal, also a live bar."""
 
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-__all__ = ["duration", "track"]
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+__all__ = ["Bar", "duration", "track"]
 
 T = TypeVar("T")
 
@@ -27,3 +30,30 @@ def track(items: Iterable[T], total: int, what: str, every_s: float = 5.0) -> It
             left = (now - start) / done * (total - done)
             tail = f"{duration(left)} left" if done < total else f"took {duration(now - start)}"
             print(f"{what}: {done}/{total}, {tail}", flush=True)
+
+
+class Bar:
+    """A live line of a long run, on a terminal only; what is printed meanwhile stands above it.
+
+    Parameters
+    ----------
+    total : steps of the whole run
+    shown : nothing is shown if false, whatever the terminal
+    """
+
+    def __init__(self, total: int, what: str, shown: bool = True) -> None:
+        console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not (shown and console.is_terminal), auto_refresh=False
+        )
+        self._task = self._progress.add_task(what, total=total, state="")
+        self._progress.start()
+
+    def update(self, done: int, state: str) -> None:
+        """Show how many steps are done, and how things stand."""
+        self._progress.update(self._task, completed=done, state=state, refresh=True)
+
+    def close(self) -> None:
+        """Give the line back."""
+        self._progress.stop()

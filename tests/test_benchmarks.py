@@ -5,31 +5,52 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_throughput_measures_a_tiny_grid(tmp_path: Path) -> None:
-    tiny = ["--shape", "7", "8", "9", "--repeats", "1", "--threads", "1", "--matmul", "32", "--copy-mib", "1"]
-    command = [sys.executable, BENCHMARKS / "throughput.py", *tiny, "--output", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = tmp_path.iterdir()
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert path.match("throughput-*.json")
-    assert (result["shape"], result["batch_size"], result["threads"]) == ([7, 8, 9], 2, 1)
-    assert len(result["load_average"]) == 3
-    rates = [rate for of_precision in result["volumes_per_s"].values() for rate in of_precision.values()]
-    rates += [*result["matmul_flops_per_s"].values(), result["copy_bytes_per_s"]]
-    assert len(rates) == 7
-    assert all(rate > 0 for rate in rates)
+def test_training_is_compared_on_a_small_grid(tmp_path: Path) -> None:
+    tiny = ["--sizes", "8", "--batch", "4", "--steps", "3", "--warm-up", "1", "--curve-steps", "10", "--matmul", "32"]
+    result = result_of("training", [*tiny, "--threads", "2"], tmp_path)
+    (grid,) = result["grids"]
+    assert (grid["mm"], grid["shape"], grid["batch_size"]) == (8, [23, 28, 23], 4)
+    ways = grid["ways"]
+    assert set(ways) == {"plain", "obvious", "ours", "ours-float32", "ours-2"}
+    for way in ways.values():
+        assert len(way["training_ms_per_volume"]) == 3
+        assert len(way["losses"]) == 4
+        assert min([*way["training_ms_per_volume"], *way["inference_ms_per_volume"]]) > 0
+        assert np.mean(way["losses"]) == pytest.approx(np.log(16), rel=0.1)  # untrained, over 16 states
+    assert len({way["n_parameters"] for way in ways.values()}) == 1  # the same network
+    np.testing.assert_allclose(ways["ours-2"]["losses"][0], ways["ours"]["losses"][0], rtol=0.1)
+    assert result["curves"].keys() == {"32-true", "bf16-mixed"}
+    assert all(len(of_seed) == 1 for of_precision in result["curves"].values() for of_seed in of_precision)
+    assert all(rate > 0 for rate in [*result["matmul_flops_per_s"].values(), result["copy_bytes_per_s"]])
 
 
-@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("throughput-*.json")), ids=lambda p: p.stem)
-def test_committed_results_are_of_the_full_grid(path: Path) -> None:
+def test_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    training = importlib.import_module("training")
+    assert training._flops((91, 109, 91)) == pytest.approx(28e9, rel=0.05)
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("training-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_training_are_of_all_grids(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert result["shape"] == [91, 109, 91]
-    assert result["kind"] in ("cpu", "cuda")
+    assert {grid["mm"] for grid in result["grids"]} == ({2} if result["kind"] == "cuda" else {8, 6, 2})
+    assert result["steps"] >= 20
+    assert result["load_average"][0] < 1.5
+    if result["kind"] == "cpu":
+        assert all("keras" in grid["ways"] for grid in result["grids"])
+
+
+def test_loading_is_compared_on_a_small_grid(tmp_path: Path) -> None:
+    result = result_of("loader", ["--size", "8", "--volumes", "200", "--repeats", "1"], tmp_path)
+    rates = result["volumes_per_s"]
+    assert set(rates) == {"memory", "single", "by_run", "npy", "npy_workers"}
+    assert all(rate[state] > 0 for rate in rates.values() for state in rate if state != "held_mb")
 
 
 def test_preparing_is_compared_with_nilearn_on_a_small_run(tmp_path: Path) -> None:

@@ -75,11 +75,14 @@ def test_confusion_of_a_state_without_volumes(predictions: pd.DataFrame) -> None
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_predictions_equal_single_forward_passes(store: Store, in_memory: bool) -> None:
+def test_predictions_equal_single_forward_passes(
+    store: Store, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Volumes(store, select_rows(store.index, TINY_STATES, "validation"), in_memory=in_memory)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7 * 8 * 9, 4))
-    labels, losses = predict(model, data, batch_size=50)  # of 72: the last batch is smaller
+    monkeypatch.setattr("deeplight_core.evaluate._LARGEST_BATCH", 50)  # of 72: the last batch is smaller
+    labels, losses = predict(model, data)
     assert len(labels) == len(losses) == len(data) == 72
     for i in range(72):
         batch = data.batch(np.array([i]))

@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import N_KEPT, SHAPE
 
-from deeplight_core.loader import Volumes, draw_units, permute_labels, rows_of_step, select_rows, steps_per_pass
+from deeplight_core.loader import BatchOrder, Volumes, draw_units, permute_labels, select_rows
 from deeplight_core.store import Store
 
 STATES = [("SOCIAL", "no interaction"), ("EMOTION", "fear"), ("SOCIAL", "interaction")]
@@ -33,22 +34,42 @@ def cropped(store: Store) -> Store:
 
 
 @pytest.mark.parametrize(("n", "batch_size", "steps"), [(10, 3, 4), (9, 3, 3), (1, 4, 1), (7, 7, 1), (8, 1, 8)])
-def test_each_pass_has_each_volume_once(n: int, batch_size: int, steps: int) -> None:
-    assert steps_per_pass(n, batch_size) == steps
+@pytest.mark.parametrize("shuffled_runs", [None, 1, 2, 99])
+def test_each_pass_has_each_volume_once(n: int, batch_size: int, steps: int, shuffled_runs: int | None) -> None:
+    order = BatchOrder(np.arange(n) // 3, batch_size, seed=5, shuffled_runs=shuffled_runs)
+    assert order.steps_per_pass == steps
     for number in range(3):
-        batches = [rows_of_step(n, batch_size, 5, number * steps + i) for i in range(steps)]
+        batches = [order[number * steps + i] for i in range(steps)]
         assert all(len(batch) == batch_size for batch in batches[:-1])
         assert sorted(np.concatenate(batches)) == list(range(n))
 
 
-def test_batches_are_a_function_of_seed_and_step() -> None:
+@pytest.mark.parametrize("shuffled_runs", [None, 3])
+def test_batches_are_a_function_of_seed_and_step(shuffled_runs: int | None) -> None:
     def run(seed: int, steps: range) -> list[list[int]]:
-        return [rows_of_step(30, 8, seed, step).tolist() for step in steps]
+        order = BatchOrder(np.arange(30) // 4, 8, seed, shuffled_runs)
+        return [order[step].tolist() for step in steps]
 
     assert run(1, range(12)) == run(1, range(12))
     assert run(1, range(7, 12)) == run(1, range(12))[7:]  # wherever one starts
     assert run(1, range(4)) != run(2, range(4))
     assert run(1, range(4)) != run(1, range(4, 8))  # the next pass
+
+
+def test_a_window_of_runs_slides_over_all() -> None:
+    """Runs come in random order; volumes of at most so many runs and one are wanted at a time; neighbours are mixed."""
+    files = np.repeat(np.arange(40), 25)
+    order = BatchOrder(files, 10, seed=1, shuffled_runs=4)
+    first_seen, last_seen = np.full(40, -1), np.full(40, -1)
+    for step in range(order.steps_per_pass):
+        for file in files[order[step]]:
+            first_seen[file] = step if first_seen[file] < 0 else first_seen[file]
+            last_seen[file] = step
+    wanted = [((first_seen <= step) & (step <= last_seen)).sum() for step in range(order.steps_per_pass)]
+    assert max(wanted) <= 4 + 2  # and one more, since a batch may span a change
+    assert np.mean(wanted) > 3
+    assert np.corrcoef(first_seen, np.arange(40))[0, 1] < 0.5  # not in the store's order
+    assert np.mean([len(set(files[order[step]])) for step in range(order.steps_per_pass)]) > 3
 
 
 def test_draws_are_nested_within_a_seed() -> None:
@@ -134,18 +155,21 @@ def test_masked_volumes(store: Store, rows: pd.DataFrame, in_memory: bool) -> No
     assert torch.equal(masked, expected)
 
 
-def test_streaming_gives_the_same_batches(store: Store, rows: pd.DataFrame) -> None:
+@pytest.mark.parametrize("by_run", [False, True])
+def test_streaming_gives_the_same_batches(store: Store, rows: pd.DataFrame, by_run: bool) -> None:
     def batches(in_memory: bool | None) -> list[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-        order = (rows_of_step(len(rows), 16, 1, step) for step in range(12))
-        return list(Volumes(store, rows, in_memory=in_memory).batches(order))
+        steps = (order[step] for step in range(12))
+        return list(Volumes(store, rows, in_memory=in_memory, by_run=by_run).batches(steps))
 
+    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2 if by_run else None)
     streamed, in_memory = batches(False), batches(True)
     assert len(streamed) == len(in_memory) == 12
     for step, ((numbers, batch), (same_numbers, same_batch)) in enumerate(zip(streamed, in_memory, strict=True)):
-        np.testing.assert_array_equal(numbers, rows_of_step(len(rows), 16, 1, step))
+        np.testing.assert_array_equal(numbers, order[step])
         np.testing.assert_array_equal(numbers, same_numbers)
         assert torch.equal(batch["volumes"], same_batch["volumes"])
         assert torch.equal(batch["labels"], same_batch["labels"])
+        assert batch["numbers"].tolist() == numbers.tolist()
 
 
 # ---- streaming
@@ -174,6 +198,29 @@ def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, row
     assert order.taken == 6
     batches.close()
     assert threading.active_count() == threads
+
+
+def test_runs_that_come_soon_are_announced_once(
+    store: Store, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = []
+    monkeypatch.setattr("os.posix_fadvise", lambda *given: announced.append(given[1:]))
+    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2)
+    data = Volumes(store, rows, in_memory=False, by_run=True)
+    assert len(list(data.batches(order[step] for step in range(order.steps_per_pass)))) == order.steps_per_pass
+    assert announced == [(0, 0, os.POSIX_FADV_WILLNEED)] * rows["file"].nunique()
+
+
+@pytest.mark.parametrize(("free", "kept"), [(10**9, True), (1000, False)])
+def test_volumes_stay_on_the_device_if_they_take_less_than_half_of_its_free_memory(
+    store: Store, rows: pd.DataFrame, free: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplight_core.loader._free_memory", lambda device: free)
+    threads = threading.active_count()
+    batches = Volumes(store, rows).batches(iter(Order()))
+    next(batches)
+    assert (threading.active_count() == threads) == kept
+    batches.close()
 
 
 def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, rows: pd.DataFrame) -> None:

@@ -1,4 +1,6 @@
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from deeplight_core.config import ModelSettings, TrainingSettings
+from deeplight_core.config import LayerGroup, ModelSettings, TrainingSettings
+from deeplight_core.devices import session
 from deeplight_core.evaluate import predict
-from deeplight_core.loader import Batch, Volumes, rows_of_step, select_rows
-from deeplight_core.models.deeplight import DeepLight, SliceEncoder
+from deeplight_core.loader import Batch, BatchOrder, Volumes, select_rows
+from deeplight_core.models.deeplight import DeepLight, Loss, SliceEncoder
 from deeplight_core.store import Store
 from deeplight_core.train import fit, learning_rate
 
@@ -25,6 +28,7 @@ SETTINGS = TrainingSettings(
     epochs=2, steps_per_epoch=3, batch_size=16, learning_rate=1e-3, schedule="cosine", threads=1
 )
 MODEL = ModelSettings(initialisation="he")
+NO_DROPOUT = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
 UNBROKEN = 6  # steps of SETTINGS
 
 
@@ -50,6 +54,7 @@ def train(
     every_s: float = 60,
     steps: float = math.inf,
     frozen: bool = False,
+    devices: int = 1,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[str, Tensor]]:
     """Metrics, predictions and weights of a run; it is interrupted after so many steps."""
 
@@ -63,12 +68,32 @@ def train(
 
     torch.manual_seed(seed)
     net = DeepLight(store.shape, len(STATES), model)
-    net.encoder.requires_grad_(not frozen)
-    metrics, predicted = fit(
-        net, volumes("train"), volumes("validation"), settings, seed, folder, "run", checkpoint_every_s=every_s
-    )
+    if frozen:
+        settings = settings.model_copy(update={"groups": [LayerGroup(layers="encoder", rate=0)]})
+    with session(settings, devices) as fabric:
+        data = volumes("train"), volumes("validation")
+        metrics, predicted = fit(fabric, net, *data, settings, seed, folder, "run", checkpoint_every_s=every_s)
     assert not net.training
     return metrics, predicted, net.state_dict()
+
+
+def reference(store: Store, settings: TrainingSettings, model: ModelSettings, seed: int = 1) -> dict[str, Tensor]:
+    """The weights of the loop that anyone would write, without dropout: every batch as a whole, `torch.optim.AdamW`."""
+    data = Volumes(store, select_rows(store.index, STATES, "train"))
+    order = BatchOrder(data.rows["file"].to_numpy(), settings.batch_size, seed)
+    torch.manual_seed(seed)
+    net = DeepLight(store.shape, len(STATES), model).train()
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=settings.weight_decay)
+    steps = settings.epochs * (settings.steps_per_epoch or order.steps_per_pass)
+    for step in range(steps):
+        batch = data.batch(order[step])
+        loss = torch.nn.functional.cross_entropy(net(batch["volumes"]), batch["labels"])
+        loss = loss + settings.l1 * sum(weight.abs().sum() for weight in net.parameters())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step, steps)
+        optimizer.step()
+    return net.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +219,121 @@ def test_killed_at_any_time_it_becomes_the_same(unbroken: tuple, store: Store, t
     assert [scalar.step for scalar in tensorboard(tmp_path / "run").Scalars("loss/train")] == [3, 6]
 
 
+# ---- the settings of the loop
+
+
+@pytest.mark.parametrize("changes", [{}, {"weight_decay": 0.5}, {"l1": 0.01}, {"schedule": "constant"}])
+def test_steps_equal_those_of_a_plain_loop(changes: dict[str, float], store: Store, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update=changes)
+    expected = reference(store, settings, NO_DROPOUT)
+    weights = train(store, tmp_path, settings, NO_DROPOUT)[2]
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    if changes:  # the setting does something
+        without = reference(store, SETTINGS, NO_DROPOUT)
+        assert not torch.allclose(weights["head.weight"], without["head.weight"], rtol=1e-3)
+
+
+def test_layer_groups_learn_at_their_rates_and_in_their_epochs(store: Store, tmp_path: Path) -> None:
+    """Adam's first steps move every weight by the learning rate, whatever the gradient."""
+    groups = [
+        LayerGroup(layers="encoder", from_epoch=2),
+        LayerGroup(layers="encoder.lstm", rate=0.1),
+        LayerGroup(layers="encoder.lstm.bias_ih_l0_reverse", until_epoch=1),
+    ]
+    settings = SETTINGS.model_copy(update={"groups": groups, "steps_per_epoch": 1, "schedule": "constant"})
+    torch.manual_seed(1)
+    before = DeepLight(store.shape, len(STATES), MODEL).state_dict()
+    moved = []
+    for folder, epochs in (("one", 1), ("two", 2)):
+        weights = train(store, tmp_path / folder, settings.model_copy(update={"epochs": epochs}))[2]
+        moved.append({name: (weight - before[name]).abs().max().item() for name, weight in weights.items()})
+    one, two = moved
+    for name in before:
+        if name == "encoder.lstm.bias_ih_l0_reverse":
+            assert one[name] == two[name] == pytest.approx(1e-3, rel=1e-3), name
+        elif name.startswith("encoder.lstm"):
+            assert one[name] == pytest.approx(1e-4, rel=1e-2), name
+            assert two[name] > 1.5e-4, name
+        elif name.startswith("encoder"):
+            assert one[name] == 0, name
+            assert two[name] == pytest.approx(1e-3, rel=1e-2), name
+        else:
+            assert one[name] == pytest.approx(1e-3, rel=1e-2), name
+            assert two[name] != one[name], name
+
+
+def test_a_layer_group_that_fits_no_weight_is_an_error(store: Store, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"groups": [LayerGroup(layers="encoder.convs", rate=0)]})
+    with pytest.raises(ValueError, match=r"no weights start with encoder\.convs; .*encoder\.convolutions\.0"):
+        train(store, tmp_path, settings)
+
+
+def validation_losses(metrics: pd.DataFrame) -> list[float]:
+    held_out = metrics[metrics["split"] == "validation"]
+    return [np.average(rows["loss"], weights=rows["n_volumes"]) for _, rows in held_out.groupby("epoch")]
+
+
+# so large a rate that the loss rises after some epochs
+RISING = SETTINGS.model_copy(update={"epochs": 12, "learning_rate": 0.03, "schedule": "constant"})
+
+
+def test_stops_out_of_patience_and_keeps_the_best(store: Store, tmp_path: Path) -> None:
+    all_metrics, _, last = train(store, tmp_path / "all", RISING)
+    losses = validation_losses(all_metrics)
+    metrics, predicted, weights = train(
+        store, tmp_path / "best", RISING.model_copy(update={"patience": 2, "keep": "best"})
+    )
+    stopped = next(i for i in range(len(losses)) if i - int(np.argmin(losses[: i + 1])) == 2)
+    assert stopped < len(losses) - 1
+    assert validation_losses(metrics) == losses[: stopped + 1]
+    best = int(np.argmin(losses[: stopped + 1]))
+    to_best = RISING.model_copy(update={"epochs": best + 1})
+    _, at_best, expected = train(store, tmp_path / "to best", to_best)
+    assert_same_weights(weights, expected)
+    np.testing.assert_array_equal(predicted, at_best)
+    assert not torch.equal(weights["head.weight"], last["head.weight"])
+
+
+RICH = RISING.model_copy(
+    update={
+        "epochs": 5,
+        "patience": 2,
+        "keep": "best",
+        "weight_decay": 0.1,
+        "l1": 0.001,
+        "groups": [LayerGroup(layers="encoder", rate=0.5, from_epoch=2)],
+        "shuffled_runs": 2,
+    }
+)
+
+
+def test_with_all_settings_a_resumed_run_equals_an_unbroken_one(store: Store, tmp_path: Path) -> None:
+    metrics, predicted, weights = train(store, tmp_path / "whole", RICH)
+    n_steps = metrics["step"].max()
+    for _ in range(n_steps - 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(store, tmp_path / "broken", RICH, every_s=0, steps=1)
+    for _ in range(2):  # the second time it has nothing to do but to predict
+        again = train(store, tmp_path / "broken", RICH, every_s=0)
+        pd.testing.assert_frame_equal(again[0], metrics, check_exact=True)
+        np.testing.assert_array_equal(again[1], predicted)
+        assert_same_weights(again[2], weights)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+def test_a_compiled_model_learns_the_same(store: Store, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    plain, compiled = (
+        train(store, tmp_path / str(compile), settings.model_copy(update={"compile": compile}))
+        for compile in (False, True)
+    )
+    np.testing.assert_allclose(compiled[0]["loss"], plain[0]["loss"], rtol=1e-4)
+    assert list(compiled[2]) == list(plain[2])
+
+
 # ---- what is counted
 
 
@@ -233,26 +373,25 @@ def test_an_epoch_is_one_pass_unless_its_steps_are_given(store: Store, tmp_path:
 
 def test_training_accuracy_is_counted_per_subject(store: Store, tmp_path: Path) -> None:
     """With a step size of next to nothing and without dropout, it is that of the untrained model."""
-    model = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
     settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-30})
-    metrics, _, weights = train(store, tmp_path, settings, model)
+    metrics, _, weights = train(store, tmp_path, settings, NO_DROPOUT)
     data = Volumes(store, select_rows(store.index, STATES, "train"))
-    untrained = DeepLight(store.shape, 2, model).eval()
+    untrained = DeepLight(store.shape, 2, NO_DROPOUT).eval()
     untrained.load_state_dict(weights)
     predicted, losses = predict(untrained, data)
-    batches = [rows_of_step(N_TRAIN, 16, 1, step) for step in range(3)]
+    order = BatchOrder(data.rows["file"].to_numpy(), 16, seed=1)
+    batches = [order[step] for step in range(3)]
     for row in metrics[metrics["split"] == "train"].itertuples():
-        seen = [(i, losses[batch].mean()) for batch in batches for i in batch if data.rows["unit"][i] == row.subject]
-        hits = [predicted[i] == data.rows["label"][i] for i, _ in seen]
+        seen = [i for batch in batches for i in batch if data.rows["unit"][i] == row.subject]
+        hits = [predicted[i] == data.rows["label"][i] for i in seen]
         assert row.n_volumes == len(seen)
         assert row.accuracy == pytest.approx(np.mean(hits))
-        assert row.loss == pytest.approx(np.mean([loss for _, loss in seen]), rel=1e-5)  # its batches' mean loss
+        assert row.loss == pytest.approx(np.mean([losses[i] for i in seen]), rel=1e-5)
 
 
 def test_learns(store: Store, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 60, "schedule": "constant"})
-    model = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
-    metrics, *_ = train(store, tmp_path, settings, model)
+    metrics, *_ = train(store, tmp_path, settings, NO_DROPOUT)
     assert metrics.groupby("split")["accuracy"].mean()["validation"] > 0.9
 
 
@@ -290,8 +429,50 @@ def test_learning_rate_reaches_the_optimizer(store: Store, tmp_path: Path) -> No
 
 def test_loss_that_is_not_finite_is_an_error(store: Store, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "schedule": "constant"})
-    with pytest.raises(ValueError, match=r"run: loss is nan at step \d, runs runs/sub-s1.*; lower learning_rate"):
+    with pytest.raises(ValueError, match=r"run: the loss is not finite at step \d, runs runs/sub-s.*; lower learn"):
         train(store, tmp_path, settings)
+
+
+def test_what_was_learnt_from_a_bad_loss_is_not_kept(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is looked at once in a while; a loss that is not finite is found before anything is saved."""
+    monkeypatch.setattr("deeplight_core.train._Pace.is_time_to_look", lambda self, step: step % 3 == 0)
+    loss = DeepLight.loss
+
+    def spoilt(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
+        value, each, logits = loss(self, batch)
+        calls.append(batch["numbers"].tolist())
+        return Loss(value * torch.nan, each * torch.nan, logits) if len(calls) == 5 else Loss(value, each, logits)
+
+    calls: list[list[int]] = []
+    monkeypatch.setattr(DeepLight, "loss", spoilt)
+    rows = select_rows(store.index, STATES, "train")
+    with pytest.raises(ValueError, match="not finite at step 4, runs") as error:
+        train(store, tmp_path)
+    named = set(re.findall(r"runs/\S+\.safetensors", str(error.value)))
+    assert named == set(rows["file"].iloc[calls[4]])
+    assert len(calls) == 6
+    state = load_file(tmp_path / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_too_little_memory_is_explained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
+        return Loss(torch.empty(2**60), *2 * [torch.empty(0)])
+
+    monkeypatch.setattr(DeepLight, "loss", loss)
+    with pytest.raises(MemoryError, match=r"of cpu .* batches of 16 volumes of 7 × 8 × 9 .*; lower batch_size"):
+        train(store, tmp_path)
+
+
+def test_a_damaged_state_is_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path, every_s=0, steps=2)
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.safetensors cannot be read .*; delete it to train from the start"):
+        train(store, tmp_path)
 
 
 @pytest.mark.parametrize("interrupted_at", [None, 3, 4])

@@ -12,13 +12,14 @@ Axis letters: B batch, Z slices (bottom to top), Y, X; C channels, H, W rows and
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.config import ModelSettings
+from deeplight_core.models.noise import dropout, uniform
 
 __all__ = ["DeepLight", "Layer", "Loss", "SliceEncoder", "same_padding"]
 
@@ -29,9 +30,10 @@ LSTM_UNITS = 64
 
 
 class Loss(NamedTuple):
-    """What the training loop gets: the scalar to minimise, and the logits (B, S)."""
+    """What the training loop gets: the scalar to minimise, each volume's loss (B,) and the logits (B, S)."""
 
     value: Tensor
+    each: Tensor
     logits: Tensor
 
 
@@ -61,8 +63,46 @@ def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+class _ReluAndDropout(torch.autograd.Function):
+    """ReLU and whole-channel dropout, in place: their gradient needs nothing but their result and the scale.
+
+    The incoming gradient, which is the next layer's and nobody else's, is overwritten, too: each map is read and
+    written once less. Only training does so; elsewhere gradients may be looked at.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, kept: Tensor | None, scale: float) -> Tensor:
+        """Maps (N, C, H, W); kept (N, C, 1, 1), 0 or the scale of the channels that stay."""
+        maps.relu_()
+        if kept is not None:
+            maps.mul_(kept)
+        ctx.mark_dirty(maps)
+        ctx.save_for_backward(maps)
+        ctx.scale = scale
+        return maps
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient where the result is not zero."""
+        (maps,) = ctx.saved_tensors
+        gradient = torch.ops.aten.threshold_backward.grad_input(gradient, maps, 0, grad_input=gradient)
+        return gradient if ctx.scale == 1 else gradient.mul_(ctx.scale), None, None
+
+
+def _window(n: int, stride: int) -> tuple[slice, int]:
+    """The part of the kernel that is used along a mirrored axis of length n, and the padding on both sides.
+
+    Mirrored, SAME's odd voxel of padding comes before the axis, as one more voxel after it that no step reaches: equal
+    padding on both sides gives the same result, and needs no padded copy of the maps. Where the result is one voxel
+    long, the outer part of the kernel meets nothing but padding: it is left out. (That also keeps away from oneDNN's
+    bfloat16 gradient of padded maps of width 1, which is wrong at stride 2.)
+    """
+    before = same_padding(n, stride)[1]
+    return (slice(before, before + n), 0) if n <= stride else (slice(None), before)
+
+
 class SameConv2d(nn.Conv2d):
-    """3×3 convolution with TensorFlow's SAME padding, ReLU and whole-channel dropout."""
+    """3×3 convolution with TensorFlow's SAME padding, ReLU and whole-channel dropout, of maps mirrored in y and x."""
 
     bias: Tensor
 
@@ -70,15 +110,29 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, KERNEL, stride)
         self.dropout = dropout
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', ⌈H/stride⌉, ⌈W/stride⌉)."""
-        (top, bottom), (left, right) = (same_padding(n, self.stride[0]) for n in maps.shape[2:])
-        even = (top, left) == (bottom, right)
-        if even and maps.shape[3] > 1:  # at width 1 oneDNN's own padding spoils the bfloat16 gradient of stride 2
-            maps = F.conv2d(maps, self.weight, self.bias, self.stride, (top, left))
-        else:
-            maps = F.conv2d(F.pad(maps, (left, right, top, bottom)), self.weight, self.bias, self.stride)
-        return F.dropout2d(F.relu_(maps), self.dropout, self.training)
+    def forward(self, maps: Tensor, kept: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) → (N, C', ⌈H/stride⌉, ⌈W/stride⌉); `kept` (N, C') says which channels stay in training."""
+        stride = self.stride[0]
+        (rows, above), (columns, left) = (_window(n, stride) for n in maps.shape[2:])
+        weight = self.weight.flip(2, 3)[:, :, rows, columns]
+        maps = F.conv2d(maps, weight, self.bias, stride, (above, left))
+        if not self.training or torch.compiler.is_compiling():  # a compiler joins plain functions by itself
+            maps = F.relu(maps)
+            return maps if kept is None else maps * kept[:, :, None, None]
+        scale = 1.0 if kept is None else 1 / (1 - self.dropout)
+        result: Tensor = _ReluAndDropout.apply(maps, kept if kept is None else kept[:, :, None, None], scale)
+        return result
+
+
+class Convolutions(nn.Sequential):
+    """The convolution layers; between them, maps are mirrored in y and x."""
+
+    def forward(self, maps: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
+        """(N, 1, Y, X) → (N, C, H, W); `kept` says for each layer which channels stay in training, (N, C) or None."""
+        maps = maps.flip(2, 3).contiguous(memory_format=torch.channels_last)
+        for convolution, its_kept in zip(self, kept or [None] * len(self), strict=True):
+            maps = convolution(maps, its_kept)
+        return maps.flip(2, 3)
 
 
 class SliceEncoder(nn.Module):
@@ -88,7 +142,7 @@ class SliceEncoder(nn.Module):
         super().__init__()
         dropout = [p for p in settings.conv_dropout for _ in range(4)]
         layers = zip(pairwise((1, *CHANNELS)), STRIDES, dropout, strict=True)
-        self.convolutions = nn.Sequential(*(SameConv2d(*in_out, stride, p) for in_out, stride, p in layers))
+        self.convolutions = Convolutions(*(SameConv2d(*in_out, stride, p) for in_out, stride, p in layers))
         height, width = shape[1], shape[0]  # Y, X
         for stride in STRIDES:
             height, width = -(-height // stride), -(-width // stride)
@@ -101,12 +155,26 @@ class SliceEncoder(nn.Module):
     def forward(self, volumes: Tensor) -> Tensor:
         """(B, Z, Y, X) → (B, 128)."""
         b, z, y, x = volumes.shape
-        maps = self.convolutions(volumes.reshape(b * z, 1, y, x).contiguous(memory_format=torch.channels_last))
+        maps = self.convolutions(volumes.reshape(b * z, 1, y, x), self._kept_channels(volumes))
         slices = maps.permute(0, 2, 3, 1).reshape(b, z, self.slice_features)  # y, x, channel: TensorFlow's order
         with torch.autocast(volumes.device.type, enabled=False):  # the recurrence stays in float32
-            slices = F.dropout(slices.float(), self.lstm_dropout, self.training)
+            slices = dropout(slices.float(), self.lstm_dropout, self.training)
             last: Tensor = self.lstm(slices)[1][0]  # (2, B, 64): state after the top slice, and after the bottom one
             return torch.cat([last[0], last[1]], dim=1)
+
+    def _kept_channels(self, volumes: Tensor) -> list[Tensor | None]:
+        """For each convolution (B·Z, C): 1 / (1 - p) for a channel that stays, 0 for one that is dropped; or None."""
+        dropping = [c for c in self.convolutions if isinstance(c, SameConv2d) and c.training and c.dropout]
+        b, z = volumes.shape[:2]
+        sizes = [c.out_channels for c in dropping]
+        p = torch.tensor([c.dropout for c in dropping]).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
+        p = p.to(volumes.device, non_blocking=True)
+        drawn = uniform(b, z, sum(sizes), device=volumes.device).view(b * z, sum(sizes))  # one draw for all layers
+        kept = (drawn >= p) / (1 - p)
+        if torch.is_autocast_enabled(volumes.device.type):
+            kept = kept.to(torch.get_autocast_dtype(volumes.device.type))
+        of_layer: dict[nn.Module, Tensor] = dict(zip(dropping, kept.split(sizes, dim=1), strict=True))
+        return [of_layer.get(c) for c in self.convolutions]
 
 
 class DeepLight(nn.Module):
@@ -158,6 +226,10 @@ class DeepLight(nn.Module):
         layers.append(Layer("head", "linear", (self.head.out_features,), _n_parameters(self.head), flops))
         return layers
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the convolutions; the LSTM is a kernel of cuDNN or oneDNN already."""
+        self.encoder.convolutions.compile(*args, **kwargs)
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
@@ -181,7 +253,7 @@ class DeepLight(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """(B, Z, Y, X) → logits (B, S)."""
-        features = F.dropout(self.encoder(volumes), self.settings.output_dropout, self.training)
+        features = dropout(self.encoder(volumes), self.settings.output_dropout, self.training)
         with torch.autocast(volumes.device.type, enabled=False):
             logits: Tensor = self.head(features)
         return logits
@@ -189,7 +261,8 @@ class DeepLight(nn.Module):
     def loss(self, batch: dict[str, Tensor]) -> Loss:
         """Cross-entropy of a batch `{"volumes": (B, Z, Y, X), "labels": (B,)}`."""
         logits = self(batch["volumes"])
-        return Loss(F.cross_entropy(logits, batch["labels"]), logits)
+        each = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return Loss(each.mean(), each.detach(), logits)
 
 
 def _n_parameters(module: nn.Module) -> int:

@@ -301,16 +301,12 @@ def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
     assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
     page = (project / "notebooks/full_run.ipynb").read_text(encoding="utf-8")
-    assert "--executor slurm --jobs 20 --config profile=paper data=/path/to/hcp by_subject=yes --retries 5" in page
-    resources = ["slurm_account=a", "slurm_partition=p", "runtime=1440", "mem_mb=64000"]
-    done = run(
-        ["snakemake", "--executor", "slurm", "--jobs", "20", "--config", "profile=paper", f"data={tmp_path / 'hcp'}",
-         "by_subject=yes", "--retries", "5", "--default-resources", *resources,
-         "--set-resources", "pretraining:gres=gpu:1", "finetuning:gres=gpu:1", "other_pretraining:gres=gpu:1",
-         "control:gres=gpu:1", "--dry-run"],
-        project,
-    )  # fmt: skip
+    command = "snakemake --profile profiles/slurm --config profile=paper data=/path/to/hcp by_subject=yes"
+    command += " devices=4 nodes=2 per_gpu=4"
+    assert command in page
+    done = run([*command.replace("/path/to/hcp", str(tmp_path / "hcp")).split(), "--dry-run"], project)
     assert done.returncode == 0, done.stdout[-3000:]
     counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)}
-    assert (counts["plan"], counts["subject"], counts["pretraining"], counts["finetuning"]) == (1, 4, 1, 14)
+    assert (counts["plan"], counts["subject"], counts["train"], counts["finetuning"]) == (1, 4, 1, 14)
+    assert counts["batch"] == 4  # 14 fine-tunings by fours, pre-trained ones and others apart
     assert "cpus_per_task=8" in done.stdout

@@ -140,8 +140,9 @@ def test_convolution_equals_a_loop(size: tuple[int, int], stride: int) -> None:
     layer = SameConv2d(2, 3, stride, dropout=0.4).eval()
     maps = torch.randn(2, 2, *size)
     expected = convolved(maps.numpy(), layer.weight.numpy(), layer.bias.numpy(), stride)
-    assert layer(maps).shape == expected.shape
-    np.testing.assert_allclose(layer(maps), expected, rtol=1e-5, atol=1e-5)  # float32 sums of 18 terms
+    mirrored = layer(maps.flip(2, 3)).flip(2, 3)  # it works on mirrored maps
+    assert mirrored.shape == expected.shape
+    np.testing.assert_allclose(mirrored, expected, rtol=1e-5, atol=1e-5)  # float32 sums of 18 terms
 
 
 def spoil_free_memory() -> None:
@@ -221,7 +222,7 @@ def test_reversed_slices_with_swapped_directions_swap_the_features() -> None:
 @pytest.mark.parametrize("n_states", [1, 2, 20])
 def test_any_grid_and_any_number_of_states(shape: tuple[int, int, int], n_states: int) -> None:
     model = build(shape, n_states, ModelSettings())
-    loss, logits = model.loss({"volumes": volumes(2, shape), "labels": torch.tensor([0, n_states - 1])})
+    loss, _, logits = model.loss({"volumes": volumes(2, shape), "labels": torch.tensor([0, n_states - 1])})
     loss.backward()
     assert logits.shape == (2, n_states)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -329,9 +330,11 @@ def test_dropout_on_the_inputs_of_lstm_and_output_layer() -> None:
 
 def test_loss_is_the_cross_entropy() -> None:
     model, labels = build().eval(), torch.tensor([2, 0, 3])
-    loss, logits = model.loss({"volumes": volumes(), "labels": labels})
+    loss, each, logits = model.loss({"volumes": volumes(), "labels": labels})
     p = np.exp(logits.detach().numpy()) / np.exp(logits.detach().numpy()).sum(axis=1, keepdims=True)
     assert loss.item() == pytest.approx(-np.mean([np.log(p[i, label]) for i, label in enumerate(labels)]), abs=1e-5)
+    assert each.mean() == loss
+    assert each.tolist() == pytest.approx([-np.log(p[i, label]) for i, label in enumerate(labels)], abs=1e-5)
 
 
 def test_one_batch_can_be_overfitted() -> None:
@@ -339,7 +342,7 @@ def test_one_batch_can_be_overfitted() -> None:
     batch = {"volumes": volumes(8), "labels": torch.arange(8) % 4}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(60):
-        loss, logits = model.loss(batch)
+        loss, _, logits = model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

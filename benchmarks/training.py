@@ -1,0 +1,322 @@
+"""A whole training step and inference: this package's loop beside those that a user would write, in one run.
+
+    pip install -r benchmarks/peers/requirements-keras.txt    # in an environment of its own
+    python benchmarks/training.py --keras-python /path/to/that/python      # two cores, about 15 minutes
+    python benchmarks/training.py --device cuda                            # a GPU
+
+All read the same random brain volumes with a pattern per state, train the same network by Adam on batches of the same
+size, and wait for their data themselves. Each runs in a process of its own, after steps that are not counted:
+
+plain          PyTorch as anyone would write it: float32, default memory format, a default DataLoader over one float32
+               file per volume (`peers/torch_loop.py`)
+obvious        PyTorch with bfloat16 autocast, channels-last and DataLoader workers (the same file)
+keras          the architecture of the original in Keras on TensorFlow, float32, TFRecords (`peers/keras_loop.py`)
+ours           `deeplight_core.train.fit` on a volume store, bf16-mixed, in one process with all threads
+ours-float32   the same in float32
+ours-2         the same as `ours` in two processes with one thread each that share every batch (`--devices 2`)
+ours-compiled  on a GPU, with `compile: true`
+
+Times are medians of single steps; on a GPU means over all timed steps. `inference` of ours is `evaluate.predict` over
+the store; the peers run a batch that is in memory already. `curves` are training losses of ours in both precisions on
+the first grid, three seeds each, from a larger learning rate with He's initialisation, so that something is learnt.
+Beside the steps stand the device's rates of matrix products and of copying memory. `idle` is the share of a step that
+vanishes when the same batch is used again and again. Result: one JSON file per device in `benchmarks/results/`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from nilearn.datasets import load_mni152_brain_mask
+from nilearn.image import resample_img
+from report import write_result
+
+from deeplight_core.config import ModelSettings, TrainingSettings
+from deeplight_core.devices import session
+from deeplight_core.evaluate import predict
+from deeplight_core.files import file_sha256
+from deeplight_core.loader import Batch, Volumes
+from deeplight_core.models.deeplight import DeepLight, Loss
+from deeplight_core.store import Store, write_volumes
+from deeplight_core.train import fit
+
+HERE = Path(__file__).parent
+SHAPES = {8: (23, 28, 23), 6: (31, 37, 31), 2: (91, 109, 91)}  # HCP's grid of 2 mm, and as coarse
+STATES = 16
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def main() -> None:
+    options = _options()
+    if options.worker:
+        _work(json.loads(options.worker), options.output)
+        return
+    device, load = torch.device(options.device), os.getloadavg()
+    cuda = device.type == "cuda"
+    grids, curves = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for mm in options.sizes:
+            folder = Path(scratch) / f"{mm}mm"
+            batches = options.batch or ([24, 96] if cuda else [24 if mm > 2 else 4])
+            make_data(folder, SHAPES[mm], n=max(96, *batches))
+            for batch in batches:
+                grid = {"mm": mm, "shape": list(SHAPES[mm]), "batch_size": batch, **_ways(options, folder, batch)}
+                grids.append({**grid, "flops_per_volume": _flops(SHAPES[mm])})
+                print(_summary(grid), flush=True)
+            if mm == options.sizes[0] and options.curve_steps:
+                curves = _curves(options, folder, batches[0])
+    rate = {
+        str(dtype).removeprefix("torch."): matmul_rate(device, dtype, options.matmul or (8192 if cuda else 2048))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    write_result(
+        "training", options.device, load, ["torch", "lightning-fabric"], options.output, threads=options.threads,
+        steps=options.steps, grids=grids, curves=curves, matmul_flops_per_s=rate,
+        copy_bytes_per_s=copy_rate(device),
+    )  # fmt: skip
+
+
+def _flops(shape: tuple[int, int, int]) -> float:
+    """Operations of one volume's forward and backward pass; the first layer's input needs no gradient."""
+    layers = DeepLight(shape, STATES).layers()
+    return float(3 * sum(layer.flops for layer in layers) - layers[0].flops)
+
+
+def make_data(folder: Path, shape: tuple[int, int, int], n: int, per_run: int = 48) -> None:
+    """The same volumes as a store and as one float32 `.npy` each, with labels: noise and a pattern per state."""
+    random = np.random.default_rng(0)
+    affine = np.diag([*(np.array([-91, 109, 91]) * 2 / shape), 1.0])
+    affine[:3, 3] = (90, -126, -72)
+    brain = resample_img(
+        load_mni152_brain_mask(resolution=2), affine, shape, "nearest", force_resample=True, copy_header=True
+    )
+    mask = np.asarray(brain.dataobj) > 0
+    patterns = random.normal(0, 0.3, (STATES, mask.sum()))
+    (folder / "volumes").mkdir(parents=True)
+    (folder / "store/runs").mkdir(parents=True)
+    rows, runs = [], []
+    for first in range(0, n, per_run):
+        labels = random.integers(0, STATES, per_run)
+        volumes = (patterns[labels] + random.normal(size=(per_run, mask.sum()))).astype(np.float16)
+        file = f"runs/{first}.safetensors"
+        write_volumes(
+            folder / "store" / file, np.arange(per_run), int(mask.sum()), "float16",
+            lambda write, volumes=volumes: write(slice(0, volumes.shape[1]), torch.from_numpy(volumes)) or {},
+        )  # fmt: skip
+        whole = np.zeros(mask.shape[::-1], np.float32)
+        for i, (volume, label) in enumerate(zip(volumes, labels, strict=True)):
+            whole[mask.T] = volume
+            np.save(folder / f"volumes/{first + i:06d}.npy", whole)
+            rows.append({"file": file, "row": i, "label": label, "task": "WM", "unit": str(first)})
+        runs.append({"file": file, "scale": 1.0, "sha256": file_sha256(folder / "store" / file)})
+    index = pd.DataFrame(rows)
+    np.save(folder / "labels.npy", index["label"].to_numpy())
+    index.to_parquet(folder / "store/index.parquet")
+    pd.DataFrame(runs).to_parquet(folder / "store/runs.parquet")
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), folder / "store/mask.nii.gz")
+
+
+def read_store(folder: Path) -> Store:
+    """What `make_data` wrote."""
+    path, image = folder / "store", nib.load(folder / "store/mask.nii.gz")
+    mask = np.asarray(image.dataobj) > 0
+    preprocessing = {"crop": False, "storage": "float16"}
+    info = {"n_voxels": int(mask.sum()), "tr_s": 0.72, "preprocessing": preprocessing}
+    index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
+    return Store(path, info, mask, image.affine, index, runs)
+
+
+def _ways(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, Any]:
+    """What each way measures, by its name."""
+    common = ["--batch", str(batch), "--steps", str(options.steps), "--warm-up", str(options.warm_up)]
+    common += ["--threads", str(options.threads), "--states", str(STATES)]
+    torch_loop = [sys.executable, str(HERE / "peers/torch_loop.py"), str(folder), *common, "--device", options.device]
+    ours: dict[str, Any] = {"folder": str(folder), "batch": batch, "warm_up": options.warm_up, "steps": options.steps}
+    ours["threads"] = options.threads
+    results: dict[str, Any] = {way: _last_line([*torch_loop, "--way", way]) for way in ("plain", "obvious")}
+    if options.keras_python:
+        keras = [options.keras_python, str(HERE / "peers/keras_loop.py"), str(folder), *common]
+        results["keras"] = _last_line(keras)
+    results["ours"] = _ours(ours)
+    results["ours-float32"] = _ours({**ours, "precision": "32-true"})
+    if options.device == "cuda":
+        results["ours-compiled"] = _ours({**ours, "compile": True})
+    elif options.threads > 1:
+        results["ours-2"] = _ours({**ours, "threads": options.threads // 2, "devices": 2})
+    again = _ours({**ours, "same_batch": True})
+    return {"ways": results, "idle": 1 - _median(again) / _median(results["ours"])}
+
+
+def _curves(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[list[float]]]:
+    """Training losses in both precisions, a list per seed: means of ten steps."""
+    ours = {"folder": str(folder), "batch": batch, "warm_up": 1, "steps": options.curve_steps - 1}
+    ours |= {"threads": options.threads, "learning_rate": 1e-3, "initialisation": "he"}
+    curves = {}
+    for precision in ("32-true", "bf16-mixed"):
+        losses = [_ours({**ours, "precision": precision, "seed": seed})["losses"] for seed in (1, 2, 3)]
+        curves[precision] = [np.reshape(of_seed, (-1, 10)).mean(axis=1).tolist() for of_seed in losses]
+    return curves
+
+
+def _ours(asked: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, __file__, "--worker", json.dumps(asked), "--output", output]
+        environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        result: dict[str, Any] = json.loads((Path(output) / "worker.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _last_line(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _median(result: dict[str, Any], what: str = "training") -> float:
+    return statistics.median(result[f"{what}_ms_per_volume"])
+
+
+def _summary(grid: dict[str, Any]) -> str:
+    figures = [f"{name} {_median(of):.2f} / {_median(of, 'inference'):.2f}" for name, of in grid["ways"].items()]
+    return f"{grid['shape']}, batch {grid['batch_size']}, ms per volume trained / decoded: {', '.join(figures)}"
+
+
+class Timed(Volumes):
+    """Volumes that note when each batch was asked for; on a GPU, after waiting for it, at the first and the last."""
+
+    def follow(self, warm_up: int, steps: int, same_batch: bool) -> None:
+        self.warm_up, self.steps, self.same_batch, self.asked_s = warm_up, steps, same_batch, []
+
+    def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+        given, item = super().batches(order), None
+        for step in range(self.warm_up + self.steps + 1):
+            if self.device.type != "cuda" or step in (self.warm_up, self.warm_up + self.steps):
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                self.asked_s.append((step, time.perf_counter()))
+            if item is None or not self.same_batch:
+                item = next(given, None)
+            if item is None or step == self.warm_up + self.steps:
+                return
+            yield item
+
+
+class Noted(DeepLight):
+    """A decoder that notes the loss of every batch, on its device."""
+
+    def loss(self, batch: Batch) -> Loss:
+        loss = super().loss(batch)
+        self.losses = [*getattr(self, "losses", []), loss.value.detach()]
+        return loss
+
+
+def _work(asked: dict[str, Any], output: Path) -> None:
+    """Train and decode as asked; the first process writes what it measured."""
+    store = read_store(Path(asked["folder"]))
+    n_steps = asked["warm_up"] + asked["steps"]
+    settings = TrainingSettings(
+        epochs=1, steps_per_epoch=n_steps, batch_size=asked["batch"], threads=asked["threads"],
+        learning_rate=asked.get("learning_rate", 1e-4), precision=asked.get("precision", "bf16-mixed"),
+        compile=asked.get("compile", False),
+    )  # fmt: skip
+    seed, few = asked.get("seed", 1), store.index.iloc[:1]
+    data: list[Timed] = []
+
+    def training(device: torch.device) -> Volumes:
+        volumes = Timed(store, store.index, device)
+        volumes.follow(asked["warm_up"], asked["steps"], asked.get("same_batch", False))
+        data.append(volumes)
+        return volumes
+
+    with session(settings, asked.get("devices", 1)) as fabric, tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        model = Noted(store.shape, STATES, ModelSettings(initialisation=asked.get("initialisation", "glorot")))
+        run_folder = Path(folder if fabric.is_global_zero else tempfile.mkdtemp())
+        fit(fabric, model, training, lambda device: Volumes(store, few, device), settings, seed, run_folder, "ours")
+        model.to(fabric.device)
+        everything = Volumes(store, store.index, fabric.device)
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            predict(model, everything, fabric)
+            seconds.append(time.perf_counter() - start)
+        if fabric.is_global_zero:
+            cuda = fabric.device.type == "cuda"
+            timed = [time_s for step, time_s in data[0].asked_s if step >= asked["warm_up"]]
+            per_volume = asked["batch"] * (asked["steps"] if cuda else 1)
+            result = {
+                "precision": settings.precision,
+                "n_parameters": sum(weight.numel() for weight in model.parameters()),
+                "training_ms_per_volume": (1e3 * np.diff(timed) / per_volume).tolist(),
+                "inference_ms_per_volume": [1e3 * s / len(everything) for s in seconds[1:]],
+                "losses": [loss.item() for loss in model.losses],
+                "peak_gpu_mb": torch.cuda.max_memory_allocated() / 1e6 if cuda else None,
+                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            }
+            (output / "worker.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def _median_seconds(call: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Median seconds of one of so many calls in a row, of five repeats after one that is not timed."""
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append((time.perf_counter() - start) / calls)
+    return statistics.median(seconds[1:])
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, n: int) -> float:
+    """FLOP/s of the product of two n×n matrices: 2·n³ operations."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / _median_seconds(lambda: a @ b, device, calls=10 if device.type == "cuda" else 3)
+
+
+def copy_rate(device: torch.device, mib: int = 512) -> float:
+    """Bytes/s read plus written when memory of the device is copied within it."""
+    source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, calls=10)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SHAPES, help="mm (default: 8 6 2; on a GPU: 2)")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="volumes per step (default: 24, at 2 mm 4; on a GPU 24 96)"
+    )
+    parser.add_argument("--steps", type=int, default=30, help="timed steps (default 30)")
+    parser.add_argument("--warm-up", type=int, default=6, help="steps before them (default 6)")
+    parser.add_argument("--curve-steps", type=int, default=300, help="steps of the loss curves (default 300; 0: none)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--matmul", type=int, help="rows of the square matrices (default: 8192 on a GPU, 2048)")
+    parser.add_argument("--keras-python", help="Python with requirements-keras.txt (without: no keras)")
+    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the result")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device here")
+    options.sizes = options.sizes or ([2] if options.device == "cuda" else [8, 6, 2])
+    return options
+
+
+if __name__ == "__main__":
+    main()

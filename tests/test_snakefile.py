@@ -1,0 +1,206 @@
+"""What Snakemake plans on one machine and on a cluster, and what reaches SLURM.
+
+Nothing is trained: stand-ins note how they are called. tests/integration/test_workflow.py runs the whole workflow.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ["Snakefile", "profiles", "notebooks", "book", "_config.yml", "_toc.yml", "CHANGELOG.md", "data_manifest.csv"]
+CLUSTER = ["--profile", "profiles/slurm"]
+FINETUNING = "runs/smoke/notebooks/03_finetuning"
+
+STAND_INS = {
+    # A training that ends when as many as TOGETHER have begun, or after ten seconds.
+    "papermill": """echo "start ${CUDA_VISIBLE_DEVICES-} $2" >> "$CALLS"
+for i in {1..100}; do [ $(grep -c ^start "$CALLS") -ge $TOGETHER ] && break; sleep 0.1; done
+cp "$1" "$2"; echo "end $2" >> "$CALLS" """,
+    "deeplight": 'echo "deeplight $*" >> "$CALLS"',
+    # A cluster that runs each job at once, on this machine, and returns when it is done.
+    "sbatch": """echo "sbatch $*" >> "$CALLS"
+for argument; do case $argument in --wrap=*) command=${argument#--wrap=};; esac; done
+id=$$; export SLURM_JOB_ID=$id
+bash -c "$command" > "$CALLS.$id.log" 2>&1 && state=COMPLETED || state=FAILED
+echo "$id|$state" >> "$CALLS.states"; echo $id""",
+    "srun": 'echo "srun $*" >> "$CALLS"; while [[ $1 == -* ]]; do shift; done; exec "$@"',
+    "sacct": 'case "$*" in *JobIdRaw*) cat "$CALLS.states" 2> /dev/null || true;; esac',
+    "sinfo": "echo 'gpu*'",
+}
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of what Snakemake reads, with stand-ins for what it starts."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in NEEDED:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    (tmp_path / "bin").mkdir()
+    for name, script in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return folder
+
+
+def snakemake(project: Path, *arguments: str, **environment: str) -> str:
+    path = os.pathsep.join([str(project.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SNAKEMAKE_", "CUDA_"))}
+    done = subprocess.run(
+        ["snakemake", *arguments], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False, env={**kept, "PATH": path, "CALLS": str(project.parent / "calls"), **environment},
+    )  # fmt: skip
+    logs = "".join(log.read_text()[-3000:] for log in project.parent.glob("calls.*.log"))
+    assert done.returncode == 0, done.stdout[-3000:] + logs
+    return done.stdout
+
+
+def plan(project: Path, *arguments: str, options: str = "") -> tuple[dict[str, int], dict[str, str]]:
+    """How many jobs of each rule there are, and what is said of each job, by its first output."""
+    config = ["--config", "profile=smoke", *options.split()]
+    said = snakemake(project, "--dry-run", "--printshellcmds", *(arguments or ["--cores", "2"]), *config)
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", said, flags=re.MULTILINE)}
+    jobs = re.split(r"^ *(?=\[\w{3} \w{3} +\d+ [\d:]+ \d{4}\])", said, flags=re.MULTILINE)
+    return counts, {found[1]: job for job in jobs if (found := re.search(r"^ *output: ([^,\n]+)", job, re.MULTILINE))}
+
+
+def calls(project: Path, name: str = "") -> list[str]:
+    return [line for line in (project.parent / "calls").read_text().splitlines() if line.startswith(name)]
+
+
+def running(project: Path) -> list[Counter[str]]:
+    """How many trainings were on each GPU, after each that started or ended."""
+    gpu_of, counts = {}, []
+    for line in calls(project):
+        if line.startswith("start "):
+            _, gpu, notebook = line.split(" ")
+            gpu_of[notebook] = gpu
+        elif line.startswith("end "):
+            del gpu_of[line.removeprefix("end ")]
+        counts.append(Counter(gpu_of.values()))
+    return counts
+
+
+def prepared(project: Path, *notebooks: str) -> None:
+    for name in ("runs/smoke/store/index.parquet", *notebooks):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).touch()
+
+
+def test_one_machine_plans_nothing_of_a_cluster(project):
+    counts, jobs = plan(project, options="controls=no")
+    pages = {"control_page": 5, "statistics": 1, "paper_and_this_run": 1, "full_run": 1, "book": 1}
+    assert counts == {"data": 1, "pretraining": 1, "finetuning": 6, **pages, "total": 17}
+    assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
+
+
+@pytest.mark.parametrize(("visible", "started", "expected"), [(None, 4, {"0", "1"}), ("4,GPU-7", 6, {"4", "GPU-7"})])
+def test_trainings_share_this_machines_gpus_evenly(project, visible, started, expected):
+    """Even where more jobs are started than the GPUs have room for."""
+    prepared(project, "runs/smoke/notebooks/02_pretraining.ipynb")
+    variants = ("pretrained", "scratch", "linear")
+    targets = [f"{FINETUNING}/{v}-{fraction}-seed1.ipynb" for v in variants for fraction in ("0.5", "1")]
+    options = ["--config", "profile=smoke", "gpus=2", "per_gpu=2", "--allowed-rules", "finetuning"]
+    options += ["--resources", f"slot={started}"] if started != 4 else []
+    environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    said = snakemake(project, "--cores", "6", *options, "--", *targets, TOGETHER="4", **environment)
+    assert f"Provided resources: slot={started}\n" in said
+    counts = running(project)
+    assert len(counts) == 2 * len(targets)
+    assert {gpu for count in counts for gpu in count} == expected
+    assert max(count[gpu] for count in counts for gpu in count) == 2
+    assert max(count.total() for count in counts) == 4
+    assert len(list((project / "runs/smoke/slots").iterdir())) == 4
+
+
+def test_pretraining_has_all_gpus_of_this_machine_for_itself(project):
+    _, jobs = plan(project, options="gpus=2 per_gpu=4 devices=2")
+    assert "CUDA_VISIBLE_DEVICES" not in jobs["runs/smoke/trained/seed1"]
+    assert "slot=8," in jobs["runs/smoke/trained/seed1"]
+    assert "slot=1" in jobs[f"{FINETUNING}/scratch-1-seed1.ipynb"]
+    assert "runs/smoke/batches" not in str(jobs)
+
+
+def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
+    counts, jobs = plan(project, *CLUSTER, options="controls=yes devices=4 nodes=2")
+    assert counts["train"] == 2  # the seeds of the controls
+    for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/own-seed2")):
+        train = jobs[f"runs/smoke/trained/seed{seed}"]
+        assert f"deeplight pretrain runs/smoke/profile.yaml --seed {seed} --devices 4 --nodes 2" in train
+        assert "srun --nodes=2 --ntasks-per-node=4 " in train
+        assert f"runs/smoke/trained/seed{seed}" in jobs[f"runs/smoke/notebooks/{notebook}.ipynb"]
+    others = [job for output, job in jobs.items() if re.search("pretraining/[A-Z]+-seed1", output)]
+    assert len(others) == 6
+    assert "trained" not in "".join(others)  # the command cannot leave out another task
+
+
+def test_batches_hold_every_deep_fine_tuning_once(project):
+    counts, jobs = plan(project, *CLUSTER, options="controls=yes per_gpu=4")
+    batches = [job for output, job in jobs.items() if output.startswith("runs/smoke/batches/")]
+    members = [re.findall(r"[^ ]+\.ipynb", re.search(r"input: (.*)", job)[1]) for job in batches]
+    assert counts["batch"] == len(batches)
+    assert max(len(batch) for batch in members) == 4
+    grouped = sorted(notebook for batch in members for notebook in batch)
+    trainings = [o for o in jobs if o.startswith((FINETUNING, "runs/smoke/notebooks/controls/"))]
+    linear = re.compile("/(linear|svm|decoder)-")
+    assert grouped == sorted(notebook for notebook in trainings if not linear.search(notebook))
+    inside = re.compile(r"^    rule (finetuning|control):", re.MULTILINE)  # as the members of a group are shown
+    assert grouped == sorted(notebook for notebook in trainings if inside.search(jobs[notebook]))
+    for batch in members:  # nobody waits for a pre-training that is not its own
+        needed = [set(re.findall(r"[^ ]*pretraining[^ ]*\.ipynb", jobs[n].split("output:")[0])) for n in batch]
+        assert all(files == needed[0] for files in needed)
+
+
+def test_slurm_gets_one_job_with_one_gpu_for_several_fine_tunings(project):
+    prepared(project)
+    targets = ["runs/smoke/batches/scratch-0.5-seed1"]
+    snakemake(
+        project, *CLUSTER, "--slurm-init-seconds-before-status-checks", "1", "--config", "profile=smoke", "per_gpu=4",
+        "--allowed-rules", "finetuning", "batch", "--", *targets, TOGETHER="2",
+    )  # fmt: skip
+    (sbatch,) = calls(project, "sbatch")
+    resources = sbatch.split(" --wrap")[0]
+    assert "--gres=gpu:1" in resources
+    assert "-t 1381 --mem 64000 " in resources  # the sum of the memory, not of the time
+    assert "--cpus-per-task=2 " in resources
+    assert len(calls(project, "srun")) == 1
+    assert max(count.total() for count in running(project)) == 2  # at the same time
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "tasks"), [(4, 2, "--nodes=2 --ntasks-per-node=4 "), (1, 3, "--nodes=3 --ntasks=3 ")]
+)
+def test_slurm_gets_the_nodes_and_the_command_its_ranks(project, devices, nodes, tasks):
+    prepared(project)
+    options = ["profile=smoke", f"devices={devices}", f"nodes={nodes}"]
+    snakemake(
+        project, *CLUSTER, "--slurm-init-seconds-before-status-checks", "1", "--config", *options,
+        "--allowed-rules", "train", "--", "runs/smoke/trained/seed1",
+    )  # fmt: skip
+    (sbatch,) = calls(project, "sbatch")
+    assert f" {tasks}--cpus-per-task=1 " in sbatch
+    assert f" --gres=gpu:{devices} " in sbatch
+    assert "per-gpu" not in sbatch
+    command = f"deeplight pretrain runs/smoke/profile.yaml --seed 1 --devices {devices} --nodes {nodes}"
+    ranks = f"--nodes={nodes} --ntasks-per-node={devices}"
+    assert calls(project, "srun") == [f"srun {ranks} --kill-on-bad-exit --cpus-per-task=1 {command}"]  # Snakemake isn't
+    assert calls(project, "deeplight") == [command]
+
+
+def test_the_cluster_profile_names_rules_that_exist(project):
+    rules = set(re.findall(r"^ *(?:use )?rule (?:\w+ as )?(\w+)", (ROOT / "Snakefile").read_text(), flags=re.MULTILINE))
+    settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    assert set(settings["set-resources"]) <= rules
+
+
+def test_a_wrong_number_is_one_message(project):
+    with pytest.raises(AssertionError, match="snakemake: devices must be a whole number from 1, got 'two'"):
+        plan(project, options="devices=two")
