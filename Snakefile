@@ -172,7 +172,7 @@ rule book:
         BOOKS + "/02_pretraining.ipynb",
         BOOKS + "/04_statistics.ipynb",
         BOOKS + "/paper_and_this_run.ipynb",
-        BOOKS + "/full_run.ipynb",
+        expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
         expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
         [notebook_of(cell) for cell in SWEEP],
         [f"{RUNS}/batches/{name}" for name in BATCHES],
@@ -411,14 +411,17 @@ use rule statistics as paper_and_this_run with:
         settings=settings.digest(PROFILE.sweep),
 
 
-use rule statistics as full_run with:
+use rule statistics as measured with:
     input:
         "profiles/paper.yaml",
-        "notebooks/full_run.ipynb",
+        "notebooks/{name}.ipynb",
+        INDEX,
         sorted(Path("benchmarks/results").glob("*.json")),
     output:
-        BOOKS + "/full_run.ipynb",
+        BOOKS + "/{name}.ipynb",
+    wildcard_constraints:
+        name="full_run|performance|scaling",
     params:
-        notebook="full_run",
+        notebook=lambda w: w.name,
         parameters="",
         settings="",

@@ -16,7 +16,7 @@ ours-float32   the same in float32
 ours-2         the same as `ours` in two processes with one thread each that share every batch (`--devices 2`)
 ours-compiled  on a GPU, with `compile: true`
 
-Times are medians of single steps; on a GPU means over all timed steps. `inference` of ours is `evaluate.predict` over
+The ways take turns, three times over. Times are medians of single steps; on a GPU of the means over all timed steps. `inference` of ours is `evaluate.predict` over
 the store; the peers run a batch that is in memory already. `curves` are training losses of ours in both precisions on
 the first grid, three seeds each, from a larger learning rate with He's initialisation, so that something is learnt.
 Beside the steps stand the device's rates of matrix products and of copying memory. `idle` is the share of a step that
@@ -84,7 +84,7 @@ def main() -> None:
     }
     write_result(
         "training", options.device, load, ["torch", "lightning-fabric"], options.output, threads=options.threads,
-        steps=options.steps, grids=grids, curves=curves, matmul_flops_per_s=rate,
+        steps=options.steps, rounds=options.rounds, grids=grids, curves=curves, matmul_flops_per_s=rate,
         copy_bytes_per_s=copy_rate(device),
     )  # fmt: skip
 
@@ -140,24 +140,36 @@ def read_store(folder: Path) -> Store:
 
 
 def _ways(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, Any]:
-    """What each way measures, by its name."""
+    """What each way measures, by its name; the ways take turns, so that a slow minute of the machine hits all."""
     common = ["--batch", str(batch), "--steps", str(options.steps), "--warm-up", str(options.warm_up)]
     common += ["--threads", str(options.threads), "--states", str(STATES)]
     torch_loop = [sys.executable, str(HERE / "peers/torch_loop.py"), str(folder), *common, "--device", options.device]
     ours: dict[str, Any] = {"folder": str(folder), "batch": batch, "warm_up": options.warm_up, "steps": options.steps}
     ours["threads"] = options.threads
-    results: dict[str, Any] = {way: _last_line([*torch_loop, "--way", way]) for way in ("plain", "obvious")}
+    ways: dict[str, Callable[[], dict[str, Any]]] = {
+        "plain": lambda: last_line([*torch_loop, "--way", "plain"]),
+        "obvious": lambda: last_line([*torch_loop, "--way", "obvious"]),
+        "ours": lambda: _ours(ours),
+        "ours-float32": lambda: _ours({**ours, "precision": "32-true"}),
+        "same batch": lambda: _ours({**ours, "same_batch": True}),
+    }
     if options.keras_python:
         keras = [options.keras_python, str(HERE / "peers/keras_loop.py"), str(folder), *common]
-        results["keras"] = _last_line(keras)
-    results["ours"] = _ours(ours)
-    results["ours-float32"] = _ours({**ours, "precision": "32-true"})
+        ways["keras"] = lambda: last_line(keras)
     if options.device == "cuda":
-        results["ours-compiled"] = _ours({**ours, "compile": True})
+        ways["ours-compiled"] = lambda: _ours({**ours, "compile": True})
     elif options.threads > 1:
-        results["ours-2"] = _ours({**ours, "threads": options.threads // 2, "devices": 2})
-    again = _ours({**ours, "same_batch": True})
-    return {"ways": results, "idle": 1 - _median(again) / _median(results["ours"])}
+        ways["ours-2"] = lambda: _ours({**ours, "threads": options.threads // 2, "devices": 2})
+    results: dict[str, dict[str, Any]] = {}
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            measured = way()
+            before = results.setdefault(name, measured)
+            if before is not measured:
+                for key in ("training_ms_per_volume", "inference_ms_per_volume"):
+                    before[key] += measured[key]
+    idle = 1 - median(results.pop("same batch")) / median(results["ours"])
+    return {"ways": results, "idle": idle}
 
 
 def _curves(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[list[float]]]:
@@ -180,18 +192,18 @@ def _ours(asked: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _last_line(command: list[str]) -> dict[str, Any]:
+def last_line(command: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _median(result: dict[str, Any], what: str = "training") -> float:
+def median(result: dict[str, Any], what: str = "training") -> float:
     return statistics.median(result[f"{what}_ms_per_volume"])
 
 
 def _summary(grid: dict[str, Any]) -> str:
-    figures = [f"{name} {_median(of):.2f} / {_median(of, 'inference'):.2f}" for name, of in grid["ways"].items()]
+    figures = [f"{name} {median(of):.2f} / {median(of, 'inference'):.2f}" for name, of in grid["ways"].items()]
     return f"{grid['shape']}, batch {grid['batch_size']}, ms per volume trained / decoded: {', '.join(figures)}"
 
 
@@ -303,8 +315,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, nargs="+", help="volumes per step (default: 24, at 2 mm 4; on a GPU 24 96)"
     )
-    parser.add_argument("--steps", type=int, default=30, help="timed steps (default 30)")
-    parser.add_argument("--warm-up", type=int, default=6, help="steps before them (default 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that the ways take turns (default 3)")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each turn (default 12)")
+    parser.add_argument("--warm-up", type=int, default=4, help="steps before them (default 4)")
     parser.add_argument("--curve-steps", type=int, default=300, help="steps of the loss curves (default 300; 0: none)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--matmul", type=int, help="rows of the square matrices (default: 8192 on a GPU, 2048)")

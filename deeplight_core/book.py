@@ -32,6 +32,8 @@ PAGES = {
     "controls_tasks": "Leaving each task out",
     "controls_seeds": "Repeated trainings",
     "full_run": "What the full run takes",
+    "performance": "Speed",
+    "scaling": "On more GPUs, and beyond HCP",
 }
 _DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
 _OWN_PARAMETERS = ("target", "variant", "fraction", "seed")  # of a notebook, beside the profile's sections

@@ -125,7 +125,6 @@ class Volumes:
         statistics = store.statistics()
         self._statistics = statistics and tuple(values.to(self.device) for values in statistics)
         self._all: Tensor | None = None
-        self._of_file = list(zip(rows["file"], rows["row"], strict=True))
         dtype = torch.int8 if store.info["preprocessing"]["storage"] == "int8" else torch.float16
         size = (len(rows), store.info["n_voxels"])
         if in_memory is None:
@@ -133,13 +132,16 @@ class Volumes:
             in_memory = dtype.itemsize * size[0] * size[1] < share * _free_memory(self.device)
         if in_memory:
             self._all = torch.empty(size, dtype=dtype, device=self.device)
-        parts = rows.groupby("file", sort=False).indices
+        self._file_of, files = pd.factorize(rows["file"])
+        self._row_of = rows["row"].to_numpy()
+        self._files, indices = [str(file) for file in files], rows.groupby("file", sort=False).indices
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # they check the files' hashes
-            for part, volumes in zip(parts.values(), threads.map(store.read, parts), strict=True):
+            for file, volumes in zip(self._files, threads.map(store.read, self._files), strict=True):
                 if self._all is not None:
-                    of_run = volumes[torch.from_numpy(rows["row"].to_numpy()[part])]
+                    part = indices[file]
+                    of_run = volumes[torch.from_numpy(self._row_of[part])]
                     self._all[torch.from_numpy(part).to(self.device)] = of_run.to(self.device)
-        self._readers = {} if in_memory else {file: volume_reader(store.path / str(file)) for file in parts}
+        self._readers = [] if in_memory else [volume_reader(store.path / file) for file in self._files]
 
     def __len__(self) -> int:
         """The number of volumes."""
@@ -151,8 +153,8 @@ class Volumes:
         if self._all is not None:
             picked = self._all[chosen]
         else:
-            of_file = [self._of_file[i] for i in numbers]
-            picked = torch.stack([self._readers[file](row) for file, row in of_file])
+            places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
+            picked = torch.stack([self._readers[file](int(row)) for file, row in places])
             picked = picked.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else picked
         if self._scale is not None:
             picked = picked.float().mul_(self._scale[chosen, None])
@@ -213,14 +215,14 @@ class Volumes:
     def _announced(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """The same row numbers; the runs of those that come soon are fetched by the system in the background."""
         coming: deque[np.ndarray] = deque()
-        fetched: deque[str] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
+        fetched: deque[int] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
         for numbers in chain(order, [None] * _ANNOUNCED):
             if numbers is not None:
                 coming.append(numbers)
-                for file in {self._of_file[i][0] for i in numbers}.difference(fetched):
+                for file in {*self._file_of[numbers].tolist()}.difference(fetched):
                     fetched.append(file)
                     if hasattr(os, "posix_fadvise"):  # not on macOS
-                        with (self.store.path / file).open("rb") as stream:
+                        with (self.store.path / self._files[file]).open("rb") as stream:
                             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             if coming and (numbers is None or len(coming) > _ANNOUNCED):
                 yield coming.popleft()

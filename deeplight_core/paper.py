@@ -9,14 +9,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings
+from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.events import label_frames
+from deeplight_core.grids import grid
+from deeplight_core.loader import draw_units
 from deeplight_core.models.deeplight import Layer
 from deeplight_core.simulate import design
 from deeplight_core.statistics import against_chance, balanced, compare, compare_cells, subject_means
 from deeplight_core.tasks import HCP_TR_S, TASKS
+from deeplight_core.variants import VARIANTS
 
-__all__ = ["N_TRAIN", "REPORTED", "decoder_facts", "label_rule", "last_epoch_accuracy", "side_by_side", "table1"]
+__all__ = [
+    "N_TRAIN",
+    "REPORTED",
+    "decoder_facts",
+    "full_run",
+    "label_rule",
+    "last_epoch_accuracy",
+    "side_by_side",
+    "table1",
+]
 
 N_TRAIN = 300
 """Training subjects (section 3.1); those held out are in the profile."""
@@ -76,6 +88,30 @@ def label_rule(settings: PreprocessingSettings) -> pd.Series:
             blocks = pd.concat([events[ev].assign(state=state) for state, ev in named])
             kept[name] += len(label_frames(blocks, task.n_frames, HCP_TR_S, settings).frames)
     return pd.Series(kept, name="kept")
+
+
+def full_run(recipe: Profile) -> pd.DataFrame:
+    """Volumes that the paper's own run sees: `pre-training` and the `sweep` of DeepLight's variants over all fractions.
+
+    Columns: `trainings`, `epochs of each`, `volumes per epoch` (with all subjects), `volumes trained on`, `volumes
+    validated on`.
+    """
+    kept = label_rule(recipe.preprocessing)
+    source, target = kept[list(recipe.data.source)].sum(), kept[list(recipe.data.target)].sum()
+    cells = [cell for cell in grid(recipe, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
+    subjects = [f"subject {i}" for i in range(N_TRAIN)]
+    n_subjects = sum(len(draw_units(subjects, cell.fraction, cell.seed)) for cell in cells)
+    epochs, n_validation = (recipe.pretraining.epochs, recipe.finetuning.epochs), recipe.data.n_validation
+    return pd.DataFrame(
+        {
+            "trainings": [1, len(cells)],
+            "epochs of each": epochs,
+            "volumes per epoch": [N_TRAIN * source, N_TRAIN * target],
+            "volumes trained on": [epochs[0] * N_TRAIN * source, epochs[1] * n_subjects * target],
+            "volumes validated on": [epochs[0] * n_validation * source, epochs[1] * len(cells) * n_validation * target],
+        },
+        index=["pre-training", "sweep"],
+    )
 
 
 def table1(index: pd.DataFrame, tr_s: float) -> pd.DataFrame:

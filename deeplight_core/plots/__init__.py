@@ -12,7 +12,8 @@ from deeplight_core.plots.decoding import (
     task_curves,
     transfer_map,
 )
-from deeplight_core.plots.model import hours_bars, model_diagram
+from deeplight_core.plots.model import model_diagram
+from deeplight_core.plots.speed import hours_bars, loss_curves, rate_bars, scaling_lines
 from deeplight_core.plots.style import TASK_COLOURS, use_style
 
 __all__ = [
@@ -26,9 +27,12 @@ __all__ = [
     "difference_bars",
     "fraction_curves",
     "hours_bars",
+    "loss_curves",
     "mask_map",
     "model_diagram",
+    "rate_bars",
     "saved_subjects",
+    "scaling_lines",
     "seed_differences",
     "task_bars",
     "task_curves",

@@ -1,4 +1,4 @@
-"""Figures of the decoder itself, and of what it costs."""
+"""The figure of the decoder itself."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deeplight_core.plots.style import INK, LINE, OKABE_ITO
 
-__all__ = ["hours_bars", "model_diagram"]
+__all__ = ["model_diagram"]
 
 
 def model_diagram(layers: Sequence[Any], shape: tuple[int, int, int], n_states: int) -> Figure:
@@ -132,47 +131,3 @@ def _draw_output(axes: Axes, n_features: int, n_states: int) -> None:
     axes.scatter(np.full(n_states, 8.0), heights, s=min(90, (70 / n_states) ** 2), color=OKABE_ITO[1], zorder=2)
     _note(axes, 5.95, 0.18, f"{n_features}\nfeatures")
     _note(axes, 8.0, 0.18, f"softmax,\n{n_states} states")
-
-
-def hours_bars(hours: pd.DataFrame) -> Figure:
-    """Estimated hours of each part of the full run per device (bars, logarithmic) and the arithmetic's bound (ticks).
-
-    Parameters
-    ----------
-    hours : `device, precision, part, hours, bound_hours`
-    """
-    groups = list(hours.groupby(["device", "precision"], sort=False))
-    parts = list(hours["part"].unique())
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.28 * (len(hours) + len(groups))))
-    place, ticks = 0.0, dict[float, str]()
-    handles: dict[str, Any] = {}
-    white = {"color": "white", "pad": 0.5}  # behind labels, where lines cross
-    for (device, precision), rows in groups:
-        ticks[place - (len(rows) - 1) / 2] = f"{device}\n{precision}"
-        for row in rows.to_dict("records"):
-            colour = OKABE_ITO[parts.index(row["part"])]
-            handles[row["part"]] = axes.barh(place, row["hours"], height=0.8, color=colour)
-            label = f"{row['hours']:,.0f} h" if row["hours"] >= 10 else f"{row['hours']:.2g} h"
-            at = (max(row["hours"], row["bound_hours"]), place)
-            axes.annotate(label, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=10, bbox=white)
-            (handles["least by arithmetic"],) = axes.plot(
-                [row["bound_hours"]] * 2, [place - 0.4, place + 0.4], color=INK, linewidth=2
-            )
-            place -= 1
-        place -= 1
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_xscale("log")
-    left = 10 ** math.floor(math.log10(hours["bound_hours"].min()))
-    right = 5 * hours[["hours", "bound_hours"]].to_numpy().max()  # room for the labels
-    axes.set_xlim(left, right)
-    for name, n_hours in {"a day": 24, "a week": 168, "a month": 730, "a year": 8766}.items():
-        if left < n_hours < right:
-            axes.axvline(n_hours, color="#8C8C8C", linestyle=":", linewidth=1, zorder=0)
-            axes.annotate(name, (n_hours, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=10)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlabel("hours")
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    names = [*parts, "least by arithmetic"]
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(names))
-    return figure
