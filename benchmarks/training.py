@@ -16,11 +16,12 @@ ours-float32   the same in float32
 ours-2         the same as `ours` in two processes with one thread each that share every batch (`--devices 2`)
 ours-compiled  on a GPU, with `compile: true`
 
-The ways take turns, three times over. Times are medians of single steps; on a GPU of the means over all timed steps. `inference` of ours is `evaluate.predict` over
-the store; the peers run a batch that is in memory already. `curves` are training losses of ours in both precisions on
-the first grid, three seeds each, from a larger learning rate with He's initialisation, so that something is learnt.
-Beside the steps stand the device's rates of matrix products and of copying memory. `idle` is the share of a step that
-vanishes when the same batch is used again and again. Result: one JSON file per device in `benchmarks/results/`.
+The ways take turns, three times over. Times are medians of single steps; on a GPU of the means over all timed steps.
+`inference` of ours is `evaluate.predict` over the store; the peers run a batch that is in memory already. `curves` are
+training losses of ours in both precisions on the first grid, three seeds each, from a larger learning rate with He's
+initialisation, so that something is learnt. Beside the steps stand the device's rates of matrix products and of
+copying memory. `idle` is the share of a step that vanishes when the same batch is used again and again. Result: one
+JSON file per device in `benchmarks/results/`.
 """
 
 import argparse

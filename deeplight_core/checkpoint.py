@@ -121,7 +121,12 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, others: dict[str, Tensor], step: int
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    others: dict[str, Tensor],
+    step: int,
+    precision: str,
 ) -> None:
     """Write what a training needs to go on: weights, the optimiser's moments, other tensors by name, the step.
 
@@ -132,25 +137,30 @@ def save_state(
         tensors[f"model.{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():  # none of a weight that has not learnt yet
             tensors[f"adam.{key}.{name}"] = value
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"step": str(step)})
+    data = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        {"step": str(step), "precision": precision},
+    )
     write_whole(path, lambda p: p.write_bytes(data))
 
 
 @torch.no_grad()
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+) -> tuple[int, dict[str, Tensor]]:
     """Put a saved state back, if there is one; the step to go on with (0 without), and the other tensors.
 
     Raises
     ------
     ValueError
-        If the file is damaged.
+        If the file is damaged, or was computed in another precision.
     """
     if not path.is_file():
         return 0, {}
     try:
         with safe_open(path, framework="pt") as file:
-            step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            step, begun_in = int(file.metadata()["step"]), file.metadata()["precision"]
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no dict
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors.pop(f"model.{name}"))
             prefixes = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -164,6 +174,11 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
                 }
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it to train from the start") from error
+    if begun_in != precision:
+        raise ValueError(
+            f"{path} was begun in {begun_in}, and this machine computes in {precision}; go on where it was begun, or "
+            "delete it to train from the start"
+        )
     return step, tensors
 
 

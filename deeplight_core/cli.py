@@ -29,7 +29,9 @@ Jobs = Annotated[int | None, typer.Option(help="Worker processes; one per core b
 Seed = Annotated[int, typer.Option(help="Seed of the initialisation, the batches and the draw of subjects.", min=0)]
 Devices = Annotated[int, typer.Option(help="GPUs per node, or processes where there is none.", min=1)]
 Nodes = Annotated[int, typer.Option(help="Nodes; start one command per GPU with srun or torchrun.", min=1)]
-Precision = Annotated[str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's.")]
+Precision = Annotated[
+    str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's; the same for both trainings.")
+]
 
 
 def _profile(name: str, data: Path | None = None) -> Profile:
@@ -40,13 +42,16 @@ def _profile(name: str, data: Path | None = None) -> Profile:
     return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})
 
 
-def _with_precision(profile: Profile, stage: str, precision: str | None) -> Profile:
+def _with_precision(profile: Profile, precision: str | None) -> Profile:
+    """The profile with another precision in all its trainings: a fine-tuning has to find its pre-training."""
     if precision is None:
         return profile
     if precision not in PRECISIONS:
         raise ValueError(f"--precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    training = getattr(profile, stage).model_copy(update={"precision": precision})
-    return profile.model_copy(update={stage: training})
+    stages = {stage: getattr(profile, stage) for stage in ("pretraining", "finetuning")}
+    return profile.model_copy(
+        update={stage: settings.model_copy(update={"precision": precision}) for stage, settings in stages.items()}
+    )
 
 
 def _rank() -> int:
@@ -261,12 +266,12 @@ def pretrain(
 
     On the four GPUs of one machine: `deeplight pretrain paper --devices 4 --precision bf16-mixed`
 
-    On two nodes: `srun --nodes 2 --ntasks-per-node 4 deeplight pretrain paper --devices 4 --nodes 2`, or `torchrun
-    --nnodes 2 --nproc-per-node 4 … -m deeplight_core.cli pretrain paper --devices 4 --nodes 2`
+    On two nodes: `srun --nodes 2 --ntasks-per-node 4 --kill-on-bad-exit deeplight pretrain paper --devices 4 --nodes
+    2`, or `torchrun --nnodes 2 --nproc-per-node 4 … -m deeplight_core.cli pretrain paper --devices 4 --nodes 2`
     """
     from deeplight_core import experiment
 
-    run = experiment.pretrain(_with_precision(_profile(profile), "pretraining", precision), seed, devices, nodes)
+    run = experiment.pretrain(_with_precision(_profile(profile), precision), seed, devices, nodes)
     if _rank() == 0:
         print(
             f"{run.folder}\n{run.results().groupby('task')['accuracy'].mean().to_string(float_format='{:.1%}'.format)}"
@@ -289,7 +294,7 @@ def finetune(
     """
     from deeplight_core import experiment
 
-    settings = _with_precision(_profile(profile), "finetuning", precision)
+    settings = _with_precision(_profile(profile), precision)
     run = experiment.finetune(settings, variant, fraction, seed, devices, nodes)
     if _rank() == 0:
         print(f"{run.folder}\nvalidation accuracy {run.results()['accuracy'].mean():.1%}")

@@ -197,13 +197,23 @@ class LayerGroup(Section):
     """Layers that learn at a rate of their own, or in some epochs only (discriminative rates, gradual unfreezing)."""
 
     layers: str
-    """How the names of their weights start, e.g. encoder or encoder.convolutions.0"""
+    """Name of a layer or of what holds it, e.g. encoder or encoder.convolutions.0"""
     rate: float = Field(1.0, ge=0)
     """Factor on the learning rate (0 = frozen throughout)."""
     from_epoch: int = Field(1, ge=1)
     """First epoch in which they learn."""
     until_epoch: int | None = Field(None, ge=1)
     """Last epoch in which they learn (None = the run's last)."""
+
+    @model_validator(mode="after")
+    def _epochs_are_in_order(self) -> "LayerGroup":
+        if self.until_epoch is not None and self.until_epoch < self.from_epoch:
+            raise ValueError(f"until_epoch {self.until_epoch} is before from_epoch {self.from_epoch}")
+        return self
+
+    def fits(self, name: str) -> bool:
+        """Whether a weight belongs to the layers."""
+        return self.layers in ("", name) or name.startswith(f"{self.layers}.")
 
     def learns(self, epoch: int) -> bool:
         """Whether the layers learn in an epoch (from 1)."""

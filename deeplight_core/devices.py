@@ -14,6 +14,12 @@ from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies import DDPStrategy
 
 from deeplight_core.config import TrainingSettings
@@ -27,8 +33,10 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library: nothing to tell
         return
-    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
-        libc.mallopt(option, value)
+    if not libc.mallopt(-3, 1 << 30):  # largest block from the heap; before 2.35, glibc allowed less
+        libc.mallopt(-3, 1 << 25)
+    libc.mallopt(-1, 2**31 - 1)  # free memory at the heap's end that is kept
+    libc.mallopt(-2, 1 << 28)  # by how much the heap grows
 
 
 def available_precision(precision: str) -> str:
@@ -55,47 +63,68 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
     ChildProcessError
         If another process of the training was lost.
     """
-    n = devices * nodes
+    n, gpu = devices * nodes, torch.cuda.is_available()
     if n > settings.batch_size:
         raise ValueError(f"{n} processes cannot share batches of {settings.batch_size}; raise batch_size or use fewer")
-    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+    if gpu and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} devices were asked for, this machine has {torch.cuda.device_count()} GPU(s)")
-    started_n = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or devices)
-    if started_n != n:
-        raise ValueError(
-            f"{started_n} processes were started, but --devices {devices} --nodes {nodes} makes {n}; on several nodes, "
-            f"start them with srun --nodes {nodes} --ntasks-per-node {devices}, or with torchrun"
-        )
+    environment = _environment(devices, nodes)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
+    launcher = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)  # it says which process was lost before it ends the others
     scheduled = any(group.rate > 0 and (group.from_epoch > 1 or group.until_epoch) for group in settings.groups)
     fabric = Fabric(
-        accelerator="auto",
+        accelerator="cuda" if gpu else "cpu",
         devices=devices,
         num_nodes=nodes,
         strategy=DDPStrategy(find_unused_parameters=scheduled) if n > 1 else "auto",  # gradients that come and go
         precision=available_precision(settings.precision),  # type: ignore[arg-type]
+        plugins=[environment],
     )
-    if n > 1 and "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if isinstance(environment, LightningEnvironment) and environment.local_rank() > 0:
         _stop_with_parent()
-    fabric.launch()
-    torch.set_num_threads(settings.threads)  # Fabric sets a number of its own
-    exact = settings.deterministic if settings.deterministic is not None else fabric.device.type == "cpu"
-    torch.use_deterministic_algorithms(exact)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # a pass over all memory
-    torch.backends.cudnn.benchmark = not exact
     try:
+        fabric.launch()
+        torch.set_num_threads(settings.threads)  # Fabric sets a number of its own
+        exact = settings.deterministic if settings.deterministic is not None else not gpu
+        torch.use_deterministic_algorithms(exact)
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # a pass over all memory
+        torch.backends.cudnn.benchmark = not exact
+        torch.backends.cudnn.allow_tf32 = False  # 32-true means float32
         yield fabric
     except RuntimeError as error:
-        if n > 1 and any(sign in str(error) for sign in ("gloo", "NCCL", "Connection", "DistBackend")):
-            raise ChildProcessError(
-                f"another process of this training was lost ({str(error).splitlines()[0]}); "
-                "the same command goes on where it was"
-            ) from None
-        raise
+        lost = any(sign in str(error) for sign in ("gloo", "NCCL", "Connection", "DistBackend"))
+        if n == 1 or isinstance(error, torch.OutOfMemoryError) or not lost:
+            raise
+        raise ChildProcessError(
+            f"another process of this training was lost ({str(error).splitlines()[0]}); "
+            "the same command goes on where it was"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def _environment(devices: int, nodes: int) -> ClusterEnvironment:
+    """Who starts the processes: torchrun, srun, or the first of them.
+
+    A step of one task, as of `srun --pty bash`, counts as none.
+    """
+    n, by_srun = devices * nodes, int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    by_torchrun = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    started = max(by_srun, by_torchrun)
+    if started != n and (started > 1 or nodes > 1):
+        raise ValueError(
+            f"{started} process(es) were started, but --devices {devices} --nodes {nodes} makes {n}; on several nodes, "
+            f"start them with srun --nodes {nodes} --ntasks-per-node {devices} --kill-on-bad-exit, or with torchrun"
+        )
+    if by_torchrun > 1:
+        return TorchElasticEnvironment()
+    try:
+        return SLURMEnvironment(auto_requeue=False) if by_srun > 1 else LightningEnvironment()
+    except RuntimeError as error:  # --ntasks without --ntasks-per-node
+        raise ValueError(str(error)) from error
 
 
 def _stop_with_parent() -> None:

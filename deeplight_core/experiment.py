@@ -220,8 +220,7 @@ def _execute(
     run: Run, states: list[tuple[str, str]], settings: TrainingSettings, devices: int = 1, nodes: int = 1
 ) -> Run:
     """Do a run, unless it is finished; every process of a training calls this, the first one writes."""
-    if run.finished:
-        print(f"{run.label}: found in {run.folder.name}", flush=True)
+    if devices * nodes == 1 and _found(run):
         return run
     store = open_store(run.profile.store)
     train_rows = select_rows(store.index, states, "train", run.units)
@@ -236,6 +235,8 @@ def _execute(
         _write_results(run, held_out_rows, predicted, states)
         return run
     with session(settings, devices, nodes) as fabric:
+        if fabric.broadcast(fabric.is_global_zero and _found(run)):  # the first process looks for all
+            return run
         say = print if fabric.is_global_zero else lambda *args, **kwargs: None
         torch.manual_seed(run.seed)
         own = {"initialisation": variant.initialisation} if variant.initialisation else {}
@@ -272,6 +273,12 @@ def _execute(
             _write_results(run, held_out_rows, predicted, states)
         fabric.barrier()  # what the others read next is there
     return run
+
+
+def _found(run: Run) -> bool:
+    if run.finished:
+        print(f"{run.label}: found in {run.folder.name}", flush=True)
+    return run.finished
 
 
 def _write_results(run: Run, rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]) -> None:

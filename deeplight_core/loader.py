@@ -71,7 +71,7 @@ class BatchOrder:
     def __init__(self, files: np.ndarray, batch_size: int, seed: int, shuffled_runs: int | None = None) -> None:
         self.batch_size, self._seed, self._window = batch_size, seed, shuffled_runs
         self._file_of = np.unique(files, return_inverse=True)[1]
-        self._pass: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self._passes: dict[int, np.ndarray] = {}  # the last two: who reads ahead is in the next one already
 
     @property
     def steps_per_pass(self) -> int:
@@ -81,9 +81,11 @@ class BatchOrder:
     def __getitem__(self, step: int) -> np.ndarray:
         """The numbers of the volumes in the batch of a step."""
         number, position = divmod(step, self.steps_per_pass)
-        if self._pass[0] != number:
-            self._pass = number, self._order(number)
-        return self._pass[1][position * self.batch_size : (position + 1) * self.batch_size]
+        order = self._passes.get(number)
+        if order is None:
+            order = self._order(number)
+            self._passes = {**{n: o for n, o in self._passes.items() if abs(n - number) == 1}, number: order}
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def _order(self, number: int) -> np.ndarray:
         random, n = np.random.default_rng([self._seed, number]), len(self._file_of)
@@ -100,7 +102,7 @@ class Volumes:
     ----------
     rows : index rows with `label`, as `select_rows` gives them
     in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
-        $DEEPLIGHT_PER_GPU, where so many trainings share it). Otherwise they are read while they are used, a few
+        $DEEPLIGHT_PER_GPU, where so many trainings share a GPU). Otherwise they are read while they are used, a few
         batches ahead
     by_run : volumes come in windows of a few runs (`BatchOrder.shuffled_runs`, or the store's order): when streaming,
         have the system fetch whole runs, which disks do faster than single volumes
@@ -128,7 +130,8 @@ class Volumes:
         dtype = torch.int8 if store.info["preprocessing"]["storage"] == "int8" else torch.float16
         size = (len(rows), store.info["n_voxels"])
         if in_memory is None:
-            share = _SHARE_OF_MEMORY / int(os.environ.get("DEEPLIGHT_PER_GPU", "1"))
+            sharing = "WORLD_SIZE" if self.device.type == "cpu" else "DEEPLIGHT_PER_GPU"
+            share = _SHARE_OF_MEMORY / int(os.environ.get(sharing, "1"))
             in_memory = dtype.itemsize * size[0] * size[1] < share * _free_memory(self.device)
         if in_memory:
             self._all = torch.empty(size, dtype=dtype, device=self.device)
@@ -140,7 +143,7 @@ class Volumes:
                 if self._all is not None:
                     part = indices[file]
                     of_run = volumes[torch.from_numpy(self._row_of[part])]
-                    self._all[torch.from_numpy(part).to(self.device)] = of_run.to(self.device)
+                    self._all[self._moved(torch.from_numpy(part))] = of_run.to(self.device)
         self._readers = [] if in_memory else [volume_reader(store.path / file) for file in self._files]
 
     def __len__(self) -> int:
@@ -149,13 +152,12 @@ class Volumes:
 
     def masked(self, numbers: np.ndarray) -> Tensor:
         """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
-        chosen = torch.from_numpy(numbers).to(self.device)
+        chosen = self._moved(torch.from_numpy(numbers))
         if self._all is not None:
             picked = self._all[chosen]
         else:
             places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
-            picked = torch.stack([self._readers[file](int(row)) for file, row in places])
-            picked = picked.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else picked
+            picked = self._moved(torch.stack([self._readers[file](int(row)) for file, row in places]))
         if self._scale is not None:
             picked = picked.float().mul_(self._scale[chosen, None])
         if self._statistics:
@@ -163,12 +165,18 @@ class Volumes:
             picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)
         return picked
 
+    def _moved(self, values: Tensor) -> Tensor:
+        """Values on the device; without waiting for what it still has to do."""
+        if self.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
+
     def batch(self, numbers: np.ndarray) -> Batch:
         """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
         masked = self.masked(numbers)
         padded = masked.new_zeros(len(masked), masked.shape[1] + 1, dtype=torch.float32)
         padded[:, :-1] = masked
-        chosen = torch.from_numpy(numbers).to(self.device)
+        chosen = self._moved(torch.from_numpy(numbers))
         return {
             "volumes": padded.index_select(1, self._places).view(-1, *self.shape),
             "labels": self.labels[chosen],
@@ -231,10 +239,14 @@ class Volumes:
 def _free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; of the processor's, no more than a job of a cluster may use."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
+    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
     own = Path("/proc/self/cgroup")  # Linux: the groups whose limits hold for this process, as SLURM sets them
     group = Path("/sys/fs/cgroup") / own.read_text().strip().rpartition("::/")[2] if own.is_file() else Path()
-    files = [folder / "memory.max" for folder in (group, *group.parents)]
-    limits = [file.read_text().strip() for file in files if file.is_file()]
-    return min([free, *(int(limit) for limit in limits if limit != "max")])
+    for folder in (group, *group.parents):
+        limit, used = folder / "memory.max", folder / "memory.current"
+        if limit.is_file() and limit.read_text().strip() != "max":
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free

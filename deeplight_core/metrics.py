@@ -43,11 +43,22 @@ class Metrics:
     ----------
     folder : where `metrics.csv` and TensorBoard's files are kept
     step, epoch : where the run goes on; what was measured after it is forgotten
+    batch_size : volumes per step, of all processes
     writes : whether this process is the one that writes and prints
     """
 
-    def __init__(self, folder: Path, label: str, step: int, epoch: int, n_steps: int, n_epochs: int, writes: bool):
-        self._path, self._label, self._writes = folder / "metrics.csv", label, writes
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        step: int,
+        epoch: int,
+        n_steps: int,
+        n_epochs: int,
+        batch_size: int,
+        writes: bool,
+    ):
+        self._path, self._label, self._batch_size = folder / "metrics.csv", label, batch_size
         self._started, self._first, self._n_steps, self._n_epochs = time.monotonic(), step, n_steps, n_epochs
         self.table = pd.DataFrame()
         if epoch and self._path.is_file():
@@ -61,7 +72,7 @@ class Metrics:
             if step:
                 print(f"{label}: going on at step {step} of {n_steps}", flush=True)
         self._bar = Bar(n_steps, label, shown=writes)
-        self._last = self._started, 0.0
+        self._looked = self._started, step
 
     @property
     def n_epochs(self) -> int:
@@ -80,10 +91,9 @@ class Metrics:
     def show(self, step: int, epoch: int, tally: Tally) -> None:
         """Show how things stand since the epoch began."""
         n, right, loss = tally.counts.sum(dim=0).tolist()
-        then, n_then = self._last
-        now = time.monotonic()
-        rate = (n - n_then if n > n_then else n) / (now - then)  # fewer than before: another epoch
-        self._last = now, n
+        (then, step_then), now = self._looked, time.monotonic()
+        rate = (step - step_then) * self._batch_size / (now - then)
+        self._looked = now, step
         self._bar.update(
             step,
             f"epoch {epoch}/{self._n_epochs}, batch {step}/{self._n_steps}, loss {loss / max(1, n):.3f}, "

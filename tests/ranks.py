@@ -1,7 +1,7 @@
 """One of the processes of a training, for tests that need several: `python ranks.py STORE SETTINGS FOLDER`.
 
-SETTINGS is JSON: `devices`, fields of TrainingSettings, and maybe `{"kill": [rank, after so many batches]}`. The first
-process writes FOLDER/weights.safetensors.
+SETTINGS is JSON: `devices`, fields of TrainingSettings, and maybe `kill`: [rank, after so many batches], or `apart`:
+each process has a folder of its own. The first process writes FOLDER/weights.safetensors.
 """
 
 import json
@@ -28,6 +28,8 @@ def train(store: str, settings: str, folder: str) -> None:
     options = json.loads(settings)
     rank, left = options.pop("kill", (-1, 0))
     devices, steps = options.pop("devices"), options.pop("steps", np.inf)
+    if options.pop("apart", False):  # as on nodes that share no disk
+        folder = f"{folder}/{RANK}"
     if rank == RANK:
 
         def batches(self: Volumes, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:

@@ -5,17 +5,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 from test_train import SETTINGS, tensorboard, train
 
 from deeplight_core.config import Profile
-from deeplight_core.devices import available_precision, session
+from deeplight_core.devices import _environment, available_precision, session
 from deeplight_core.store import Store
 
 HERE = Path(__file__).parent
@@ -123,26 +125,64 @@ def test_the_command_starts_its_processes(tiny_profile: Profile, store: Store, t
 
     many = deeplight("--devices", "2", "--precision", "bf16-mixed")
     assert many.returncode == 0, many.stderr
-    folder = Path(many.stdout.splitlines()[-4 if "EMOTION" in many.stdout else -1].strip())
     assert many.stdout.count("epoch 2/2") == 1
-    again = deeplight("--devices", "2", "--precision", "bf16-mixed")
-    assert "found in pretraining-seed1-" in again.stdout
-    assert again.stdout.count("EMOTION") == 1
-    run_folder = next((tmp_path / "runs").glob("*/pretraining-*"))
-    assert folder.name in (run_folder.name, "task", "EMOTION") or folder
-    assert "× 2, " in (run_folder / "environment.txt").read_text()
-    shutil.rmtree(run_folder)
+    (folder,) = (tmp_path / "runs").glob("*/pretraining-*")
+    assert many.stdout.count(str(folder)) == 1
+    assert "× 2, " in (folder / "environment.txt").read_text()
+    again = deeplight("--precision", "bf16-mixed")
+    assert f"found in {folder.name}" in again.stdout
+    shutil.rmtree(folder)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     started = deeplight("--devices", "2", "--precision", "bf16-mixed", launcher=torchrun)
     assert started.returncode == 0, started.stderr
     assert started.stdout.count("epoch 2/2") == 1
     wrong = deeplight(launcher=torchrun)
-    assert "2 processes were started, but --devices 1 --nodes 1 makes 1" in wrong.stderr
+    assert "2 process(es) were started, but --devices 1 --nodes 1 makes 1" in wrong.stderr
     assert wrong.returncode != 0
 
 
+def test_processes_that_go_on_from_different_states_stop(store: Store, tmp_path: Path) -> None:
+    status, _ = run(store, tmp_path / "0", devices=1, steps=2)
+    assert (tmp_path / "0/state.safetensors").is_file()
+    status, output = run(store, tmp_path, devices=2, apart=True)
+    assert status == 2
+    assert "processes find different states in" in output
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "bash"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "expected"),
+    [
+        ({}, (1, 1), LightningEnvironment),
+        ({}, (4, 1), LightningEnvironment),
+        (SRUN, (4, 2), SLURMEnvironment),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (4, 1), LightningEnvironment),  # in `srun --pty bash`
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8"}, (4, 2), TorchElasticEnvironment),
+        ({}, (4, 2), "1 process.es. were started, but --devices 4 --nodes 2 makes 8; on several nodes"),
+        (SRUN, (4, 1), "8 process.es. were started, but --devices 4 --nodes 1 makes 4"),
+        (SRUN, (1, 1), "8 process.es. were started, but --devices 1 --nodes 1 makes 1"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, (1, 1), "2 process.es. were started"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, (4, 1), "Use `--ntasks-per-node=4` instead"),
+    ],
+)
+def test_who_starts_the_processes(
+    variables: dict[str, str], asked: tuple[int, int], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in RANKS]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            _environment(*asked)
+    else:
+        assert isinstance(_environment(*asked), expected)
+
+
 def test_more_processes_than_volumes_in_a_batch() -> None:
-    with pytest.raises(ValueError, match="20 processes cannot share batches of 16"), session(SETTINGS, 5, 4):
+    with pytest.raises(ValueError, match="20 processes cannot share batches of 16"), session(SETTINGS, 20):
         pass
 
 

@@ -265,7 +265,7 @@ def test_layer_groups_learn_at_their_rates_and_in_their_epochs(store: Store, tmp
 
 def test_a_layer_group_that_fits_no_weight_is_an_error(store: Store, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"groups": [LayerGroup(layers="encoder.convs", rate=0)]})
-    with pytest.raises(ValueError, match=r"no weights start with encoder\.convs; .*encoder\.convolutions\.0"):
+    with pytest.raises(ValueError, match=r"no layers encoder\.convs; .*encoder\.convolutions\.0"):
         train(store, tmp_path, settings)
 
 
@@ -437,7 +437,7 @@ def test_what_was_learnt_from_a_bad_loss_is_not_kept(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is looked at once in a while; a loss that is not finite is found before anything is saved."""
-    monkeypatch.setattr("deeplight_core.train._Pace.is_time_to_look", lambda self, step: step % 3 == 0)
+    monkeypatch.setattr("deeplight_core.train._Pace.after", lambda self, step, at_end: "save" if at_end else "none")
     loss = DeepLight.loss
 
     def spoilt(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
@@ -462,8 +462,45 @@ def test_too_little_memory_is_explained(store: Store, tmp_path: Path, monkeypatc
         return Loss(torch.empty(2**60), *2 * [torch.empty(0)])
 
     monkeypatch.setattr(DeepLight, "loss", loss)
-    with pytest.raises(MemoryError, match=r"of cpu .* batches of 16 volumes of 7 × 8 × 9 .*; lower batch_size"):
+    with pytest.raises(MemoryError, match=r"run: memory does not suffice for batches of 16 volumes; lower batch_size"):
         train(store, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_kept(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient may overflow where the loss does not."""
+    loss = DeepLight.loss
+
+    def steep(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
+        value, each, logits = loss(self, batch)
+        return Loss(value + (self.head.bias * torch.inf).sum().nan_to_num(), each, logits)
+
+    monkeypatch.setattr(DeepLight, "loss", steep)
+    with pytest.raises(ValueError, match=r"the weights are not finite at step 0, runs .*; lower learning_rate"):
+        train(store, tmp_path, every_s=0)
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_a_state_of_another_precision_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path, every_s=0, steps=2)
+    with pytest.raises(ValueError, match="was begun in 32-true, and this machine computes in bf16-mixed; go on where"):
+        train(store, tmp_path, SETTINGS.model_copy(update={"precision": "bf16-mixed"}))
+
+
+def test_a_layer_is_not_taken_for_another_whose_name_goes_on() -> None:
+    group = LayerGroup(layers="encoder.convolutions.1")
+    assert group.fits("encoder.convolutions.1.weight")
+    assert not group.fits("encoder.convolutions.10.weight")
+
+
+def test_an_epoch_in_which_nothing_learns_is_refused(store: Store, tmp_path: Path) -> None:
+    groups = [LayerGroup(layers="encoder", until_epoch=1), LayerGroup(layers="head", until_epoch=1)]
+    with pytest.raises(ValueError, match="no layer learns in epoch 2"):
+        train(store, tmp_path, SETTINGS.model_copy(update={"groups": groups}))
+    with pytest.raises(ValueError, match="until_epoch 1 is before from_epoch 2"):
+        LayerGroup(layers="head", from_epoch=2, until_epoch=1)
 
 
 def test_a_damaged_state_is_named(store: Store, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class _ReluAndDropout(torch.autograd.Function):
             maps.mul_(kept)
         ctx.mark_dirty(maps)
         ctx.save_for_backward(maps)
-        ctx.scale = scale
+        ctx.scale = torch.tensor(scale, dtype=maps.dtype).item()  # as rounded as in `kept`
         return maps
 
     @staticmethod
@@ -167,8 +167,9 @@ class SliceEncoder(nn.Module):
         dropping = [c for c in self.convolutions if isinstance(c, SameConv2d) and c.training and c.dropout]
         b, z = volumes.shape[:2]
         sizes = [c.out_channels for c in dropping]
-        p = torch.tensor([c.dropout for c in dropping]).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
-        p = p.to(volumes.device, non_blocking=True)
+        if not dropping:
+            return [None] * len(self.convolutions)
+        p = torch.cat([volumes.new_full((c.out_channels,), c.dropout) for c in dropping])
         drawn = uniform(b, z, sum(sizes), device=volumes.device).view(b * z, sum(sizes))  # one draw for all layers
         kept = (drawn >= p) / (1 - p)
         if torch.is_autocast_enabled(volumes.device.type):
