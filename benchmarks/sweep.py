@@ -64,7 +64,8 @@ def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
     runs = folder / "runs" / profile.name
     runs.mkdir(parents=True)
     (folder / "profiles").mkdir()
-    (folder / "profiles" / "sweep.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")), encoding="utf-8")
+    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    (folder / "profiles" / "sweep.yaml").write_text(text, encoding="utf-8")
     (runs / "store").symlink_to(profile.store)
     for seed in profile.sweep.seeds:
         run = pretraining_run(profile, seed)

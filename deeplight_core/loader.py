@@ -152,12 +152,32 @@ class Volumes:
 
     def masked(self, numbers: np.ndarray) -> Tensor:
         """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
-        chosen = self._moved(torch.from_numpy(numbers))
+        return self._computed(self._moved(torch.from_numpy(numbers)), self._read(numbers))
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
+        return self._unmasked(numbers, self._read(numbers))
+
+    def _read(self, numbers: np.ndarray) -> Tensor | None:
+        """What has to be read from disk, (B, V) as stored; None if all is on the device."""
         if self._all is not None:
-            picked = self._all[chosen]
+            return None
+        places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
+        volumes = torch.stack([self._readers[file](int(row)) for file, row in places])
+        return volumes.pin_memory() if self.device.type == "cuda" else volumes
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """Values on the device, without waiting for what it still has to do."""
+        if self.device.type != "cuda":
+            return values
+        return (values if values.is_pinned() else values.pin_memory()).to(self.device, non_blocking=True)
+
+    def _computed(self, chosen: Tensor, read: Tensor | None) -> Tensor:
+        if read is not None:
+            picked = self._moved(read)
         else:
-            places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
-            picked = self._moved(torch.stack([self._readers[file](int(row)) for file, row in places]))
+            assert self._all is not None
+            picked = self._all[chosen]
         if self._scale is not None:
             picked = picked.float().mul_(self._scale[chosen, None])
         if self._statistics:
@@ -165,34 +185,28 @@ class Volumes:
             picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)
         return picked
 
-    def _moved(self, values: Tensor) -> Tensor:
-        """Values on the device; without waiting for what it still has to do."""
-        if self.device.type != "cuda":
-            return values
-        return values.pin_memory().to(self.device, non_blocking=True)
-
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
-        masked = self.masked(numbers)
+    def _unmasked(self, numbers: np.ndarray, read: Tensor | None) -> Batch:
+        chosen = self._moved(torch.from_numpy(numbers))
+        masked = self._computed(chosen, read)
         padded = masked.new_zeros(len(masked), masked.shape[1] + 1, dtype=torch.float32)
         padded[:, :-1] = masked
-        chosen = self._moved(torch.from_numpy(numbers))
-        return {
-            "volumes": padded.index_select(1, self._places).view(-1, *self.shape),
-            "labels": self.labels[chosen],
-            "numbers": chosen,
-        }
+        volumes = padded.index_select(1, self._places).view(-1, *self.shape)
+        return {"volumes": volumes, "labels": self.labels[chosen], "numbers": chosen}
 
     def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-        """(row numbers, batch) for each set of row numbers; read ahead in a bounded buffer when streaming."""
+        """(row numbers, batch) for each set of row numbers; read ahead in a bounded buffer when streaming.
+
+        The thread that reads ahead makes in-mask volumes only: glibc gives the memory of whole ones, if another thread
+        than the first asks for it, back to the system each time.
+        """
         if self._all is not None:
             for numbers in order:
                 yield numbers, self.batch(numbers)
             return
-        ahead: queue.Queue[tuple[np.ndarray, Batch] | BaseException | None] = queue.Queue(_PREFETCH)
+        ahead: queue.Queue[tuple[np.ndarray, Tensor | None] | BaseException | None] = queue.Queue(_PREFETCH)
         stop = threading.Event()
 
-        def put(item: tuple[np.ndarray, Batch] | BaseException | None) -> None:
+        def put(item: tuple[np.ndarray, Tensor | None] | BaseException | None) -> None:
             while not stop.is_set():
                 try:
                     return ahead.put(item, timeout=0.1)
@@ -204,7 +218,7 @@ class Volumes:
                 for numbers in self._announced(order) if self._by_run else order:
                     if stop.is_set():
                         return
-                    put((numbers, self.batch(numbers)))
+                    put((numbers, self._read(numbers)))
                 put(None)
             except BaseException as error:  # handed to the consumer, which raises it
                 put(error)
@@ -215,7 +229,8 @@ class Volumes:
             while (item := ahead.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                numbers, volumes = item
+                yield numbers, self._unmasked(numbers, volumes)
         finally:
             stop.set()
             thread.join()

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from deeplight_core import paper
+from deeplight_core.config import PreprocessingSettings, load_profile
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.tasks import TASKS
 
@@ -170,3 +173,15 @@ def test_guessing_the_most_frequent_state_is_not_a_success() -> None:
     rows = rows.set_index("quantity")
     assert rows.loc["8 states, validation (paper: 16)", "holds"] == "no"
     assert "any constant answer (40.00%)" in rows.loc["8 states, validation (paper: 16)", "claim"]
+
+
+def test_volumes_of_the_full_run() -> None:
+    """28 million to pre-train on and 39 million to fine-tune on: three hundred subjects, 40 and 50 epochs."""
+    passes = paper.full_run(load_profile(Path(__file__).parents[1] / "profiles" / "paper.yaml"))
+    rule = paper.label_rule(PreprocessingSettings())
+    source = rule.drop("WM").sum()
+    assert passes.at["pre-training", "volumes trained on"] == 40 * 300 * source
+    assert passes.at["sweep", "volumes trained on"] == 50 * 2 * rule["WM"] * (3 + 15 + 30 + 60 + 120 + 180 + 300)
+    assert passes.at["pre-training", "volumes validated on"] == 40 * 100 * source
+    assert passes.at["sweep", "volumes validated on"] == 50 * 14 * 100 * rule["WM"]
+    assert (passes["volumes trained on"] / 1e6).round().tolist() == [28, 39]

@@ -194,6 +194,32 @@ def test_hours_bars_write_the_hours_beside_their_bounds():
     assert axes.get_xscale() == "log"
 
 
+def test_rate_bars_say_how_many_times_as_fast():
+    table = pd.DataFrame(
+        {"group": ["8 mm", "8 mm", "2 mm"], "way": ["plain", "ours", "ours"], "value": [6.26, 1.87, 644.7],
+         "times": [1.0, 3.35, np.nan]}
+    )  # fmt: skip
+    figure = plots.rate_bars(table, "ms per volume", {"ours": "#0072B2"})
+    first, second = figure.axes
+    assert [text.get_text() for text in first.texts] == ["6.26  (1.0×)", "1.87  (3.4×)"]
+    assert [text.get_text() for text in second.texts] == ["645"]
+    assert [bar.get_width() for bar in first.patches] == [6.26, 1.87]
+    assert (first.get_title(loc="left"), second.get_xlabel()) == ("8 mm", "ms per volume")
+
+
+def test_loss_curves_are_means_of_seeds_at_the_middle_of_their_steps():
+    axes = plots.loss_curves({"float32": [[3.0, 2.0], [2.0, 1.0]]}, steps_per_point=10).axes[0]
+    assert axes.get_lines()[0].get_xydata().tolist() == [[5, 2.5], [15, 1.5]]
+    assert axes.get_legend_handles_labels()[1] == ["float32, 2 seeds"]
+
+
+def test_scaling_lines_are_logarithmic_and_end_with_their_value():
+    table = pd.DataFrame({"name": ["sweep"] * 2 + ["all"] * 2, "devices": [1, 8] * 2, "value": [4.0, 0.52, 40.0, 12.3]})
+    axes = plots.scaling_lines(table, "hours").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.52", "12"]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "log", "hours")
+
+
 def test_saved_subjects_mark_what_no_size_reaches():
     table = pd.DataFrame(
         {"n_subjects": [1, 3, 30], "equivalent": [9.0, 20.0, np.inf], "low": [5.0, 12.0, 25.0],

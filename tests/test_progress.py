@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from deeplight_core.progress import duration, track
+from deeplight_core.progress import Bar, duration, track
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,20 @@ def test_track_reports_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_track_is_silent_without_items(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track([], 0, "runs")) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_lives_on_terminals_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (False, True):
+        monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
+        bar = Bar(10, "pre-training")
+        bar.update(4, "batch 4/10, 123 volumes/s, 0:05 left")
+        print("epoch 1 is done")
+        bar.close()
+        out = capsys.readouterr().out
+        assert "epoch 1 is done" in out
+        assert ("pre-training" in out) == ("123 volumes/s" in out) == terminal
+    quiet = Bar(10, "pre-training", shown=False)
+    quiet.update(4, "batch 4/10")
+    quiet.close()
     assert capsys.readouterr().out == ""

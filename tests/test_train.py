@@ -3,11 +3,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from alone import run_alone
 from conftest import N_KEPT
 from killing import run_script
 from safetensors.torch import load_file
@@ -217,6 +219,52 @@ def test_killed_at_any_time_it_becomes_the_same(unbroken: tuple, store: Store, t
     assert_same_weights(weights, unbroken[2])
     assert (tmp_path / "run/metrics.csv").read_bytes() == unbroken[3]
     assert [scalar.step for scalar in tensorboard(tmp_path / "run").Scalars("loss/train")] == [3, 6]
+
+
+FULL_DISK = """
+    (store_path,) = more
+    folder = Path("run")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], check=True)
+    from test_train import SETTINGS, train
+
+    def state():
+        path = folder / "state.safetensors"
+        return path.read_bytes() if path.is_file() else None
+
+    def saving(*given):
+        global n_saved, before
+        n_saved, before = n_saved + 1, state()
+        if n_saved == fails_at:
+            free = shutil.disk_usage(folder).free
+            (folder / "ballast").write_bytes(bytes(free - 2**16))  # less than a state needs
+        save(*given)
+
+    import deeplight_core.train as loop
+    save, loop.save_state = loop.save_state, saving
+    n_saved, fails_at, before = 0, 4, None
+    try:
+        train(open_store(store_path), folder, every_s=0)
+        raise AssertionError("the disk was not full")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+        assert "state.safetensors was not written" in str(error), error
+    assert before and state() == before  # the state before is whole
+    assert not list(folder.glob("partial_*"))
+    (folder / "ballast").unlink()
+    loop.save_state = save
+    metrics, _, weights = train(open_store(store_path), folder, every_s=0)
+    torch.save((metrics, weights), "result.pt")
+"""
+
+
+def test_a_full_disk_leaves_the_state_before(
+    unbroken: tuple, store: Store, tmp_path: Path, own_mounts: tuple[str, ...]
+) -> None:
+    run_alone(FULL_DISK, tmp_path, None, SimpleNamespace(store=None), None, store.path, namespace=own_mounts)
+    metrics, weights = torch.load(tmp_path / "result.pt", weights_only=False)
+    pd.testing.assert_frame_equal(metrics, unbroken[0], check_exact=True)
+    assert_same_weights(weights, unbroken[2])
 
 
 # ---- the settings of the loop
