@@ -65,7 +65,7 @@ def loss_curves(curves: dict[str, list[list[float]]], steps_per_point: int) -> F
 
 
 def scaling_lines(table: pd.DataFrame, unit: str) -> Figure:
-    """A quantity by number of devices on logarithmic axes, a line per name, with its marks labelled.
+    """A quantity by number of devices on logarithmic axes, a line per name.
 
     Parameters
     ----------
@@ -75,11 +75,6 @@ def scaling_lines(table: pd.DataFrame, unit: str) -> Figure:
     figure, axes = plt.subplots(figsize=(8.5, 3.8))
     for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
         axes.plot(rows["devices"], rows["value"], marker="osD^v"[i % 5], color=OKABE_ITO[i], label=str(name))
-        last = rows.iloc[-1]
-        label = f"{last['value']:,.0f}" if last["value"] >= 10 else f"{last['value']:.2g}"
-        axes.annotate(
-            label, (last["devices"], last["value"]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=10
-        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     numbers = sorted(table["devices"].unique())
