@@ -96,8 +96,8 @@ class Metrics:
         self._looked = now, step
         self._bar.update(
             step,
-            f"epoch {epoch}/{self._n_epochs}, batch {step}/{self._n_steps}, loss {loss / max(1, n):.3f}, "
-            f"accuracy {right / max(1, n):.1%}, {rate:,.0f} volumes/s, {duration(self._left_s(step))} left",
+            f"epoch {epoch}/{self._n_epochs}, batch {step}/{self._n_steps}, loss {loss / max(1, n):.2f}, "
+            f"{right / max(1, n):.1%} right, {rate:,.0f} volumes/s, {duration(self._left_s(step))} left",
         )
 
     def add_epoch(

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 __all__ = ["Bar", "duration", "track"]
 
@@ -43,10 +44,11 @@ class Bar:
 
     def __init__(self, total: int, what: str, shown: bool = True) -> None:
         console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[state]}"))
+        name = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
         self._progress = Progress(
-            *columns, console=console, transient=True, disable=not (shown and console.is_terminal), auto_refresh=False
-        )
+            name, TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)), console=console, expand=True,
+            transient=True, disable=not (shown and console.is_terminal), auto_refresh=False,
+        )  # fmt: skip
         self._task = self._progress.add_task(what, total=total, state="")
         self._progress.start()
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,8 +93,10 @@ def fit(
         tally = Tally(len(data), fabric.device)
         if done and fabric.is_global_zero:  # counts of all processes
             tally.counts.copy_(others["tally"])
-        writes = fabric.is_global_zero
-        metrics = Metrics(folder, label, done, done // per_epoch, n_steps, settings.epochs, settings.batch_size, writes)
+        metrics = Metrics(
+            folder, label, done, done // per_epoch, n_steps, settings.epochs, settings.batch_size,
+            writes=fabric.is_global_zero,
+        )  # fmt: skip
         _check_agreement(fabric, done, metrics, folder)
         pace = _Pace(fabric, done, checkpoint_every_s)
         predicted = np.empty(0, int)
@@ -104,20 +107,10 @@ def fit(
                 epoch, at_end = step // per_epoch + 1, (step + 1) % per_epoch == 0
                 if step == done or step % per_epoch == 0:
                     _enter_epoch(model, groups, epoch)
-                torch.manual_seed(seed * 1_000_003 + step)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, step, n_steps) * group["rate"]
-                n_all = len(order[step])
-                first, n_own = _share(n_all, fabric)
-                with part_of_batch(first, n_all), fabric.autocast():  # Fabric's precision alone covers `forward` only
-                    loss, each, logits = wrapped.loss(batch)
-                fabric.backward(loss * (n_own * fabric.world_size / n_all))  # DDP takes the mean over processes
-                if settings.l1:
-                    _add_l1_gradient(model, settings.l1)
-                optimizer.step()
-                optimizer.zero_grad()
-                if n_own:
-                    tally.add(step, each, logits, batch)
+                torch.manual_seed(seed * 1_000_003 + step)
+                _take_step(fabric, wrapped, optimizer, settings.l1, step, batch, len(order[step]), tally)
                 if (pause := pace.after(step, at_end)) == "none":
                     continue
                 _check_finite(fabric, model, tally, order, data, label, step)
@@ -143,6 +136,31 @@ def fit(
     return metrics.table, predicted
 
 
+def _take_step(
+    fabric: Fabric,
+    model: Any,
+    optimizer: Any,
+    l1: float,
+    step: int,
+    batch: dict[str, Tensor],
+    n_all: int,
+    tally: Tally,
+) -> None:
+    """Forward, backward, update with this process's part of a batch of `n_all` volumes."""
+    first, n_own = _share(n_all, fabric)
+    with part_of_batch(first, n_all), fabric.autocast():  # Fabric's precision alone covers `forward` only
+        loss, each, logits = model.loss(batch)
+    fabric.backward(loss * (n_own * fabric.world_size / n_all))  # DDP takes the mean over processes
+    if l1:  # the gradient of l1 × Σ|w| is l1 times each weight's sign
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight.grad.add_(weight.detach().sign(), alpha=l1)
+    optimizer.step()
+    optimizer.zero_grad()
+    if n_own:
+        tally.add(step, each, logits, batch)
+
+
 def _share(n: int, fabric: Fabric) -> tuple[int, int]:
     """This process's share of a batch of n: its first volume, and how many volumes."""
     first, end = (n * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1))
@@ -160,13 +178,6 @@ def _sum(fabric: Fabric, counts: Tensor) -> Tensor:
     total = fabric.all_reduce(counts.clone(), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total
-
-
-def _add_l1_gradient(model: nn.Module, factor: float) -> None:
-    """Add the gradient of factor × Σ|w| over the weights that learn: factor times each weight's sign."""
-    for weight in model.parameters():
-        if weight.grad is not None:
-            weight.grad.add_(weight.detach().sign(), alpha=factor)
 
 
 def _layer_groups(model: nn.Module, settings: TrainingSettings) -> list[tuple[LayerGroup, list[nn.Parameter]]]:
