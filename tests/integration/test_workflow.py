@@ -71,7 +71,7 @@ def notebooks(project: Path, profile: str) -> list[Path]:
 
 def test_every_notebook_ran_without_error_or_stray_output(project):
     executed = notebooks(project, "smoke")
-    assert len(executed) == 5 + len(CONTROLS) + 3 * 2
+    assert len(executed) == 7 + len(CONTROLS) + 3 * 2
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
         assert not notebook.metadata.papermill.exception, path
@@ -300,7 +300,8 @@ def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     assert run(["deeplight", "simulate", str(tmp_path / "hcp"), *small], project).returncode == 0
     manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
     assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
-    page = (project / "notebooks/full_run.ipynb").read_text(encoding="utf-8")
+    cells = json.loads((project / "notebooks/full_run.ipynb").read_text(encoding="utf-8"))["cells"]
+    page = "".join(line for cell in cells for line in cell["source"]).replace(" \\\n    ", " ")
     command = "snakemake --profile profiles/slurm --config profile=paper data=/path/to/hcp by_subject=yes"
     command += " devices=4 nodes=2 per_gpu=4"
     assert command in page
