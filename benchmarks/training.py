@@ -220,15 +220,14 @@ class Timed(Volumes):
 
     def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
         given, item = super().batches(order), None
-        for step in range(self.warm_up + self.steps + 1):
+        for step in range(self.warm_up + self.steps + 1):  # one more, in which the epoch ends
             if self.device.type != "cuda" or step in (self.warm_up, self.warm_up + self.steps):
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 self.asked_s.append((step, time.perf_counter()))
             if item is None or not self.same_batch:
                 item = next(given, None)
-            if item is None or step == self.warm_up + self.steps:
-                return
+            assert item is not None
             yield item
 
 
@@ -244,7 +243,7 @@ class Noted(DeepLight):
 def _work(asked: dict[str, Any], output: Path) -> None:
     """Train and decode as asked; the first process writes what it measured."""
     store = read_store(Path(asked["folder"]))
-    n_steps = asked["warm_up"] + asked["steps"]
+    n_steps = asked["warm_up"] + asked["steps"] + 1
     settings = TrainingSettings(
         epochs=1, steps_per_epoch=n_steps, batch_size=asked["batch"], threads=asked["threads"],
         learning_rate=asked.get("learning_rate", 1e-4), precision=asked.get("precision", "bf16-mixed"),
@@ -280,7 +279,7 @@ def _work(asked: dict[str, Any], output: Path) -> None:
                 "n_parameters": sum(weight.numel() for weight in model.parameters()),
                 "training_ms_per_volume": (1e3 * np.diff(timed) / per_volume).tolist(),
                 "inference_ms_per_volume": [1e3 * s / len(everything) for s in seconds[1:]],
-                "losses": [loss.item() for loss in model.losses],
+                "losses": [loss.item() for loss in model.losses[: n_steps - 1]],
                 "peak_gpu_mb": torch.cuda.max_memory_allocated() / 1e6 if cuda else None,
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
             }
