@@ -22,7 +22,7 @@ from deeplight_core.evaluate import predict
 from deeplight_core.loader import Batch, BatchOrder, Volumes, select_rows
 from deeplight_core.models.deeplight import DeepLight, Loss, SliceEncoder
 from deeplight_core.store import Store
-from deeplight_core.train import fit, learning_rate
+from deeplight_core.train import _enter_epoch, _layer_groups, fit, learning_rate
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
 N_TRAIN = 4 * N_KEPT
@@ -309,6 +309,16 @@ def test_layer_groups_learn_at_their_rates_and_in_their_epochs(store: Store, tmp
         else:
             assert one[name] == pytest.approx(1e-3, rel=1e-2), name
             assert two[name] != one[name], name
+
+
+def test_a_frozen_lstm_passes_gradients_on() -> None:
+    """cuDNN refuses to outside training; what drops nothing but learns nothing either is outside it."""
+    model = DeepLight((7, 8, 9), 2)
+    groups = _layer_groups(model, SETTINGS.model_copy(update={"groups": [LayerGroup(layers="encoder.lstm", rate=0)]}))
+    _enter_epoch(model, groups, 1)
+    assert model.encoder.training
+    assert model.encoder.lstm.training
+    assert not any(weight.requires_grad for weight in model.encoder.lstm.parameters())
 
 
 def test_a_layer_group_that_fits_no_weight_is_an_error(store: Store, tmp_path: Path) -> None:

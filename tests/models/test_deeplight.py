@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -143,6 +144,22 @@ def test_convolution_equals_a_loop(size: tuple[int, int], stride: int) -> None:
     mirrored = layer(maps.flip(2, 3)).flip(2, 3)  # it works on mirrored maps
     assert mirrored.shape == expected.shape
     np.testing.assert_allclose(mirrored, expected, rtol=1e-5, atol=1e-5)  # float32 sums of 18 terms
+
+
+@pytest.mark.parametrize("p", [0, 0.4])
+def test_gradients_in_place_equal_those_of_plain_functions(p: float) -> None:
+    """ReLU and whole-channel dropout, forward and backward, as PyTorch differentiates them by itself."""
+    torch.manual_seed(0)
+    layer = SameConv2d(3, 5, stride=2, dropout=p).train()
+    maps, weights = torch.randn(4, 3, 7, 9, requires_grad=True), torch.randn(4, 5, 4, 5)
+    kept = (torch.rand(4, 5) >= p) / (1 - p) if p else None
+    ours = torch.autograd.grad((layer(maps, kept) * weights).sum(), [maps, layer.weight, layer.bias])
+    plain = F.relu(F.conv2d(maps, layer.weight.flip(2, 3), layer.bias, 2, 1))
+    plain = plain if kept is None else plain * kept[:, :, None, None]
+    expected = torch.autograd.grad((plain * weights).sum(), [maps, layer.weight, layer.bias])
+    for one, other in zip(ours, expected, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other)
 
 
 def spoil_free_memory() -> None:
