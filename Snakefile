@@ -22,9 +22,9 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.grids import CONTROLS, Cell, grid
-from deeplight_core.manifest import read_manifest, select
-from deeplight_core.variants import VARIANTS
+from deeplight_core.sweeps import CONTROLS, Cell, grid
+from deeplight_core.data.manifest import read_manifest, select
+from deeplight_core.routes import VARIANTS
 
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")

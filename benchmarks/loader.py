@@ -30,8 +30,8 @@ from report import write_result
 from torch.utils.data import DataLoader
 from training import SHAPES, make_data, read_store
 
-from deeplight_core.devices import keep_freed_memory
-from deeplight_core.loader import BatchOrder, Volumes
+from deeplight_core.training.devices import keep_freed_memory
+from deeplight_core.training.loader import BatchOrder, Volumes
 
 BATCH = 24
 

@@ -92,7 +92,7 @@ def write_run(image: Path, mask: Path, n_frames: int, resolution_mm: float) -> N
     from nilearn.datasets import load_mni152_brain_mask
     from nilearn.image import resample_img
 
-    from deeplight_core import simulate
+    from deeplight_core.data import simulate
 
     shape, affine = simulate.grid(resolution_mm=resolution_mm)
     brain = resample_img(
@@ -132,9 +132,9 @@ def by_nilearn(options: argparse.Namespace) -> dict[str, float]:
 
 
 def by_us(options: argparse.Namespace) -> dict[str, float]:
-    from deeplight_core import images, prepare, preprocess
     from deeplight_core.config import Profile
-    from deeplight_core.plan import Plan
+    from deeplight_core.data import images, prepare, preprocess
+    from deeplight_core.data.plan import Plan
 
     image = nib.load(options.image)
     n_frames = image.shape[3]

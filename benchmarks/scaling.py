@@ -175,7 +175,7 @@ def line(measured: list[dict[str, float]], what: str) -> dict[str, float]:
 
 def prepare_runs(options: argparse.Namespace) -> dict[str, float]:
     """Seconds, processor time and peak memory of preparing linked runs into a new store, which is deleted."""
-    from deeplight_core import prepare
+    from deeplight_core.data import prepare
 
     with tempfile.TemporaryDirectory(dir=options.measure.parent) as name:
         manifest, profile = linked_runs(options.measure, options.frames, options.runs[0], Path(name))
@@ -207,7 +207,7 @@ def threads_of_a_run(image: Path, n_frames: int) -> dict[str, dict[str, int]]:
     import torch
     from threadpoolctl import threadpool_info
 
-    from deeplight_core import prepare
+    from deeplight_core.data import prepare
 
     def threads() -> dict[str, int]:
         pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
@@ -232,7 +232,7 @@ def linked_runs(image: Path, n_frames: int, n_runs: int, folder: Path) -> tuple[
     import pandas as pd
 
     from deeplight_core.config import Profile
-    from deeplight_core.manifest import COLUMNS
+    from deeplight_core.data.manifest import COLUMNS
 
     kind, root = image.name.partition(".")[2], folder / "data"
     mask, rows = image.with_name(f"{image.name.partition('.')[0]}_mask.nii.gz"), []

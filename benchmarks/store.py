@@ -50,8 +50,8 @@ from prepare import write_run
 from report import write_result
 from safetensors import safe_open
 
-from deeplight_core.files import file_sha256
-from deeplight_core.store import Store, volume_reader, write_volumes
+from deeplight_core.data.store import Store, volume_reader, write_volumes
+from deeplight_core.system.files import file_sha256
 
 TFRECORD_FRAMING = 16  # bytes: length, its CRC, the data's CRC
 VOXELS_AT_A_TIME = 20_000  # as a run is prepared

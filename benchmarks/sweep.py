@@ -28,11 +28,11 @@ from report import write_result
 from training import last_line, median
 
 from deeplight_core.config import Profile, load_profile, project_root
+from deeplight_core.data.store import open_store
 from deeplight_core.experiment import finetuning_run, pretraining_run
-from deeplight_core.grids import grid
-from deeplight_core.loader import Volumes, select_rows
-from deeplight_core.store import open_store
-from deeplight_core.variants import VARIANTS
+from deeplight_core.routes import VARIANTS
+from deeplight_core.sweeps import grid
+from deeplight_core.training.loader import Volumes, select_rows
 
 
 def main() -> None:

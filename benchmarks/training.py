@@ -11,7 +11,7 @@ plain          PyTorch as anyone would write it: float32, default memory format,
                file per volume (`peers/torch_loop.py`)
 obvious        PyTorch with bfloat16 autocast, channels-last and DataLoader workers (the same file)
 keras          the architecture of the original in Keras on TensorFlow, float32, TFRecords (`peers/keras_loop.py`)
-ours           `deeplight_core.train.fit` on a volume store, bf16-mixed, in one process with all threads
+ours           `deeplight_core.training.loop.fit` on a volume store, bf16-mixed, in one process with all threads
 ours-float32   the same in float32
 ours-2         the same as `ours` in two processes with one thread each that share every batch (`--devices 2`)
 ours-compiled  on a GPU, with `compile: true`
@@ -46,13 +46,13 @@ from nilearn.image import resample_img
 from report import write_result
 
 from deeplight_core.config import ModelSettings, TrainingSettings
-from deeplight_core.devices import session
-from deeplight_core.evaluate import predict
-from deeplight_core.files import file_sha256
-from deeplight_core.loader import Batch, Volumes
+from deeplight_core.data.store import Store, write_volumes
 from deeplight_core.models.deeplight import DeepLight, Loss
-from deeplight_core.store import Store, write_volumes
-from deeplight_core.train import fit
+from deeplight_core.system.files import file_sha256
+from deeplight_core.training.devices import session
+from deeplight_core.training.inference import predict
+from deeplight_core.training.loader import Batch, Volumes
+from deeplight_core.training.loop import fit
 
 HERE = Path(__file__).parent
 SHAPES = {8: (23, 28, 23), 6: (31, 37, 31), 2: (91, 109, 91)}  # HCP's grid of 2 mm, and as coarse

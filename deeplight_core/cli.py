@@ -61,7 +61,7 @@ def _rank() -> int:
 
 def _manifests_profile(path: Path) -> Profile:
     """The paper's recipe for a manifest's data, whose place and states are noted beside it."""
-    from deeplight_core.manifest import read_notes
+    from deeplight_core.data.manifest import read_notes
 
     notes = read_notes(path)
     states = {"source": notes.pop("states"), "target": {}}
@@ -87,8 +87,8 @@ def simulate(
     """
     from pydantic import ValidationError
 
-    from deeplight_core import manifest, scan
-    from deeplight_core import simulate as simulation
+    from deeplight_core.data import manifest, scan
+    from deeplight_core.data import simulate as simulation
 
     try:
         settings = SimulationSettings(resolution_mm=resolution_mm, contrast=contrast, seed=seed)
@@ -141,8 +141,8 @@ def make_manifest(
 
     On S3, with your own credentials: `deeplight manifest --hcp s3://bucket/HCP_1200 --validation 100 -o hcp.csv`
     """
-    from deeplight_core import manifest, scan
-    from deeplight_core.sources import located, patiently
+    from deeplight_core.data import manifest, scan
+    from deeplight_core.system.sources import located, patiently
 
     if sum(given is not None for given in (hcp, bids, table)) != 1:
         raise ValueError("give one of --hcp ROOT, --bids ROOT and --table FILE")
@@ -246,7 +246,7 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.
 
     Example: `deeplight verify runs/demo/store`
     """
-    from deeplight_core import store as stores
+    from deeplight_core.data import store as stores
 
     if problems := stores.verify(store):
         raise ValueError(f"{store} has {len(problems)} problem(s):\n" + "\n".join(f"  {p}" for p in problems))
@@ -330,7 +330,7 @@ def book(
 
     Example: `deeplight book runs/demo/book --built-in demo --real haxby`
     """
-    from deeplight_core.book import stage
+    from deeplight_core.report.book import stage
 
     stage(project_root(), folder, built_in, real)
 

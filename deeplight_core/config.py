@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from deeplight_core.sources import located
+from deeplight_core.routes import VARIANTS
+from deeplight_core.system.sources import located
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
-from deeplight_core.variants import VARIANTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,24 +20,38 @@ import torch
 import yaml
 
 from deeplight_core import __version__
-from deeplight_core.checkpoint import check_data, data_facts, load_model, read_record, save_model, shuffle, transfer
 from deeplight_core.config import LayerGroup, Profile, TrainingSettings, digest
-from deeplight_core.devices import available_precision, session
-from deeplight_core.evaluate import RESULT_KEYS, linear_predictions, predict, predictions_table, subject_accuracy
-from deeplight_core.files import write_whole
-from deeplight_core.grids import Cell, grid
-from deeplight_core.images import load_bold
-from deeplight_core.loader import Volumes, draw_units, permute_labels, select_rows
-from deeplight_core.manifest import read_manifest, select
+from deeplight_core.data.images import load_bold
+from deeplight_core.data.manifest import read_manifest, select
+from deeplight_core.data.plan import plan
+from deeplight_core.data.prepare import prepare, prepare_subjects
+from deeplight_core.data.preprocess import clean, smooth
+from deeplight_core.data.simulate import simulate
+from deeplight_core.data.store import Store, open_store
 from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.plan import plan
-from deeplight_core.prepare import prepare, prepare_subjects
-from deeplight_core.preprocess import clean, smooth
-from deeplight_core.simulate import simulate
-from deeplight_core.sources import at_hand
-from deeplight_core.store import Store, open_store
-from deeplight_core.train import fit
-from deeplight_core.variants import VARIANTS
+from deeplight_core.routes import VARIANTS
+from deeplight_core.sweeps import Cell, grid
+from deeplight_core.system.files import write_whole
+from deeplight_core.system.sources import at_hand
+from deeplight_core.training.checkpoint import (
+    check_data,
+    data_facts,
+    load_model,
+    read_record,
+    save_model,
+    shuffle,
+    transfer,
+)
+from deeplight_core.training.devices import available_precision, session
+from deeplight_core.training.inference import (
+    RESULT_KEYS,
+    linear_predictions,
+    predict,
+    predictions_table,
+    subject_accuracy,
+)
+from deeplight_core.training.loader import Volumes, draw_units, permute_labels, select_rows
+from deeplight_core.training.loop import fit
 
 __all__ = [
     "Run",

@@ -25,9 +25,9 @@ PREAMBLE = """
     import torch
     from conftest import contents, without_leftovers
 
-    from deeplight_core import workers
-    from deeplight_core.prepare import prepare, prepare_subjects
-    from deeplight_core.store import open_store, verify
+    from deeplight_core.system import workers
+    from deeplight_core.data.prepare import prepare, prepare_subjects
+    from deeplight_core.data.store import open_store, verify
 
     REMOUNT = ["mount", "--options-mode", "ignore", "-o"]  # the old options name users that a namespace may not have
     manifest, profile, reference, *more = pickle.loads(sys.stdin.buffer.read())
@@ -100,7 +100,7 @@ def run_alone(script: str, folder: Path, *given: object, namespace: tuple[str, .
     here = Path(__file__).parent
     done = subprocess.run(
         [*namespace, sys.executable, "-c", textwrap.dedent(PREAMBLE) + textwrap.dedent(script)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [here, here / "training", here.parent]))},
         input=pickle.dumps(given), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode()

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from deeplight_core.config import Profile, SimulationSettings
-from deeplight_core.manifest import COLUMNS
-from deeplight_core.prepare import prepare
-from deeplight_core.simulate import plan, simulate
-from deeplight_core.store import Store
+from deeplight_core.data.manifest import COLUMNS
+from deeplight_core.data.prepare import prepare
+from deeplight_core.data.simulate import plan, simulate
+from deeplight_core.data.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
 
@@ -36,7 +36,7 @@ IMAGE, MASK, EVS = f"{RUN}/tfMRI_SOCIAL_LR.nii.gz", f"{RUN}/brainmask_fs.2.nii.g
 
 def use_threads(patch: pytest.MonkeyPatch) -> None:
     """Let threads prepare runs, because each process needs seconds to import torch."""
-    patch.setattr("deeplight_core.workers.ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    patch.setattr("deeplight_core.system.workers.ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
 
 
 @pytest.fixture(scope="session")

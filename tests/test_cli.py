@@ -12,7 +12,7 @@ from scipy.ndimage import zoom
 
 from deeplight_core import cli
 from deeplight_core.config import project_root
-from deeplight_core.store import open_store, verify
+from deeplight_core.data.store import open_store, verify
 
 COMMANDS = ("simulate", "manifest", "prepare", "verify", "pretrain", "finetune", "evaluate", "book")
 

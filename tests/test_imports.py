@@ -46,7 +46,7 @@ def import_alone(module: str, folder: Path) -> dict[str, object]:
     return report
 
 
-@pytest.mark.parametrize("module", ["", ".tasks", ".config", ".progress", ".cli"])
+@pytest.mark.parametrize("module", ["", ".tasks", ".config", ".system.progress", ".cli"])
 def test_settings_and_command_load_nothing_slow(module: str, tmp_path: Path) -> None:
     """These are to start in 0.3 s; what is loaded says the same as a clock, on any machine."""
     report = import_alone(f"deeplight_core{module}", tmp_path)
@@ -58,7 +58,23 @@ def test_settings_and_command_load_nothing_slow(module: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "module",
-    ["manifest", "scan", "events", "images", "preprocess", "simulate", "store", "plan", "prepare", "statistics"],
+    [
+        *(
+            "data." + name
+            for name in (
+                "manifest",
+                "scan",
+                "events",
+                "images",
+                "preprocess",
+                "simulate",
+                "store",
+                "plan",
+                "prepare",
+            )
+        ),
+        "analysis.statistics",
+    ],
 )
 def test_data_and_statistics_load_no_torch(module: str, tmp_path: Path) -> None:
     """Worker processes import them anew; torch costs each of them a second and more."""

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from deeplight_core.grids import CONTROLS
+from deeplight_core.sweeps import CONTROLS
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -1,0 +1,229 @@
+"""NIfTI images: a run's frames as they come from the file, masks, grids.
+
+Axis letters: T frames, Z, Y, X slices (bottom to top), rows, columns. A NIfTI array (X, Y, Z, T) lies on disk in
+Fortran order, which is (T, Z, Y, X) in C order.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip_threaded
+from isal.igzip_lib import IsalError
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
+
+from deeplight_core.system.sources import patiently
+
+__all__ = [
+    "UNREADABLE",
+    "Grid",
+    "Header",
+    "load_bold",
+    "load_volume",
+    "read_frames",
+    "read_header",
+    "resample",
+    "same_grid",
+]
+
+UNREADABLE: tuple[type[Exception], ...] = (  # of damaged NIfTI files
+    OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, cast(type[Exception], IsalError),
+    ImageFileError, HeaderDataError,
+)  # fmt: skip
+_FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
+
+_HEADER_BYTES = 1 << 16  # fetched of a file that lies elsewhere, to read its header
+_SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}  # NIfTI's units of time
+
+Grid = tuple[tuple[int, int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image says about itself.
+
+    shape : (X, Y, Z, …); affine : (4, 4) voxel → mm; tr_s : repetition time in seconds, 0 if it says none
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    tr_s: float
+
+    @property
+    def grid(self) -> Grid:
+        """Shape (X, Y, Z) and affine."""
+        return self.shape[:3], self.affine  # type: ignore[return-value]
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point to, e.g. LAS."""
+        return "".join(axis or "?" for axis in nib.aff2axcodes(self.affine))
+
+
+def read_header(path: Any) -> Header:
+    """The header of a NIfTI image, of a path or an fsspec path (of which the beginning only is fetched).
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no NIfTI image of three or four dimensions, or its affine is not invertible.
+    """
+    try:
+        if isinstance(path, Path):
+            image = nib.load(path)
+            facts = _facts(image)
+        else:
+            start = BytesIO(patiently(partial(_start, path), path))
+            stream = gzip.GzipFile(fileobj=start) if path.name.endswith(".gz") else start
+            facts = _facts(nib.Nifti1Image.from_stream(stream))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if len(facts.shape) not in (3, 4):
+        raise ValueError(f"{path} has {len(facts.shape)} dimensions {facts.shape}; an image has three, a run four")
+    if min(facts.shape) < 1:
+        raise ValueError(f"{path} has no voxels or no volumes: its shape is {facts.shape}")
+    if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
+        raise ValueError(f"{path} has an affine that cannot be inverted, {facts.affine[:3].tolist()}; mend its header")
+    return facts
+
+
+def _start(path: Any) -> bytes:
+    with path.open("rb", block_size=_HEADER_BYTES) as stream:
+        return bytes(stream.read(_HEADER_BYTES))
+
+
+def _facts(image: nib.Nifti1Image) -> Header:
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers")
+    try:
+        zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
+    except KeyError as error:
+        raise ValueError(f"its header names a unit that NIfTI does not have, {error}") from None
+    return Header(tuple(image.shape), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0)
+
+
+def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> Iterator[Any]:
+    """A run's frames as torch tensors (t, Z, Y, X), float32, a few at a time, read once from beginning to end.
+
+    Parameters
+    ----------
+    grid : shape and affine that the frames are resampled to where the file's own differ (`nilearn.image.resample_img`,
+        cubic splines, zeros outside)
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, not 4-D NIfTI, damaged (a compressed one is checked to its last byte), or holds NaN or
+        infinite values; the last only after all frames.
+    """
+    import torch
+
+    read_header(path)  # whose errors say more
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path} is no single NIfTI file (.nii or .nii.gz); convert it")
+    data = image.dataobj
+    if len(data.shape) != 4:
+        raise ValueError(f"{path} has {len(data.shape)} dimensions {data.shape}; a run has four (X, Y, Z, T)")
+    n_frames, n_voxels = data.shape[3], int(np.prod(data.shape[:3]))
+    step, bad = max(1, _FRAMES_BYTES // (4 * n_voxels)), 0
+    with igzip_threaded.open(path, "rb", threads=1) if path.name.endswith(".gz") else path.open("rb") as stream:
+        try:
+            stream.read(data.offset)
+            for start in range(0, n_frames, step):
+                raw = np.empty((min(step, n_frames - start), *data.shape[2::-1]), data.dtype)
+                _fill(raw, stream)
+                frames = apply_read_scaling(raw, data.slope, data.inter).astype(np.float32, copy=False)
+                if not np.isfinite(frames).all():
+                    bad += int((~np.isfinite(frames)).any(axis=(1, 2, 3)).sum())
+                if grid is not None and not same_grid((data.shape[:3], image.affine), grid):
+                    frames = resample(frames.T, image.affine, grid, "continuous").T
+                yield torch.from_numpy(frames).to(device)
+            while stream.read(1 << 20):  # to the end, where a compressed file has its checksum
+                pass
+        except UNREADABLE as error:
+            raise _unreadable(path, error) from error
+    if bad:
+        raise ValueError(
+            f"{path} holds NaN or infinite values in {bad} of {n_frames} volumes; repair or leave out the run"
+        )
+
+
+def same_grid(one: Grid, other: Grid) -> bool:
+    """Whether two grids have the same shape, and affines that differ by less than a micrometre."""
+    return one[0] == other[0] and np.allclose(one[1], other[1], atol=1e-3)
+
+
+def resample(data: np.ndarray, affine: np.ndarray, grid: Grid, interpolation: str) -> np.ndarray:
+    """(X, Y, Z) or (X, Y, Z, T) on another grid, by `nilearn.image.resample_img`, float32."""
+    from nilearn.image import resample_img
+
+    shape, target = grid
+    image = nib.Nifti1Image(np.ascontiguousarray(data), affine)
+    done = resample_img(
+        image,
+        target_affine=target,
+        target_shape=shape,
+        interpolation=interpolation,
+        copy_header=True,
+        force_resample=True,
+    )
+    return np.asarray(done.dataobj, dtype=np.float32)
+
+
+def _fill(array: np.ndarray, stream: BinaryIO) -> None:
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        n = stream.readinto(view)  # type: ignore[attr-defined]
+        if not n:
+            raise EOFError("the file ends too early")
+        view = view[n:]
+
+
+def _missing(path: Any) -> ValueError:
+    return ValueError(f"{path} does not exist; correct the manifest or fetch the file")
+
+
+def _unreadable(path: Any, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again")
+
+
+def load_bold(path: Path, device: str = "cpu", grid: Grid | None = None) -> Any:
+    """A run's whole series (T, Z, Y, X), float32; parameters and errors as `read_frames`."""
+    import torch
+
+    return torch.cat(list(read_frames(path, device, grid)))
+
+
+def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One volume (X, Y, Z) in float32, and its affine; a fourth axis of length one is dropped.
+
+    Raises
+    ------
+    ValueError
+        If it is unreadable or not 3-D.
+    """
+    read_header(path)  # whose errors say more
+    try:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; one volume has three (X, Y, Z)")
+    return data, image.affine

@@ -1,0 +1,298 @@
+"""The manifest: what exists and who is in which split. Fixed here, never drawn inside training.
+
+One row per run of fMRI, or per structural image: that has no events and no repetition time, and is one volume.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from deeplight_core.config import DataSettings
+from deeplight_core.system.files import read_table, write_whole
+
+__all__ = [
+    "COLUMNS",
+    "add_subject_columns",
+    "assign_splits",
+    "is_structural",
+    "read_left_out",
+    "read_manifest",
+    "read_notes",
+    "run_key",
+    "select",
+    "unit_names",
+    "write_manifest",
+    "write_notes",
+]
+
+COLUMNS = (
+    "dataset", "subject", "session", "task", "run", "image", "events", "mask",
+    "tr_s", "n_volumes", "split", "family", "sha256",
+)  # fmt: skip
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+
+
+def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "subject") -> pd.DataFrame:
+    """Read and validate a manifest; free label columns are kept.
+
+    Parameters
+    ----------
+    path : UTF-8 CSV with the columns of `COLUMNS`
+    split_unit : what may not stand in two splits; "run" only where there is a single subject
+
+    Raises
+    ------
+    ValueError
+        With every problem of the file, each with its row (the header is row 1).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no manifest {path}; make one with `deeplight manifest --help`")
+    table = read_table(path)
+    if missing := [c for c in COLUMNS if c not in table.columns]:
+        raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
+    if len(table) == 0:
+        problems.append((-1, "the manifest has no rows"))
+    if problems:
+        lines = [f"  row {row + 2}: {text}" for row, text in sorted(set(problems))]
+        raise ValueError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
+    return table.assign(tr_s=pd.to_numeric(table["tr_s"])).astype({"tr_s": float, "n_volumes": int})
+
+
+def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    import pandera.pandas as pa  # slow to import, and only a manifest that is read needs it
+
+    text = pa.Check.str_matches(r"\S", error="must not be empty")
+    relative = pa.Check(
+        lambda path: not (Path(path).is_absolute() or ".." in Path(path).parts or "\x00" in path),
+        element_wise=True,
+        error="leaves the data root; paths are relative to it and go downwards only",
+    )
+    seconds = pa.Check(_is_tr, element_wise=True, error="must be seconds between 0.1 and 20")
+    name = pa.Check.str_matches(r"[\w.+-]*\Z", error="may hold letters, digits and . _ + - only")
+    schema = pa.DataFrameSchema(
+        {
+            "dataset": pa.Column(str, text),
+            "subject": pa.Column(str, [text, name]),
+            "session": pa.Column(str, name),
+            "task": pa.Column(str, [text, name]),
+            "run": pa.Column(str, [text, name]),
+            "image": pa.Column(str, [text, relative]),
+            "events": pa.Column(str, relative),
+            "mask": pa.Column(str, relative),
+            "tr_s": pa.Column(str, seconds),
+            "n_volumes": pa.Column(
+                str, pa.Check.str_matches(r"[1-9][0-9]{0,6}\Z", error="must be a whole number from 1")
+            ),
+            "split": pa.Column(str, pa.Check.isin(SPLITS, error=f"must be one of {', '.join(SPLITS)}")),
+            "family": pa.Column(str),
+            "sha256": pa.Column(
+                str, pa.Check.str_matches(r"([0-9a-f]{64})?\Z", error="must be 64 hex digits or empty")
+            ),
+        }
+    )
+    try:
+        schema.validate(table, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases.itertuples()
+        return [(int(case.index), f"{case.column} = {case.failure_case!r} {case.check}") for case in cases]
+    return []
+
+
+def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Rows that are neither a run of fMRI nor a structural image."""
+    rows = list(zip(table["events"], table["tr_s"], table["n_volumes"], strict=True))
+    rules = [
+        ("tr_s = '' must be seconds; only a structural image, which has no events, has none",
+         [events != "" and tr_s == "" for events, tr_s, _ in rows]),
+        ("events = '' must name the run's events; a structural image has none, but then it has no tr_s either",
+         [events == "" and tr_s != "" for events, tr_s, _ in rows]),
+        ("n_volumes must be 1 of a structural image (one without events)",
+         [events == "" and tr_s == "" and n != "1" for events, tr_s, n in rows]),
+    ]  # fmt: skip
+    return [(int(row), message) for message, broken in rules for row in np.flatnonzero(broken)]
+
+
+def _is_tr(cell: str) -> bool:
+    if not re.fullmatch(r"[0-9.eE+-]*", cell):
+        return False
+    try:
+        return cell == "" or 0.1 <= float(cell) <= 20  # a structural image has none
+    except ValueError:
+        return False
+
+
+def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str]]:
+    problems = []
+    keys = ["subject", "session", "task", "run"]  # what names a run in the store
+    for row in np.flatnonzero(table.duplicated(keys)):
+        problems.append((int(row), f"repeats the run {run_key(table.iloc[row])} of an earlier row"))
+    for row in np.flatnonzero(table.duplicated("image")):
+        problems.append((int(row), f"repeats the image {table['image'].iloc[row]} of an earlier row"))
+    if split_unit == "run":
+        return problems
+    for column in ("subject", "family"):
+        named = table[table[column] != ""]
+        first = named.groupby(column)["split"].transform("first")
+        for row in named.index[named["split"] != first]:
+            problems.append(
+                (int(row), f"{column} {table.loc[row, column]} is in split {table.loc[row, 'split']}, "
+                           f"but in {first[row]} in an earlier row; a {column} belongs to one split")
+            )  # fmt: skip
+    return problems
+
+
+def is_structural(table: pd.DataFrame) -> pd.Series:
+    """Which rows are structural images."""
+    return table["events"] == ""
+
+
+def write_manifest(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a manifest atomically, standard columns first."""
+    path = Path(path)
+    extra = [c for c in table.columns if c not in COLUMNS]
+    write_whole(path, lambda p: table[[*COLUMNS, *extra]].to_csv(p, index=False, lineterminator="\n"))
+
+
+def run_key(row: pd.Series) -> str:
+    """The run's name in the store and in messages, e.g. `sub-01_task-WM_run-LR`."""
+    session = f"_ses-{row['session']}" if row["session"] else ""
+    return f"sub-{row['subject']}{session}_task-{row['task']}_run-{row['run']}"
+
+
+def unit_names(table: pd.DataFrame, split_unit: Literal["subject", "run"]) -> pd.Series:
+    """What each row counts as in splits, fractions and statistics: its subject, or its run."""
+    return table["subject"] if split_unit == "subject" else table.apply(run_key, axis=1)
+
+
+def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
+    """The rows that an experiment uses: its tasks, and the first `max_units` units of each split."""
+    tasks = {*data.source, *data.target}
+    if missing := sorted(tasks - set(table["task"])):
+        raise ValueError(
+            f"the manifest has no runs of {', '.join(missing)}; it has {', '.join(sorted(set(table['task'])))}"
+        )
+    chosen = table[table["task"].isin(tasks)]
+    if data.max_units:
+        units = unit_names(chosen, data.split_unit)
+        keep: set[str] = set()
+        for split in SPLITS:
+            keep |= set(sorted(units[chosen["split"] == split].unique())[: data.max_units.get(split)])
+        chosen = chosen[units.isin(keep)]
+    for split in SPLITS:
+        if split not in set(chosen["split"]):
+            raise ValueError(f"the manifest leaves no {split} runs for tasks {', '.join(sorted(tasks))}")
+    return chosen.reset_index(drop=True)
+
+
+def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> pd.DataFrame:
+    """The manifest with its subjects' family, and other columns, from a table of subjects (CSV or TSV).
+
+    The subject's column is `subject`, `participant_id` or `Subject` (HCP); the family's is `family`, `Family_ID` or
+    `Pedigree_ID` (HCP's restricted table). Only the family and the columns asked for are copied.
+
+    Raises
+    ------
+    ValueError
+        If the table is unreadable, lacks a column or a subject, or names a subject twice.
+    """
+    people = read_table(path)
+    names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
+    if missing := [*([] if names else ["subject"]), *(c for c in labels if c not in people)]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, people))}")
+    people = people.set_index(people[names].str.removeprefix("sub-"))
+    if repeated := sorted({*people.index[people.index.duplicated()]}):
+        raise ValueError(f"{path} names {', '.join(repeated)} more than once")
+    if unknown := sorted({*table["subject"]} - {*people.index}):
+        raise ValueError(f"{path} has no row for {len(unknown)} subject(s) of the manifest: {', '.join(unknown[:10])}")
+    family = next((c for c in ("family", "Family_ID", "Pedigree_ID") if c in people), None)
+    if family:
+        table = table.assign(family=people.loc[table["subject"], family].to_numpy())
+    return table.assign(**{column: people.loc[table["subject"], column].to_numpy() for column in labels})
+
+
+def assign_splits(
+    table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int, stratify: str = ""
+) -> pd.DataFrame:
+    """Hold out `n_validation` units, drawn with `seed`; members of a family stay together.
+
+    Parameters
+    ----------
+    stratify : label column whose values are to be as frequent among the held-out units as among all; of a column of
+        numbers with more than four values, its quarters are
+    """
+    units = unit_names(table, split_unit)
+    groups = units.where(table["family"] == "", table["family"]) if split_unit == "subject" else units
+    stratum = _strata(table, stratify) if stratify else pd.Series("", index=table.index)
+    counts = pd.crosstab(groups, stratum, values=units, aggfunc="nunique").fillna(0)  # of units, per group
+    total = units.nunique()
+    share = counts.sum() * n_validation / total  # of each stratum that is to be held out
+    held_out = counts.iloc[:0]
+    order = np.random.default_rng(seed).permutation(sorted(groups.unique()))
+    for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share first, then what is lacking
+        for name in order:
+            taken = held_out.sum()
+            if taken.sum() < n_validation and name not in held_out.index and (taken + counts.loc[name] <= limit).all():
+                held_out = counts.loc[[*held_out.index, name]]
+    if len(held_out) == len(counts):
+        raise ValueError(f"holding out {n_validation} of {total} {split_unit}s leaves none to train on; ask for fewer")
+    return table.assign(split=np.where(groups.isin(held_out.index), "validation", "train"))
+
+
+def _strata(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table:
+        raise ValueError(f"the manifest has no column {column} to stratify by; it has {', '.join(table.columns)}")
+    values = table[column].astype(str)
+    if empty := sorted({*table.loc[values == "", "subject"]}):
+        raise ValueError(f"{column} is empty for {', '.join(empty[:10])}; fill it or do not stratify by it")
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().any() or numbers.nunique() <= 4:
+        return values
+    return pd.qcut(numbers, 4, labels=False, duplicates="drop").astype(str)
+
+
+def write_notes(
+    path: Path,
+    root: str,
+    layout: str,
+    split_unit: str,
+    states: dict[str, dict[str, list[str]]],
+    left_out: pd.DataFrame | None = None,
+) -> None:
+    """What a manifest's table cannot say, beside it: `….source.json` (where its data are) and `….left-out.csv`."""
+    listed = pd.DataFrame(columns=["path", "reason"]) if left_out is None else left_out
+    notes = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
+    write_whole(
+        path.with_suffix(".source.json"), lambda p: p.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    )
+    write_whole(path.with_suffix(".left-out.csv"), lambda p: listed.to_csv(p, index=False, lineterminator="\n"))
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The root, layout, unit of splits and states that a manifest was made with.
+
+    Raises
+    ------
+    ValueError
+        If the file beside the manifest is missing or unreadable.
+    """
+    notes = path.with_suffix(".source.json")
+    try:
+        found = json.loads(notes.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("root", "layout", "split_unit", "states")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{notes}, which says where the data of {path} are, cannot be read ({error}); make both anew with "
+            "`deeplight manifest`, or write a profile"
+        ) from None
+
+
+def read_left_out(path: Path) -> pd.DataFrame:
+    """What the scan that made a manifest left out: `path`, `reason`; empty if there is no list."""
+    listed = path.with_suffix(".left-out.csv")
+    return pd.read_csv(listed, dtype=str) if listed.is_file() else pd.DataFrame(columns=["path", "reason"])

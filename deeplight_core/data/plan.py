@@ -1,0 +1,275 @@
+"""What all runs of a store share: settings, grid and common mask; decided before any run is prepared.
+
+Any number of processes may plan the same store at once: each comes to the same plan, and writes the same files.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from deeplight_core.config import PreprocessingSettings, Profile, digest
+from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
+from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.preprocess import zoomed
+from deeplight_core.system.files import write_whole
+from deeplight_core.system.sources import at_hand, refuse_escape
+
+__all__ = ["Plan", "finished", "misfit", "on_grid", "own_mask", "plan", "software", "still_holds"]
+
+_AT_ONCE = 16  # headers and masks that are read at a time; where they come from far, waiting is most of it
+
+
+class Plan(NamedTuple):
+    """What all runs of a store share: mask (X, Y, Z) bool, affine, repetition time in seconds (NaN of images)."""
+
+    mask: np.ndarray
+    affine: np.ndarray
+    tr_s: float
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and affine."""
+        return self.mask.shape, self.affine
+
+    @property
+    def identity(self) -> str:
+        """A hash of it."""
+        return digest(np.packbits(self.mask).tobytes().hex(), list(self.mask.shape), self.affine.round(4).tolist())
+
+
+def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> Plan:
+    """Decide on grid and common mask, and write them into the store (`store.json` last); or read what was decided.
+
+    Every run must have the first one's TR, every mask its run's grid, and every run the first one's grid unless the
+    settings say which one to resample to.
+
+    Parameters
+    ----------
+    keep_going : plan without the runs that do not fit, and write nothing, so that the plan is another one when they are
+        mended, and the same when they are left out of the manifest
+
+    Raises
+    ------
+    ValueError
+        With all problems of all runs.
+    """
+    path, settings, tr_s = profile.store, profile.preprocessing, float(manifest["tr_s"].iloc[0])
+    planned = _planned(path, tr_s)
+    if planned and _noted(path) == _info(manifest, profile, planned):
+        return planned
+    structural = is_structural(manifest)
+    if structural.any() and not structural.all():
+        raise ValueError("structural images and runs of fMRI are in one manifest; name the tasks of one kind only")
+    taken = {"file", "frame", "onset_s", "state", "unit", "row", "label"} & {*manifest.columns}
+    if taken:
+        raise ValueError(f"the manifest's column {', '.join(sorted(taken))} has a name that the store needs; rename it")
+    root, rows = profile.data_root, [row for _, row in manifest.iterrows()]
+    problems: list[str] = []
+    headers: dict[str, Header] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for row, header in zip(rows, pool.map(partial(_header_of, root), rows), strict=True):
+            if isinstance(header, Header):
+                headers[row["image"]] = header
+            else:
+                problems.append(header)
+        if not headers:
+            raise _together(problems, root)
+        first = next(headers[row["image"]] for row in rows if row["image"] in headers)
+        shape, affine = _target_grid(settings, first, bool(structural.all()))
+        grid = (shape, affine.astype(np.float32).astype(np.float64))  # as it is read back from the store
+        votes, fitting = np.zeros(grid[0], np.int32), []
+        for row in rows:
+            if row["image"] in headers:
+                problem = misfit(row, headers[row["image"]], grid, tr_s, settings)
+                problems += [problem] if problem else []
+                fitting += [] if problem else [row]
+        packed = partial(_mask_on_grid, root=root, headers=headers, grid=grid, settings=settings)
+        for mask in pool.map(packed, fitting):
+            if isinstance(mask, str):
+                problems.append(mask)
+            else:
+                votes += np.unpackbits(mask, count=votes.size).reshape(votes.shape)
+    n_counted = len(manifest) - len(problems)
+    if problems and not (keep_going and n_counted):
+        raise _together(problems, root)
+    common = votes >= settings.mask_coverage * n_counted - 1e-9
+    if not common.any():
+        raise ValueError(
+            f"no voxel lies in {settings.mask_coverage:.0%} of the runs' masks; lower preprocessing.mask_coverage"
+        )
+    planned = Plan(common, grid[1], tr_s)
+    (path / "runs").mkdir(parents=True, exist_ok=True)
+    info = _info(manifest, profile, planned)
+    if problems or _noted(path) != info:
+        (path / "index.parquet").unlink(missing_ok=True)  # it does not vouch for other settings or runs
+    if problems:
+        return planned
+    coverage = nib.Nifti1Image((votes / len(manifest)).astype(np.float32), grid[1])
+    mask_image = nib.Nifti1Image(common.astype(np.uint8), grid[1])
+    text = json.dumps(info, indent=1) + "\n"
+    write_whole(path / "coverage.nii.gz", lambda p: nib.save(coverage, p))
+    write_whole(path / "mask.nii.gz", lambda p: nib.save(mask_image, p))
+    write_whole(path / "store.json", lambda p: p.write_text(text, encoding="utf-8"))
+    return planned
+
+
+def _planned(path: Path, tr_s: float) -> Plan | None:
+    try:
+        image = nib.load(path / "mask.nii.gz")
+        return Plan(np.asarray(image.dataobj) > 0, image.affine, tr_s)
+    except UNREADABLE:
+        return None
+
+
+def _together(problems: list[str], root: Any) -> ValueError:
+    return ValueError(f"{len(problems)} problem(s) in {root}:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _header_of(root: Any, row: pd.Series) -> Header | str:
+    """A run's header, or what is wrong with its files."""
+    try:
+        for name in filter(None, (row["image"], row["events"], row["mask"])):
+            refuse_escape(root, name)
+        return read_header(root / row["image"])
+    except ValueError as error:
+        return str(error)
+
+
+def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: PreprocessingSettings) -> str:
+    """How a run does not fit the first one; empty if it does."""
+    structural = row["events"] == ""
+    length = header.shape[3] if len(header.shape) == 4 else 1
+    if (not structural and len(header.shape) != 4) or length != row["n_volumes"]:
+        return f"{row['image']}: shape {header.shape}, but the manifest says {row['n_volumes']} volumes"
+    if not structural and abs(row["tr_s"] - tr_s) > 1e-4:
+        return f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run"
+    if settings.resample_to or (structural and settings.structural.zoom_to) or same_grid(header.grid, grid):
+        return ""
+    remedy = "say with preprocessing.resample_to which grid all are to be resampled to"
+    if structural:
+        remedy += ", or with preprocessing.structural.zoom_to which shape all are to be zoomed to"
+    return (
+        f"{row['image']}: grid {header.shape[:3]} with affine {header.affine[:3].tolist()} differs from "
+        f"the first run's {grid[0]} with {grid[1][:3].tolist()}; {remedy}"
+    )
+
+
+def _target_grid(settings: PreprocessingSettings, first: Header, structural: bool) -> Grid:
+    """The grid that the settings name, or that of the first run."""
+    if structural and settings.structural.zoom_to:
+        shape = settings.structural.zoom_to
+        factors = [(n - 1) / max(1, m - 1) for n, m in zip(first.shape[:3], shape, strict=True)]  # corners on corners
+        return shape, first.affine @ np.diag([*factors, 1])
+    if settings.resample_to in (None, "first"):
+        return first.grid
+    if settings.resample_to == "hcp2mm":
+        return (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+    try:
+        return read_header(Path(settings.resample_to)).grid
+    except ValueError as error:
+        raise ValueError(
+            f"preprocessing.resample_to: {settings.resample_to} is not hcp2mm, first or a readable image: {error}"
+        ) from None
+
+
+def _mask_on_grid(
+    row: pd.Series, root: Any, headers: dict[str, Header], grid: Grid, settings: PreprocessingSettings
+) -> np.ndarray | str:
+    """A run's mask on the common grid, packed to bits, or what is wrong with it."""
+    source = row["mask"] or row["image"]
+    try:
+        with at_hand(root, [source], None) as folder:
+            header = headers[row["image"]]
+            return np.packbits(on_grid(grid, own_mask(folder, row, header), header, row, settings))
+    except UNREADABLE as error:
+        return f"{source}: {error}" if source not in str(error) else str(error)
+
+
+def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:
+    """A run's mask on its own grid; without one, the voxels that are not zero in its first volume."""
+    if not row["mask"]:
+        data = nib.load(folder / row["image"]).dataobj
+        return np.asarray(data[..., 0] if len(data.shape) == 4 else data) != 0
+    mask, affine = load_volume(folder / row["mask"])
+    if mask.shape != header.shape[:3]:
+        raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {header.shape[:3]}")
+    if not np.allclose(affine, header.affine, atol=1e-3):
+        raise ValueError(f"mask {row['mask']} has another affine than {row['image']}")
+    if not (mask > 0).any():
+        raise ValueError(f"mask {row['mask']} is empty: no voxel is above zero")
+    return mask > 0
+
+
+def on_grid(
+    grid: Grid, volume: np.ndarray, header: Header, row: pd.Series, settings: PreprocessingSettings
+) -> np.ndarray:
+    """A mask (bool) or structural image (X, Y, Z) on the common grid: as it is, zoomed, or resampled."""
+    is_mask = volume.dtype == bool
+    if row["events"] == "" and settings.structural.zoom_to:
+        moved = zoomed(volume, grid[0])
+    elif same_grid(header.grid, grid):
+        moved = volume
+    else:
+        moved = resample(volume.astype(np.float32), header.affine, grid, "nearest" if is_mask else "linear")
+    return moved > 0 if is_mask else moved
+
+
+def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
+    tr_s = manifest["tr_s"].iloc[0]
+    return {
+        "preprocessing": profile.preprocessing.model_dump(mode="json"),
+        "events": {task: profile.data.events(task) for task in sorted(set(manifest["task"]))},
+        "label": profile.data.label,
+        "split_unit": profile.data.split_unit,
+        "manifest": digest(manifest.astype(object).where(manifest.notna(), None).to_dict("records")),
+        "tr_s": None if np.isnan(tr_s) else float(tr_s),
+    }
+
+
+def software() -> dict[str, str]:
+    """Versions of what decides a store's bits."""
+    return {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")}
+
+
+def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, Any]:
+    return {
+        **_made_with(manifest, profile), "shape": list(planned.mask.shape), "n_voxels": int(planned.mask.sum()),
+        "plan": planned.identity,
+        "software": software(),
+    }  # fmt: skip
+
+
+def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
+    """Whether the store has its index; raises ValueError if it was made with other settings."""
+    path = profile.store
+    found = _noted(path)
+    if found is None or not (path / "index.parquet").is_file():
+        return False
+    made_with = _made_with(manifest, profile)
+    if differing := [key for key, value in made_with.items() if found.get(key) != value]:
+        raise ValueError(
+            f"store {path} was made with other {', '.join(differing)}: "
+            + "; ".join(f"{k} {json.dumps(found.get(k))}, now {json.dumps(made_with[k])}" for k in differing)
+            + ". Name another store or profile, or delete its index.parquet: runs that stay the same are kept"
+        )
+    return True
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
+    """What store.json says, if it says anything."""
+    try:
+        return dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def still_holds(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> bool:
+    """Whether the store is still planned like this: nobody has begun it anew with other settings."""
+    return _noted(profile.store) == _info(manifest, profile, planned)

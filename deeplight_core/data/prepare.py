@@ -1,0 +1,269 @@
+"""A manifest's runs and structural images into a volume store.
+
+Three steps, each of which finds what is done and goes on: the plan (grid and common mask), the runs (independent of one
+another, by any number of processes on any number of machines), the index.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save
+from threadpoolctl import threadpool_limits
+
+from deeplight_core.config import Profile, digest
+from deeplight_core.data.events import label_frames, read_events
+from deeplight_core.data.images import (
+    load_volume,
+    read_header,
+    same_grid,
+)
+from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
+from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
+from deeplight_core.data.preprocess import process_run, scaled
+from deeplight_core.data.store import Store, open_store, write_volumes
+from deeplight_core.system.files import file_sha256, write_whole
+from deeplight_core.system.sources import at_hand, refuse_escape, stamps
+from deeplight_core.system.workers import in_processes
+
+__all__ = ["prepare", "prepare_run", "prepare_subjects"]
+
+_ABANDONED_S = 3600  # what nobody has touched for so long is left over from a killed process
+
+
+def prepare(
+    manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False
+) -> Store:
+    """Bring a manifest's runs into the profile's store; runs that are there already are kept.
+
+    Parameters
+    ----------
+    jobs : worker processes, each on one core; one per core by default
+    keep_going : prepare all runs that can be prepared before the errors of the others are raised
+
+    Raises
+    ------
+    ValueError
+        If the store was made with other settings, or any input is bad; the store is then left as it was.
+    """
+    path = profile.store
+    if finished(manifest, profile):
+        store = open_store(path)
+        if all((path / file).is_file() for file in store.runs["file"]):
+            return store
+    planned = plan(manifest, profile, keep_going)
+    records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)
+    if not any(record["frames"] for record in records):
+        raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
+    files = [record["file"] for record in records]
+    volumes = pd.concat(
+        [pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"]}) for r in records if r["frames"]],
+        ignore_index=True,
+    )
+    runs = manifest.assign(unit=unit_names(manifest, profile.data.split_unit), file=files)
+    labels = [column for column in manifest.columns if column not in COLUMNS]
+    index = volumes.merge(
+        runs[["file", "tr_s", "dataset", "subject", "session", "task", "run", "unit", "split", *labels]],
+        on="file",
+        how="left",
+    )
+    index.insert(2, "onset_s", index["frame"] * index.pop("tr_s").fillna(0.0))
+    index["row"] = index.groupby("file").cumcount()
+    if not still_holds(manifest, profile, planned):
+        raise ValueError(f"store {path} was begun anew with other settings meanwhile; prepare it again")
+    if profile.preprocessing.structural.z_score and is_structural(manifest).all():
+        trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
+        _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
+    private = ("made_of", "sources", "frames", "states", "whole")
+    own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
+    own.insert(2, "split", manifest["split"].to_numpy())
+    write_whole(path / "runs.parquet", own.to_parquet)
+    write_whole(path / "index.parquet", index.to_parquet)
+    _remove_abandoned(path / "runs")
+    return open_store(path)
+
+
+def prepare_subjects(
+    manifest: pd.DataFrame,
+    profile: Profile,
+    subjects: list[str],
+    jobs: int | None = None,
+    device: str = "cpu",
+    keep_going: bool = False,
+) -> int:
+    """Prepare the runs of some subjects, by one of many processes that fill the same store; return their number.
+
+    Nobody waits for anybody: each run is a file of its own, and who prepares the last one makes no difference, since
+    `prepare` writes the index in the end.
+    """
+    if missing := sorted({*subjects} - {*manifest["subject"]}):
+        raise ValueError(f"the manifest has no runs of subject {', '.join(missing)} for this profile")
+    if not finished(manifest, profile):
+        rows = manifest[manifest["subject"].isin(subjects)]
+        _prepare_runs(rows, profile, plan(manifest, profile, keep_going), jobs, device, keep_going)
+    return int(manifest["subject"].isin(subjects).sum())
+
+
+def _prepare_runs(
+    rows: pd.DataFrame, profile: Profile, planned: Plan, jobs: int | None, device: str, keep_going: bool
+) -> list[dict[str, Any]]:
+    work = partial(prepare_run, profile=profile, planned=planned, device=device)
+    return in_processes(work, [row for _, row in rows.iterrows()], jobs, "prepared runs", keep_going)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes have left over."""
+    for left_over in [*folder.glob("partial_*"), *folder.glob("fetched_*")]:
+        try:
+            if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        except FileNotFoundError:  # somebody else's, who has finished
+            continue
+
+
+# ---- a run
+
+
+def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "cpu") -> dict[str, Any]:
+    """Write one run's file and its record, unless both are there as they would be written; return the record.
+
+    Raises
+    ------
+    ValueError
+        If a file of the run is missing, damaged, or not what the manifest or the plan says.
+    """
+    store, root, settings = profile.store, profile.data_root, profile.preprocessing
+    file, structural = f"runs/{run_key(row)}.safetensors", row["events"] == ""
+    note = (store / file).with_suffix(".json")
+    names = [name for name in (row["image"], row["events"], row["mask"]) if name]
+    for name in names:
+        refuse_escape(root, name)
+    label = str(row[profile.data.label]) if structural and profile.data.label else ""
+    made_of = digest(
+        *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label, settings,
+        profile.data.events(row["task"]), planned.identity, software(),
+    )  # fmt: skip
+    try:
+        sources = stamps(root, names)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename or error} does not exist; correct the manifest or fetch the file") from None
+    if record := _record_of_finished(note, store / file, made_of, sources):
+        return record
+    with at_hand(root, names, store / "runs") as folder, threadpool_limits(1):
+        source = folder / row["image"]
+        if row["sha256"] and (found := file_sha256(source)) != row["sha256"]:
+            raise ValueError(
+                f"{root / row['image']} is not the file the manifest means: its sha256 is {found}, "
+                f"expected {row['sha256']}"
+            )
+        header, grid = read_header(source), planned.grid
+        if problem := misfit(row, header, grid, planned.tr_s, settings):
+            raise ValueError(problem)
+        own = own_mask(folder, row, header)
+        overlap = (on_grid(grid, own, header, row, settings) & planned.mask).sum() / planned.mask.sum()
+        record = {
+            "file": file, "run": run_key(row), "made_of": made_of, "sources": sources,
+            "n_frames": int(row["n_volumes"]), "orientation": header.orientation,
+            "resampled": not same_grid(header.grid, grid), "mask_overlap": float(overlap),
+        }  # fmt: skip
+
+        def write(path: Path) -> None:
+            if structural:
+                volume = on_grid(grid, scaled(load_volume(source)[0], own, source), header, row, settings)
+                record.update(_write_image(path, volume, label, row, profile, planned))
+            else:
+                record.update(_write_series(path, folder, row, profile, planned, device))
+            record["sha256"] = file_sha256(path)
+
+        write_whole(store / file, write)
+    record["whole"] = digest(record)
+    write_whole(note, lambda p: p.write_text(json.dumps(record), encoding="utf-8"))
+    return record
+
+
+def _write_series(
+    path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
+) -> dict[str, Any]:
+    """The labelled volumes of a run of fMRI."""
+    import torch
+
+    torch.set_num_threads(1)
+    settings, source = profile.preprocessing, folder / row["image"]
+    events = read_events(folder / row["events"], profile.data.events(row["task"]), row["task"])
+    labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
+    counted: dict[str, Any] = {}
+
+    def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
+        n_constant, tsnr = process_run(
+            source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device
+        )
+        counted.update(constant_voxels=n_constant, median_tsnr=float(np.median(tsnr)))
+        return {"tsnr": tsnr}
+
+    stored = write_volumes(path, labels.frames, int(planned.mask.sum()), settings.storage, process, ("tsnr",))
+    return {
+        "n_kept": len(labels.frames), **labels.dropped, **counted, **stored,
+        "states_without_events": ", ".join(events.empty), "ignored_events": ", ".join(events.ignored),
+        "unknown_events": ", ".join(events.unknown), "frames": labels.frames.tolist(), "states": list(labels.states),
+    }  # fmt: skip
+
+
+def _write_image(
+    path: Path, volume: np.ndarray, label: str, row: pd.Series, profile: Profile, planned: Plan
+) -> dict[str, Any]:
+    """A structural image; its state is the one whose events have its label, without label column it has none."""
+    import torch
+
+    states = [state for state, values in profile.data.events(row["task"]).items() if label in values]
+    kept = not profile.data.label or bool(states)
+    values = torch.from_numpy(volume.T[planned.mask.T][None])
+
+    def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
+        write(slice(0, values.shape[1]), values)
+        return {}
+
+    frames = np.zeros(int(kept), np.int64)
+    stored = write_volumes(path, frames, values.shape[1], profile.preprocessing.storage, process)
+    return {
+        "n_kept": int(kept), "images_without_state": int(not kept), **stored,
+        "ignored_events": "" if kept else label, "unknown_events": "", "frames": frames.tolist(),
+        "states": (states or [""])[: int(kept)],
+    }  # fmt: skip
+
+
+def _record_of_finished(note: Path, file: Path, made_of: str, sources: dict[str, list[float]]) -> dict[str, Any] | None:
+    """A run's record, if its file is whole and made of just this; else None."""
+    try:
+        record = json.loads(note.read_text(encoding="utf-8"))
+        whole = digest({key: value for key, value in record.items() if key != "whole"}) == record["whole"]
+        current = whole and (record["made_of"], record["sources"]) == (made_of, sources)
+        current = current and record["sha256"] == file_sha256(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return dict(record) if current else None
+
+
+def _write_statistics(store: Path, files: list[tuple[str, float]]) -> None:
+    """Mean and sample SD of every voxel over images (file, scale), by Welford's method."""
+    n, mean, squares = 0, np.float64(0), np.float64(0)
+    for file, scale in files:
+        with safe_open(store / file, framework="numpy") as tensors:
+            for volume in tensors.get_tensor("volumes").astype(np.float64) * scale:
+                n += 1
+                change = volume - mean
+                mean = mean + change / n
+                squares = squares + change * (volume - mean)
+    if n < 2:
+        raise ValueError(
+            f"{n} training image(s) have no standard deviation; set preprocessing.structural.z_score to false"
+        )
+    sd = np.sqrt(squares / (n - 1))
+    tensors = {"mean": np.asarray(mean, np.float32), "sd": np.asarray(sd, np.float32)}
+    write_whole(store / "statistics.safetensors", lambda p: p.write_bytes(save(tensors)))

@@ -1,0 +1,233 @@
+"""One run: NIfTI to clean in-mask series.
+
+Axis letters: T frames, V in-mask voxels, Z, Y, X slices (bottom to top), rows, columns.
+
+Smoothing and cleaning are linear, so both are matrices: one banded matrix per axis, and one T×T matrix that detrends
+and filters. They are made by letting scipy and nilearn work on the identity, hence equal them. A run is smoothed a few
+frames at a time, as they come from the file, and cleaned a few voxels at a time, so it never lies in memory as a whole.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+
+from deeplight_core.config import PreprocessingSettings
+from deeplight_core.data.images import read_frames
+from deeplight_core.system.files import read_at
+
+__all__ = ["clean", "cleaning_matrix", "process_run", "scaled", "smooth", "smoothing_matrix", "zoomed"]
+
+_SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
+_BLOCK_BYTES = 1 << 23  # of float32 that are cleaned at a time: few enough for the processor's cache
+_CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
+
+
+@lru_cache(maxsize=32)
+def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
+    """The n×n matrix of a Gaussian along one axis, with the boundary that `scipy.ndimage.gaussian_filter1d` keeps."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return np.asarray(gaussian_filter1d(np.eye(n), fwhm_mm * _SIGMA_PER_FWHM / voxel_mm, axis=0))
+
+
+def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float, box: tuple[slice, slice, slice] | None = None) -> Any:
+    """Smooth (T, Z, Y, X) like `nilearn.image.smooth_img`: one matrix product per axis.
+
+    Parameters
+    ----------
+    box : slices of Z, Y and X: the part of the smoothed volumes that is wanted; all of it without
+    """
+    import torch
+
+    voxel_mm = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]  # z, y, x
+    for axis, (mm, part) in enumerate(zip(voxel_mm, box or (slice(None),) * 3, strict=True), start=1):
+        matrix = smoothing_matrix(bold.shape[axis], mm, fwhm_mm)[part]
+        bold = torch.cat(
+            [
+                _along(
+                    axis,
+                    torch.as_tensor(rows, dtype=bold.dtype, device=bold.device),
+                    bold.narrow(axis, first, rows.shape[1]),
+                )
+                for first, rows in _bands(matrix)
+            ],
+            dim=axis,
+        )
+    return bold
+
+
+def _bands(matrix: np.ndarray, n_rows: int = 24) -> Iterator[tuple[int, np.ndarray]]:
+    """A banded matrix, some rows at a time: the first column that is not zero in them, and the columns from there."""
+    for start in range(0, len(matrix), n_rows):
+        rows = matrix[start : start + n_rows]
+        columns = np.flatnonzero(rows.any(axis=0))
+        yield int(columns[0]), rows[:, columns[0] : columns[-1] + 1]
+
+
+def _along(axis: int, matrix: Any, bold: Any) -> Any:
+    """The product of a matrix and the vectors along one axis of (T, Z, Y, X)."""
+    if axis == 3:
+        return bold @ matrix.T
+    if axis == 2:
+        return matrix @ bold
+    t, z, y, x = bold.shape
+    return (matrix @ bold.reshape(t, z, y * x)).reshape(t, len(matrix), y, x)
+
+
+@lru_cache(maxsize=32)
+def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: float | None) -> np.ndarray | None:
+    """The T×T matrix of nilearn's linear detrending and Butterworth high-pass; None if neither is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the run is too short for the filter's edge padding, or the cut-off is above the Nyquist frequency.
+    """
+    from nilearn.signal import clean as nilearn_clean
+
+    if not detrend and high_pass_hz is None:
+        return None
+    if high_pass_hz is not None and high_pass_hz >= 0.5 / tr_s:
+        raise ValueError(
+            f"high_pass_hz {high_pass_hz:g} is not below the Nyquist frequency {0.5 / tr_s:g} Hz of TR {tr_s:g} s"
+        )
+    filtering = {} if high_pass_hz is None else {"filter": "butterworth", "high_pass": high_pass_hz, "t_r": tr_s}
+    if high_pass_hz is None:
+        filtering = {"filter": False}
+    try:
+        return np.asarray(nilearn_clean(np.eye(n_frames), detrend=detrend, standardize=None, **filtering))
+    except ValueError as error:
+        if "padlen" not in str(error):
+            raise
+        raise ValueError(
+            f"{n_frames} frames are too few for the Butterworth filter ({error}); "
+            "set preprocessing.high_pass_hz to null"
+        ) from error
+
+
+def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0) -> tuple[Any, Any, Any]:
+    """Detrend, high-pass and z-score (T, V) float32; equals `nilearn.signal.clean(standardize="zscore_sample")`.
+
+    Parameters
+    ----------
+    baseline : (V,) what has been subtracted from the series; a voxel is constant that varies by rounding only
+
+    Returns
+    -------
+    the clean series; which voxels are constant (V), and hence zeros in it; and the temporal signal-to-noise ratio (V)
+    before cleaning, mean / SD over time, zero in constant voxels
+    """
+    import torch
+
+    if len(series) < 3:
+        raise ValueError(f"a run of {len(series)} frame(s) cannot be standardised; at least 3 are needed")
+    scale = np.sqrt(len(series) - 1)  # of the sample
+    mean = series.mean(dim=0, dtype=torch.float64)
+    series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
+    level, deviation = (mean + baseline).abs(), torch.linalg.vector_norm(series, dim=0) / scale
+    constant = deviation <= _CONSTANT * level
+    matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
+    if matrix is not None:
+        series = torch.as_tensor(matrix - matrix.mean(axis=0), dtype=series.dtype, device=series.device) @ series
+    norm = torch.linalg.vector_norm(series, dim=0)
+    tsnr = torch.where(constant, 0.0, level / deviation)
+    return series * torch.where(constant | (norm == 0), 0.0, scale / norm), constant, tsnr.float()
+
+
+def process_run(
+    path: Path,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    tr_s: float,
+    settings: PreprocessingSettings,
+    scratch: Path,
+    write: Callable[[slice, Any], object],
+    device: str = "cpu",
+) -> tuple[int, np.ndarray]:
+    """Smooth and clean one run's in-mask series, never holding more than a part of it in memory.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) bool
+    scratch : folder with room for the smoothed in-mask series in float32
+    write : is given a slice of the in-mask voxels and their clean series (T, v), float32, block by block
+
+    Returns
+    -------
+    the number of constant voxels, which become zeros, and the temporal signal-to-noise ratio (V) of the smoothed series
+
+    Raises
+    ------
+    ValueError
+        As `read_frames` and `clean`; the message names the file.
+    """
+    import torch
+
+    z, y, x = (slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(mask.T))
+    box = (z, y, x)
+    voxels = torch.from_numpy(np.flatnonzero(mask.T[box])).to(device)
+    n_constant, tsnr = 0, np.empty(len(voxels), np.float32)
+
+    def inside(frames: Any) -> Any:
+        part = smooth(frames, affine, settings.fwhm_mm, box) if settings.fwhm_mm else frames[(slice(None), *box)]
+        return part.reshape(len(part), -1).index_select(1, voxels)
+
+    with TemporaryFile(dir=scratch) as file:
+        n_frames, reference = 0, None
+        for frames in read_frames(path, device, (mask.shape, affine) if settings.resample_to else None):
+            if reference is None:  # subtracted, so that float32 resolves the changes and not the scanner's 10,000
+                reference = frames[0].clone()
+                baseline = inside(reference[None])[0]
+            file.write(inside(frames - reference).cpu().numpy().data)
+            n_frames += len(frames)
+        file.flush()
+        step = max(1, _BLOCK_BYTES // (4 * n_frames))
+        for start in range(0, len(voxels), step):
+            block = slice(start, min(start + step, len(voxels)))
+            series = np.empty((n_frames, block.stop - start), np.float32)
+            for frame, row in enumerate(series):  # not through a memory map, which would count as this process's memory
+                read_at(file.fileno(), row, 4 * (frame * len(voxels) + start))
+            try:
+                cleaned, constant, block_tsnr = clean(
+                    torch.from_numpy(series).to(device), tr_s, settings, baseline[block]
+                )
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            n_constant += int(constant.sum())
+            tsnr[block] = block_tsnr.cpu().numpy()
+            write(block, cleaned)
+    return n_constant, tsnr
+
+
+def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
+    """A structural image (X, Y, Z), zero outside its mask, its values brought to [0, 1] (Atanaszov & Ritter 2019, 2.1).
+
+    Raises
+    ------
+    ValueError
+        If it holds NaN or infinite values in its mask, or one value only; the message names `path`.
+    """
+    inside = np.where(mask, volume, 0).astype(np.float32)
+    if not np.isfinite(inside).all():
+        raise ValueError(f"{path} holds NaN or infinite values in its mask; repair or leave out the image")
+    values = volume[mask] if mask.any() else inside
+    if (only := values.min()) == values.max():
+        raise ValueError(f"{path} holds the value {only:g} only; leave out the image")
+    low, high = inside.min(), inside.max()
+    return (inside - low) / (high - low)
+
+
+def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A volume (X, Y, Z) or mask (bool) on more or fewer voxels by `scipy.ndimage.zoom`, the corners where they were.
+
+    Linear between neighbours, so that values stay in their range; masks take the nearest.
+    """
+    from scipy.ndimage import zoom
+
+    factors = [n / m for n, m in zip(shape, volume.shape, strict=True)]
+    order = 0 if volume.dtype == bool else 1
+    return np.asarray(zoom(volume.astype(np.float32), factors, order=order, mode="nearest"))

@@ -1,0 +1,255 @@
+"""The volume store: in-mask volumes of labelled frames, one safetensors file per run, a Parquet index.
+
+store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
+mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel
+runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
+runs/<run>.json      the run's record: what its file was made of, its sha256, what was kept and what was left out
+statistics.safetensors   `mean`, `sd` (V) over the training images, where the settings ask for z-scores with them
+runs.parquet         the records, one row per run
+index.parquet        one row per volume; written last, so that a store that has it is whole
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from deeplight_core.config import digest
+from deeplight_core.data.images import UNREADABLE
+from deeplight_core.system.files import file_sha256, read_at, write_at
+from deeplight_core.system.progress import track
+
+__all__ = ["Store", "open_store", "verify", "volume_reader", "write_volumes"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A whole store, opened for reading.
+
+    info : store.json
+    mask : (X, Y, Z) bool; affine : (4, 4)
+    index : one row per volume, in the order of the files
+    runs : one row per run
+    """
+
+    path: Path
+    info: dict[str, Any]
+    mask: np.ndarray
+    affine: np.ndarray
+    index: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The part of the grid (X, Y, Z) that the model sees: all of it, or the mask's bounding box."""
+        if not self.info["preprocessing"]["crop"]:
+            return tuple(slice(0, n) for n in self.mask.shape)  # type: ignore[return-value]
+        corners = [np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        return tuple(slice(int(c[0]), int(c[-1]) + 1) for c in corners)  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) of the volumes that the model sees."""
+        return tuple(s.stop - s.start for s in self.box)
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that the store holds."""
+        return digest(self.info, list(self.runs["sha256"]))
+
+    def read(self, file: str) -> Any:
+        """A run's volumes (N, V) as they are stored, memory-mapped; times `scales[file]` they are what they stand for.
+
+        Raises
+        ------
+        ValueError
+            If the file is gone, or is not what was written (sha256).
+        """
+        path = self.path / file
+        expected = self.runs.set_index("file").at[file, "sha256"]
+        if not path.is_file():
+            raise ValueError(f"{path} is gone; run `deeplight prepare` again to restore it")
+        if file_sha256(path) != expected:
+            raise ValueError(
+                f"{path} is damaged (its sha256 is not the index's); delete it and run `deeplight prepare` again"
+            )
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor("volumes")
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What each file's stored values are to be multiplied with; 1 for float16."""
+        return dict(zip(self.runs["file"], self.runs["scale"], strict=True))
+
+    def statistics(self) -> tuple[Any, Any] | None:
+        """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
+        if self.info["tr_s"] is not None or not self.info["preprocessing"]["structural"]["z_score"]:
+            return None
+        path = self.path / "statistics.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path} is gone; delete {self.path / 'index.parquet'} and run `deeplight prepare` again")
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor("mean"), tensors.get_tensor("sd")
+
+    def tsnr(self) -> np.ndarray:
+        """Temporal signal-to-noise ratio (V), its mean over runs in each voxel.
+
+        A run's own is mean / SD over time of the smoothed series, before detrending.
+        """
+        total = np.zeros(self.info["n_voxels"], np.float32)
+        for file in self.runs["file"]:
+            with safe_open(self.path / file, framework="numpy") as tensors:
+                total += tensors.get_tensor("tsnr")
+        return total / len(self.runs)
+
+    def coverage(self) -> np.ndarray:
+        """Share of runs whose own mask has a voxel, (X, Y, Z)."""
+        return np.asarray(nib.load(self.path / "coverage.nii.gz").dataobj, dtype=np.float32)
+
+    def unmask(self, values: np.ndarray) -> nib.Nifti1Image:
+        """A (V,) map as NIfTI on the store's grid."""
+        data = np.zeros(self.mask.shape[::-1], np.float32)
+        data[self.mask.T] = values
+        return nib.Nifti1Image(data.T, self.affine)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a whole store; raises ValueError if it is missing, unfinished or unreadable."""
+    path = Path(path)
+    if not (path / "index.parquet").is_file():
+        state = "is not finished" if path.exists() else "does not exist"
+        raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
+    try:
+        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
+        if lacking := [key for key in needed if not isinstance(info, dict) or key not in info]:
+            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
+        index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
+        image = nib.load(path / "mask.nii.gz")
+        mask = np.asarray(image.dataobj) > 0
+    except UNREADABLE as error:
+        raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
+    return Store(path, info, mask, image.affine, index, runs)
+
+
+def verify(path: str | Path) -> list[str]:
+    """What is wrong with a store, a line each: files that are gone or damaged, counts that do not agree.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be opened at all.
+    """
+    store = open_store(path)
+    problems = []
+    counts = store.index.groupby("file").size()
+    for file, n_kept in track(
+        zip(store.runs["file"], store.runs["n_kept"], strict=True), len(store.runs), "verified runs"
+    ):
+        try:
+            shape = tuple(store.read(file).shape)
+        except (ValueError, SafetensorError, OSError) as error:
+            problems.append(str(error))
+            continue
+        expected = (int(counts.get(file, 0)), int(store.mask.sum()))
+        if shape != expected or shape[0] != n_kept:
+            problems.append(f"{store.path / file} holds {shape} (volumes, voxels), the index says {expected}")
+    if strangers := sorted({*counts.index} - {*store.runs["file"]}):
+        problems.append(f"index.parquet has volumes of runs that runs.parquet lacks: {', '.join(strangers)}")
+    if store.info["n_voxels"] != store.mask.sum():
+        problems.append(f"store.json says n_voxels {store.info['n_voxels']}, the mask has {store.mask.sum()}")
+    return problems
+
+
+def volume_reader(path: Path) -> Callable[[int], Any]:
+    """A function that reads single volumes (V,) of a run's file, in any order.
+
+    A memory map would fetch far more than that from a disk that reads ahead; and this keeps no file open.
+    """
+    import torch
+
+    with path.open("rb") as stream:
+        n = int.from_bytes(stream.read(8), "little")
+        tensor = json.loads(stream.read(n))["volumes"]
+    first, n_voxels = 8 + n + tensor["data_offsets"][0], tensor["shape"][1]
+    dtype = {"F16": np.float16, "I8": np.int8}[tensor["dtype"]]
+
+    def read(row: int) -> Any:
+        volume = np.empty(n_voxels, dtype)
+        with path.open("rb", buffering=0) as stream:
+            read_at(stream.fileno(), volume, first + row * volume.nbytes)
+        return torch.from_numpy(volume)
+
+    return read
+
+
+def write_volumes(
+    path: Path,
+    frames: np.ndarray,
+    n_voxels: int,
+    storage: str,
+    process: Callable[[Callable[[slice, Any], None]], dict[str, np.ndarray]],
+    maps: tuple[str, ...] = (),
+) -> dict[str, float]:
+    """Write a run's file, a block of voxels at a time, without ever holding the run in memory.
+
+    Parameters
+    ----------
+    frames : (N,) numbers of the frames to keep
+    storage : float16 or int8
+    process : is given a function that takes a slice of the voxels and their series (T, v), and calls it for all of
+        them; returns the maps (V,) that are kept beside the volumes
+    maps : names of these maps
+
+    Returns
+    -------
+    `scale`, and for int8 the largest and the root-mean-square rounding error
+    """
+    import torch
+
+    chosen, dtype = torch.from_numpy(frames), {"float16": "F16", "int8": "I8"}[storage]
+    tensors, end = {}, 0
+    for name, its_type, shape in [*((m, "F16", [n_voxels]) for m in maps), ("volumes", dtype, [len(frames), n_voxels])]:
+        start, end = end, end + int(np.prod(shape)) * (1 if its_type == "I8" else 2)
+        tensors[name] = {"dtype": its_type, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(tensors).encode()
+    header = text.ljust(-(-len(text) // 8) * 8)  # volumes are aligned after it
+    first = 8 + len(header) + start
+    with path.open("w+b") as file, TemporaryFile(dir=path.parent) as scratch:
+        target, offset = (file, first) if storage == "float16" else (scratch, 0)
+
+        def write(block: slice, series: Any) -> None:
+            for row, values in enumerate(series[chosen.to(series.device)].half().cpu().numpy()):
+                write_at(target.fileno(), values, offset + 2 * (row * n_voxels + block.start))
+
+        made = process(write)
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in maps:
+            file.write(np.asarray(made[name], np.float16).tobytes())
+        return {"scale": 1.0} if storage == "float16" else _to_int8(scratch, file, len(frames), n_voxels)
+
+
+def _to_int8(source: BinaryIO, target: BinaryIO, n_rows: int, n_voxels: int) -> dict[str, float]:
+    """Copy float16 rows as int8, in steps of 1/127 of the largest absolute value."""
+
+    def rows() -> Any:
+        for row in range(n_rows):
+            read_at(source.fileno(), values := np.empty(n_voxels, np.float16), 2 * row * n_voxels)
+            yield values.astype(np.float32)
+
+    scale = max((float(np.abs(row).max()) for row in rows()), default=0.0) / 127 or 1.0
+    largest, squares = 0.0, 0.0
+    for row in rows():
+        rounded = np.rint(row / scale).astype(np.int8)
+        target.write(rounded.tobytes())
+        error = rounded * np.float32(scale) - row
+        largest, squares = max(largest, float(np.abs(error).max())), squares + float(np.square(error).sum())
+    rms = float(np.sqrt(squares / max(1, n_rows * n_voxels)))
+    return {"scale": scale, "rounding_largest": largest, "rounding_rms": rms}

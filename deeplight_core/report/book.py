@@ -1,0 +1,176 @@
+"""The book's source: the repository's own pages with executed notebooks in the place of the templates.
+
+    <folder>/_config.yml, _toc.yml, CHANGELOG.md, book/    copies
+    <folder>/notebooks/                         executed notebooks of a profile on the built-in dataset
+    <folder>/real/                              executed notebooks of a profile on real data
+    <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
+
+What has not been run gets a page that says so and how to run it. Executed pages end with the command that makes them.
+"""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from deeplight_core.config import Profile
+from deeplight_core.sweeps import CONTROLS, grid
+from deeplight_core.system.files import write_whole
+
+__all__ = ["missing_note", "stage"]
+
+PAGES = {
+    "01_data": "Data",
+    "02_pretraining": "Pre-training",
+    "03_finetuning/none": "Fine-tuning one decoder",
+    "04_statistics": "Does pre-training help?",
+    "paper_and_this_run": "Paper and this run, side by side",
+    "controls_baselines": "Linear baselines",
+    "controls_initialisation": "Initialisation: conditioning or features?",
+    "controls_permutation": "Permuted labels",
+    "controls_tasks": "Leaving each task out",
+    "controls_seeds": "Repeated trainings",
+    "full_run": "What the full run takes",
+    "performance": "Speed",
+    "scaling": "On more GPUs, and beyond HCP",
+}
+_DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
+_OWN_PARAMETERS = ("target", "variant", "fraction", "seed")  # of a notebook, beside the profile's sections
+_TABLES = {
+    "results.csv": "accuracy of every held-out subject, for every variant, fraction and seed of the sweep",
+    **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
+    "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
+    "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",
+    "transfer_map.csv": "tests of every task as the target",
+    "paper_and_this_run.csv": "every number of the paper beside this run's",
+}
+
+
+def _make(target: str, profile: str) -> str:
+    data = f" DATA=/path/to/{_DATA[profile]}" if profile in _DATA else ""
+    return f"make {target} PROFILE={profile}{data}"
+
+
+def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
+    """One line of Markdown: what a page is made of, and what of its grid has not been run and how to run it."""
+    n = len(grid(profile, name))
+    if not missing:
+        return f"All {n} runs of this grid are here." if n else "This profile has no runs for this page."
+    command = _make("reproduce" if name == "sweep" else "controls", profile.name)
+    return (
+        f"**{len(missing)} of the {n} runs of this grid have not been run**; what is here is shown. `{command}` runs "
+        f"the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
+    )
+
+
+def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
+    """Fill `folder` with everything that `jupyter-book build` needs; what was there is replaced.
+
+    Parameters
+    ----------
+    root : the repository
+    built_in, real : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the two parts
+
+    Raises
+    ------
+    ValueError
+        If an executed notebook holds an error.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
+        shutil.copy(root / name, folder / name)
+    shutil.copytree(root / "book", folder / "book")
+    generated = folder / "book" / "generated"
+    generated.mkdir()
+    for part, profile in (("notebooks", built_in), ("real", real)):
+        source = root / "runs" / profile
+        command = _make("reproduce", profile)
+        absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
+        if (source / "notebooks" / "04_statistics.ipynb").is_file():
+            for notebook in [*source.glob("notebooks/*.ipynb"), *source.glob("notebooks/03_finetuning/*.ipynb")]:
+                _page(notebook, folder / part / notebook.relative_to(source / "notebooks"), profile)
+            (generated / part).mkdir()
+            for table in _TABLES:
+                if (source / table).is_file():
+                    shutil.copy(source / table, generated / part / table)
+            shutil.copy(source / "figures" / "headline.png", generated / f"{part}.png")
+            headline = (source / "figures" / "headline.md").read_text(encoding="utf-8")
+            figure = (
+                f"```{{figure}} generated/{part}.png\n:alt: Validation accuracy against the amount of training data, "
+                "for the pre-trained decoder, the one from scratch and logistic regression\n:width: 640px\n\n"
+                f"Validation accuracy against the amount of training data (profile `{profile}`); 95% intervals.\n```\n"
+            )
+            text = f"{headline}\n{figure}"
+        else:
+            text = absent
+        for page, title in PAGES.items():
+            path = folder / part / f"{page}.md"
+            there = path.parent.glob("*.ipynb") if path.stem == "none" else path.parent.glob(f"{path.stem}.ipynb")
+            if not any(there):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"# {title}\n\n{absent}", encoding="utf-8")
+        (generated / f"{part}.md").write_text(text, encoding="utf-8")
+        downloads = _downloads(folder, part) or text
+        (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
+
+
+def _downloads(folder: Path, part: str) -> str:
+    """A list of links, relative to the folder of prose pages, to a part's tables and executed notebooks."""
+    tables = [
+        f"- {{download}}`{name} <generated/{part}/{name}>`: {what}"
+        for name, what in _TABLES.items()
+        if (folder / "book" / "generated" / part / name).is_file()
+    ]
+    notebooks = [
+        f"- {{download}}`{path.name} <../{path.relative_to(folder).as_posix()}>`"
+        for path in sorted((folder / part).glob("*.ipynb"))
+    ]
+    return "\n".join([*tables, *notebooks]) + "\n" if notebooks else ""
+
+
+def _page(source: Path, target: Path, profile: str) -> None:
+    """Copy an executed notebook: code folded, the command that makes it at the end, a title for a fine-tuning run."""
+    notebook = nbformat.read(source, as_version=4)
+    failed = [c for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    if failed or notebook.metadata.get("papermill", {}).get("exception"):
+        raise ValueError(f"{source} holds an error; delete it and run the workflow again")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            _fold(cell)
+    chosen = notebook.metadata["papermill"]["parameters"]
+    if target.parent.name == "03_finetuning":
+        seed = f", seed {chosen['seed']}" if chosen["seed"] != 1 else ""
+        title = f"# {chosen['variant'].capitalize()}, {100 * chosen['fraction']:g}%{seed}"
+        body = notebook.cells[0].source.split("\n", 1)[1]
+        notebook.cells[0].source = f"{title}\n{body}"
+    notebook.cells.append(nbformat.v4.new_markdown_cell(_how_to_reproduce(notebook, profile), id="reproduce"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, lambda p: nbformat.write(notebook, p))
+
+
+def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
+    record = notebook.metadata["papermill"]
+    name = Path(record["input_path"]).name
+    chosen = {key: record["parameters"].get(key, "") for key in _OWN_PARAMETERS}
+    own = " ".join(f"-p {key} {value}" for key, value in chosen.items() if value != "")
+    page = f"papermill notebooks/{name} page.ipynb -f runs/{profile}/profile.yaml {own}".strip()
+    target = "controls" if name.startswith("controls_") else "reproduce"
+    return (
+        "```{admonition} Reproduce this page\n:class: tip\n"
+        f"`{_make(target, profile)}` makes it and all that comes before it. This page alone, after that:\n\n"
+        f"~~~bash\n{page}\n~~~\n```"
+    )
+
+
+def _fold(cell: NotebookNode) -> None:
+    tags = cell.metadata.setdefault("tags", [])
+    if "parameters" in tags:
+        tags.append("remove-cell")  # the injected ones follow
+    elif "hide-output" in tags:
+        tags[:] = ["hide-cell"]
+    elif all("text/markdown" in output.get("data", {}) for output in cell.outputs):
+        tags.append("remove-input")  # prose with computed numbers
+    else:
+        tags.append("hide-input")

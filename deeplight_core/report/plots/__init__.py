@@ -1,0 +1,42 @@
+"""Tables and maps to figures. Pure functions: no file is read or written here."""
+
+from deeplight_core.report.plots.data import activation_maps, carpet, class_counts, design_timeline, mask_map, value_map
+from deeplight_core.report.plots.decoding import (
+    accuracy_by_fraction,
+    confusion_matrix,
+    difference_bars,
+    fraction_curves,
+    saved_subjects,
+    seed_differences,
+    task_bars,
+    task_curves,
+    transfer_map,
+)
+from deeplight_core.report.plots.model import model_diagram
+from deeplight_core.report.plots.speed import hours_bars, loss_curves, rate_bars, scaling_lines
+from deeplight_core.report.plots.style import TASK_COLOURS, use_style
+
+__all__ = [
+    "TASK_COLOURS",
+    "accuracy_by_fraction",
+    "activation_maps",
+    "carpet",
+    "class_counts",
+    "confusion_matrix",
+    "design_timeline",
+    "difference_bars",
+    "fraction_curves",
+    "hours_bars",
+    "loss_curves",
+    "mask_map",
+    "model_diagram",
+    "rate_bars",
+    "saved_subjects",
+    "scaling_lines",
+    "seed_differences",
+    "task_bars",
+    "task_curves",
+    "transfer_map",
+    "use_style",
+    "value_map",
+]

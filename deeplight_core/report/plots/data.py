@@ -1,0 +1,149 @@
+"""Figures of data: what was labelled, how it was cleaned, maps on the brain."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deeplight_core.report.plots.style import OKABE_ITO, colour_of
+
+__all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map", "value_map"]
+
+
+def class_counts(index: pd.DataFrame) -> Figure:
+    """Volumes per state and split; `index` has `task, state, split`."""
+    counts = index.groupby(["task", "state", "split"], sort=True).size().unstack(fill_value=0)
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.27 * len(counts)))
+    places = np.arange(len(counts))[::-1]
+    left = np.zeros(len(counts))
+    for split, alpha in (("train", 0.95), ("validation", 0.5)):
+        colours = [colour_of(task, i) for i, task in enumerate(counts.index.get_level_values("task"))]
+        bars = axes.barh(places, counts[split], left=left, color=colours, label=split)
+        for bar in bars:
+            bar.set_alpha(alpha)
+        left += counts[split].to_numpy()
+    axes.set_yticks(places, [f"{task.lower()}: {state}" for task, state in counts.index], fontsize=9)
+    axes.set_xlabel("labelled volumes (solid: training, pale: validation)")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def design_timeline(
+    blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.ndarray], end_s: Mapping[str, float]
+) -> Figure:
+    """Blocks of one run per task over time; ticks below are the volumes that were kept.
+
+    Parameters
+    ----------
+    blocks : task → `onset, duration, state`
+    kept : task → acquisition times (s) of the labelled volumes
+    end_s : task → length of the run
+    """
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(blocks)))
+    for row, (task, table) in enumerate(blocks.items()):
+        states = list(dict.fromkeys(table["state"]))
+        for onset, duration, state in zip(table["onset"], table["duration"], table["state"], strict=True):
+            shade = OKABE_ITO[states.index(state) % len(OKABE_ITO)]
+            axes.barh(-row, duration, left=onset, height=0.42, color=shade, alpha=0.85, linewidth=0)
+            if duration > 10:
+                name = state.replace(" ", "\n")
+                axes.text(onset + duration / 2, -row, name, ha="center", va="center", fontsize=6.5, color="black")
+        axes.plot(kept[task], np.full(len(kept[task]), -row - 0.3), "|", color="#222222", markersize=4)
+        axes.plot([0, end_s[task]], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
+    axes.set_yticks([-r for r in range(len(blocks))], list(blocks))
+    axes.set_xlabel("seconds from the start of the run")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def carpet(before: np.ndarray, after: np.ndarray, tr_s: float, title: str = "") -> Figure:
+    """All voxels (rows) over time (columns) of one run, before and after cleaning.
+
+    Parameters
+    ----------
+    before, after : (T, V) series of the same voxels; each voxel is shown as SDs from its mean
+    """
+    figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True)
+    stages = ("as acquired", "after cleaning")
+    for axes, series, stage in zip(panels, (before, after), stages, strict=True):
+        centred = series - series.mean(axis=0)
+        deviation = centred.std(axis=0)
+        shown = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+        image = axes.imshow(
+            shown.T, aspect="auto", cmap="gray", vmin=-2, vmax=2, interpolation="none",
+            extent=(0, len(series) * tr_s, shown.shape[1], 0),
+        )  # fmt: skip
+        axes.set_title(stage)
+        axes.set_ylabel("voxel")
+        axes.grid(False)
+    panels[1].set_xlabel("seconds")
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(image, ax=panels, label="SD from the voxel's mean", shrink=0.8)
+    return figure
+
+
+def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str = "", n_cuts: int = 6) -> Figure:
+    """One row of axial slices per NIfTI map, on one colour scale; `background=None` takes nilearn's MNI152 template."""
+    from nilearn import plotting
+
+    values = np.abs(np.stack([image.get_fdata() for image in maps.values()]))
+    top = float(np.percentile(values[values > 0], 99.5)) if values.any() else 1.0
+    cuts = _cuts(values.any(axis=0), next(iter(maps.values())).affine, n_cuts)
+    figure, rows = plt.subplots(len(maps), 1, figsize=(9, 1.9 * len(maps)), squeeze=False, layout="none")
+    anatomy = {} if background is None else {"bg_img": background}
+    for axes, (name, image) in zip(rows[:, 0], maps.items(), strict=True):
+        plotting.plot_stat_map(
+            image, axes=axes, display_mode="z", cut_coords=cuts, vmax=top, threshold=top * 0.15, cmap="RdBu_r",
+            colorbar=True, annotate=True, black_bg=False, draw_cross=False, **anatomy,
+        )  # fmt: skip
+        axes.set_title(name, fontsize=11)
+    figure.suptitle(label, fontsize=11)
+    return figure
+
+
+def mask_map(mask: Any, background: Any = None, n_cuts: int = 7) -> Figure:
+    """A mask over the template (or `background`)."""
+    from nilearn import plotting
+
+    figure = plt.figure(figsize=(9, 2.6), layout="none")
+    anatomy = {} if background is None else {"bg_img": background}
+    plotting.plot_roi(
+        mask, figure=figure, display_mode="z", cut_coords=_cuts(mask.get_fdata() > 0, mask.affine, n_cuts),
+        cmap="autumn", alpha=0.45, colorbar=False, black_bg=False, **anatomy,
+    )  # fmt: skip
+    return figure
+
+
+def value_map(image: Any, background: Any = None, label: str = "", limits: tuple[float, float] | None = None) -> Figure:
+    """Axial slices of a NIfTI map of positive values, zero where there is nothing to show.
+
+    Parameters
+    ----------
+    limits : ends of the colour scale (None = 0 and the 98th percentile)
+    """
+    from nilearn import plotting
+
+    values = image.get_fdata()
+    low, high = limits or (0.0, float(np.percentile(values[values > 0], 98)))
+    figure = plt.figure(figsize=(9, 2.6), layout="none")
+    anatomy = {} if background is None else {"bg_img": background}
+    plotting.plot_stat_map(
+        image, figure=figure, display_mode="z", cut_coords=_cuts(values > 0, image.affine, 6), cmap="viridis",
+        vmin=low, vmax=high, threshold=1e-6, colorbar=True, cbar_tick_format="%.3g", black_bg=False, draw_cross=False,
+        **anatomy,
+    )  # fmt: skip
+    figure.suptitle(label, fontsize=11)
+    return figure
+
+
+def _cuts(inside: np.ndarray, affine: np.ndarray, n: int) -> list[float]:
+    """z in mm of up to n slices of a (X, Y, Z) mask that hold voxels, evenly spread, the outermost left out."""
+    slices = np.flatnonzero(inside.any(axis=(0, 1)))
+    chosen = np.unique(slices[np.linspace(0, len(slices) - 1, min(n, len(slices)) + 2).round().astype(int)[1:-1]])
+    x, y = (n // 2 for n in inside.shape[:2])
+    return [float((affine @ [x, y, z, 1])[2]) for z in chosen]

@@ -1,0 +1,304 @@
+"""Figures of decoding: learning curves, accuracies, differences, confusions."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from deeplight_core.report.plots.style import CHANCE, POINTS, STYLES, band, colour_of, mark_chance, percent
+from deeplight_core.routes import VARIANTS
+
+__all__ = [
+    "accuracy_by_fraction",
+    "confusion_matrix",
+    "difference_bars",
+    "fraction_curves",
+    "saved_subjects",
+    "seed_differences",
+    "task_bars",
+    "task_curves",
+    "transfer_map",
+]
+
+
+def task_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
+    """Accuracy per epoch in training and validation, one line per task (Fig. 2 A, B); bands are standard errors.
+
+    Parameters
+    ----------
+    metrics : `epoch, split, task, subject, accuracy`
+    n_states : size of the output layer; chance is its inverse
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axes, split in zip(panels, ("train", "validation"), strict=True):
+        for position, (task, group) in enumerate(metrics[metrics["split"] == split].groupby("task")):
+            band(axes, group, colour_of(str(task), position), str(task))
+        axes.axhline(1 / n_states, **CHANCE)
+        axes.set_title({"train": "Training", "validation": "Validation"}[split])
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set_ylabel("decoding accuracy")
+    percent(panels[0])
+    mark_chance(panels[1], n_states)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int]) -> Figure:
+    """Accuracy per task after training (Fig. 2 C): bars are means, points subjects; dashes mark chance.
+
+    Parameters
+    ----------
+    results : `task, subject, accuracy`
+    states_per_task : task → its number of states, for the chance of a decoder that knows the task
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.8))
+    random = np.random.default_rng(0)
+    tasks = list(states_per_task)
+    for position, task in enumerate(tasks):
+        values = results.loc[results["task"] == task, "accuracy"].to_numpy()
+        axes.bar(position, values.mean(), width=0.7, color=colour_of(task, position), alpha=0.8)
+        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
+        axes.hlines(
+            1 / states_per_task[task], position - 0.4, position + 0.4,
+            color="#222222", linestyle=":", linewidth=1.5, zorder=4,
+        )  # fmt: skip
+        axes.annotate(
+            f"{values.mean():.0%}", (position, 0.01),
+            ha="center", va="bottom", color="white", fontweight="bold", fontsize=10,
+        )  # fmt: skip
+    axes.axhline(1 / sum(states_per_task.values()), **CHANCE)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+    axes.set_ylabel("decoding accuracy")
+    percent(axes)
+    return figure
+
+
+def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
+    """Accuracy per epoch for every fraction, variant (columns) and split (rows) (Fig. 3 A, B, D, E).
+
+    Parameters
+    ----------
+    metrics : `variant, fraction, epoch, split, subject, accuracy`
+    """
+    variants = [v for v in VARIANTS if v in set(metrics["variant"])]
+    fractions = sorted(metrics["fraction"].unique())
+    colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(fractions)))
+    size = (4.5 * len(variants), 6)
+    figure, panels = plt.subplots(2, len(variants), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, (split, title) in enumerate((("train", "training"), ("validation", "validation"))):
+        for column, variant in enumerate(variants):
+            axes = panels[row, column]
+            chosen = metrics[(metrics["split"] == split) & (metrics["variant"] == variant)]
+            for colour, fraction in zip(colours, fractions, strict=True):
+                band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%")
+            axes.axhline(1 / n_states, **CHANCE)
+            axes.set_title(f"{VARIANTS[variant].title.removeprefix('DeepLight, ')}: {title}")
+    for axes in panels[1]:
+        axes.set_xlabel("epoch")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("decoding accuracy")
+    percent(panels[0, 0])
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), title="fraction of the training data",
+        loc="outside lower center", ncols=len(fractions),
+    )  # fmt: skip
+    return figure
+
+
+def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "subject") -> Figure:
+    """Validation accuracy against the size of the training set, per variant, with 95% intervals over held-out subjects.
+
+    Parameters
+    ----------
+    intervals : `variant, fraction, n_subjects, mean, low, high`, as `statistics.mean_intervals` gives them
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.6))
+    sizes = sorted(intervals["n_subjects"].unique())
+    variants = [v for v in VARIANTS if v in set(intervals["variant"])]
+    for position, variant in enumerate(variants):
+        group = intervals[intervals["variant"] == variant].sort_values("n_subjects")
+        error = np.stack([group["mean"] - group["low"], group["high"] - group["mean"]])
+        colour, mark = STYLES[variant.removesuffix("-permuted")]
+        axes.errorbar(
+            group["n_subjects"] * 1.03 ** (position - (len(variants) - 1) / 2),  # side by side, so that intervals show
+            group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
+            linestyle="-" if VARIANTS[variant].learner == "deeplight" else "--",
+        )  # fmt: skip
+    axes.axhline(1 / n_states, **CHANCE)
+    mark_chance(axes, n_states)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(s) for s in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel(f"{unit}s to train on")
+    axes.set_ylabel("validation accuracy")
+    percent(axes)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def difference_bars(
+    results: pd.DataFrame, comparison: pd.DataFrame, a: str = "pretrained", b: str = "scratch"
+) -> Figure:
+    """Difference in accuracy between two variants per fraction (Fig. 3 F): bars are means, points held-out subjects.
+
+    Parameters
+    ----------
+    results : `variant, fraction, subject, accuracy`, one row per subject (seeds averaged)
+    comparison : `fraction, n_subjects, difference, low, high, significant`, as `statistics.compare` gives it; a star
+        marks significance
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.8))
+    random = np.random.default_rng(0)
+    wide = results.pivot(index=["fraction", "subject"], columns="variant", values="accuracy")
+    difference = wide[a] - wide[b]
+    colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(comparison)))
+    rows = comparison.to_dict("records")
+    for position, row in enumerate(rows):
+        values, mean = difference.loc[row["fraction"]].to_numpy(), row["difference"]
+        axes.bar(position, mean, width=0.7, color=colours[position], alpha=0.85)
+        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
+        interval = [[mean - row["low"]], [row["high"] - mean]]
+        axes.errorbar(position, mean, interval, color="black", capsize=4, zorder=4)
+        if row["significant"]:
+            axes.annotate(
+                "★", (position, max(values.max(), row["high"])), xytext=(0, 4), textcoords="offset points",
+                ha="center", fontsize=14, family="DejaVu Sans",
+            )  # fmt: skip
+    axes.axhline(0, color="#222222", linewidth=1)
+    axes.margins(y=0.15)
+    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
+    axes.set_xlabel("fraction of the training data")
+    axes.set_ylabel("difference in accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
+    """How many units from scratch equal n pre-trained ones; arrows where no size of the sweep does, or the smallest.
+
+    Parameters
+    ----------
+    table : `n_subjects, equivalent, low, high, at_most`, as `statistics.subjects_saved` gives it
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    sizes = table["n_subjects"].to_numpy(float)
+    top = sizes.max() * 1.6  # stands for "more than the largest"
+    shown = table[["equivalent", "low", "high"]].clip(upper=top)
+    error = np.stack([shown["equivalent"] - shown["low"], shown["high"] - shown["equivalent"]])
+    axes.plot(sizes, sizes, **CHANCE)
+    axes.annotate(
+        "no gain", (sizes[-1], sizes[-1]), xytext=(0, -14), textcoords="offset points", ha="right", fontsize=9
+    )
+    colour, mark = STYLES["pretrained"]
+    axes.errorbar(sizes, shown["equivalent"], error, color=colour, marker=mark, linestyle="none", capsize=3)
+    for n, value, at_most in zip(sizes, table["high"], table["at_most"], strict=True):
+        for drawn, arrow, y in ((np.isinf(value), "▲", top), (at_most, "▼", sizes.min() * 0.93)):
+            if drawn:
+                axes.annotate(arrow, (n, y), ha="center", va="center", color=colour, fontsize=11, family="DejaVu Sans")
+    axes.axhline(sizes.max(), color="#BBBBBB", linewidth=0.8)
+    axes.annotate(
+        f"more than {sizes.max():g}", (1, top), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [f"{n:g}" for n in sizes]
+    axes.set_xticks(sizes, ticks)
+    axes.set_yticks(sizes, ticks)
+    axes.minorticks_off()
+    axes.set_ylim(sizes.min() * 0.8, top * 1.2)
+    axes.set_xlabel(f"{unit}s to fine-tune the pre-trained decoder on")
+    axes.set_ylabel(f"{unit}s from scratch that equal them")
+    return figure
+
+
+def seed_differences(results: pd.DataFrame, model: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> Figure:
+    """Difference between two variants per fraction: each seed's mean (points) and the mixed model's interval (bar).
+
+    Parameters
+    ----------
+    results : the results table
+    model : `fraction, n_subjects, difference, low, high`, as `statistics.seed_model` gives it
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 3.8))
+    means = results.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    difference = means[a] - means[b]
+    rows = model.to_dict("records")
+    for position, row in enumerate(rows):
+        values = difference.loc[row["fraction"]].to_numpy()
+        axes.scatter(position + np.linspace(-0.15, 0.15, len(values)), values, **POINTS | {"s": 30})
+        interval = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+        axes.errorbar(position + 0.3, row["difference"], interval, color=STYLES[a][0], marker="o", capsize=4)
+    axes.axhline(0, color="#222222", linewidth=1)
+    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
+    axes.set_xlabel("fraction of the training data")
+    axes.set_ylabel("difference in accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def transfer_map(table: pd.DataFrame) -> Figure:
+    """Difference between pre-trained and from scratch for every task as the target; filled where significant.
+
+    Parameters
+    ----------
+    table : `task, fraction, n_subjects, difference, low, high, significant`
+    """
+    tasks, fractions = list(dict.fromkeys(table["task"])), sorted(table["fraction"].unique())
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.62 * len(tasks)))
+    marks = ("o", "s", "D", "^", "v", "P")
+    for row in table.to_dict("records"):
+        step = fractions.index(row["fraction"])
+        y = -tasks.index(row["task"]) - 0.22 * (step - (len(fractions) - 1) / 2)
+        colour = colour_of(row["task"], tasks.index(row["task"]))
+        axes.errorbar(
+            row["difference"], y, xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]],
+            color=colour, marker=marks[step % len(marks)], capsize=2, linewidth=1.5,
+            markerfacecolor=colour if row["significant"] else "white",
+        )  # fmt: skip
+    for step, fraction in enumerate(fractions):
+        n = int(table.loc[table["fraction"] == fraction, "n_subjects"].iloc[0])
+        axes.plot(
+            [],
+            [],
+            color="#222222",
+            marker=marks[step % len(marks)],
+            linestyle="none",
+            label=f"{100 * fraction:g}% (n = {n})",
+        )
+    axes.axvline(0, color="#222222", linewidth=1)
+    axes.set_yticks([-i for i in range(len(tasks))], tasks)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("difference in accuracy, pre-trained − from scratch")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color="#E5E5E5")
+    figure.legend(loc="outside lower center", ncols=len(fractions))
+    return figure
+
+
+def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
+    """Share of each true state's volumes (rows) decoded as each state (columns); both indexed by (task, state)."""
+    names = [state for _, state in shares.index]
+    tasks = [task for task, _ in shares.index]
+    size = 1.6 + 0.42 * len(names)
+    figure, axes = plt.subplots(figsize=(size + 1.2, size))
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(shares.to_numpy(float)):
+        if np.isfinite(value) and (len(names) <= 6 or value >= 0.1):
+            ink = "white" if value < 0.55 else "black"
+            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=ink)
+    for edge in np.flatnonzero([x != y for x, y in pairwise(tasks)]):
+        axes.axhline(edge + 0.5, color="white", linewidth=1.5)
+        axes.axvline(edge + 0.5, color="white", linewidth=1.5)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("decoded state")
+    axes.set_ylabel("true state")
+    axes.set_title(title)
+    axes.grid(False)
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), shrink=0.7, label="share of volumes")
+    return figure

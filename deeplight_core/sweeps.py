@@ -1,0 +1,52 @@
+"""Which fine-tuning runs each page of the book looks at: the sweep of the paper, and the controls."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplight_core.config import Profile
+from deeplight_core.routes import VARIANTS
+
+__all__ = ["CONTROLS", "Cell", "grid"]
+
+CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds")
+_DEEP = ["pretrained", "scratch"]
+
+
+class Cell(NamedTuple):
+    """One fine-tuning run; `target` is a task that takes the place of the profile's target states, or empty."""
+
+    target: str
+    variant: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        fraction = np.format_float_positional(self.fraction, trim="-")  # all digits: names are read back
+        return "-".join(filter(None, [self.target, self.variant, fraction, f"seed{self.seed}"]))
+
+
+def grid(profile: Profile, name: str) -> list[Cell]:
+    """The runs of the sweep (`name="sweep"`), or of a control together with those that it is compared with."""
+    sweep, controls = profile.sweep, profile.controls
+    variants, fractions, seeds, targets = sweep.variants, sweep.fractions, sweep.seeds[:1], [""]
+    if name == "sweep":
+        seeds = sweep.seeds
+    elif name == "baselines":
+        variants = _DEEP + controls.baselines
+    elif name == "initialisation":
+        repeated = profile.model.initialisation  # from scratch with the profile's own
+        variants = _DEEP + [v for v in controls.initialisation if VARIANTS[v].initialisation != repeated]
+    elif name == "permutation":
+        variants, fractions = controls.permutation, controls.fractions
+    elif name == "tasks":
+        variants, fractions = _DEEP, controls.fractions
+        targets = ["" if [task] == list(profile.data.target) else task for task in profile.tasks_to_leave_out]
+    elif name == "seeds":
+        variants, fractions, seeds = _DEEP, controls.fractions, [*sweep.seeds, *controls.seeds]
+    else:
+        raise ValueError(f"unknown grid {name!r}; known are sweep, {', '.join(CONTROLS)}")
+    cells = (Cell(t, v, f, s) for t in targets for s in seeds for v in variants for f in fractions)
+    return list(dict.fromkeys(cells))

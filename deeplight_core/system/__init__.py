@@ -1,0 +1,1 @@
+"""Files, sources, worker processes, progress: what knows nothing of brains."""

@@ -1,0 +1,267 @@
+"""Seeded, resumable batches from a store to a device.
+
+Which volumes are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, how many
+processes share the batch, nor whether the volumes come from memory or from disk.
+"""
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from deeplight_core.data.store import Store, volume_reader
+
+__all__ = ["Batch", "BatchOrder", "Volumes", "draw_units", "permute_labels", "select_rows"]
+
+Batch = dict[str, Tensor]
+_PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
+_ANNOUNCED = 64  # batches whose runs the system is told to fetch, when it streams run by run
+_SHARE_OF_MEMORY = 0.5  # of the device's free memory; the rest is the models'
+
+
+def select_rows(
+    index: pd.DataFrame, states: list[tuple[str, str]], split: str, units: list[str] | None = None
+) -> pd.DataFrame:
+    """The index rows of (task, state) pairs, a split and units, with their `label`: the position in `states`."""
+    labels = pd.Series({pair: label for label, pair in enumerate(states)}, dtype="int64")
+    rows = index[index["split"] == split]
+    if units is not None:
+        rows = rows[rows["unit"].isin(units)]
+    label = labels.reindex(pd.MultiIndex.from_frame(rows[["task", "state"]])).to_numpy()
+    rows = rows.assign(label=label).dropna(subset="label").astype({"label": "int64"}).reset_index(drop=True)
+    if rows.empty:
+        of_units = f" for {units}" if units else ""
+        raise ValueError(f"the store has no {split} volumes of {sorted({t for t, _ in states})}{of_units}")
+    return rows
+
+
+def draw_units(units: list[str], fraction: float, seed: int) -> list[str]:
+    """A seeded fraction of the units, at least one; smaller fractions are subsets of larger ones."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}; 0.05 means 5% of the training units")
+    order = np.random.default_rng([seed, 0xF2AC]).permutation(sorted(units))
+    return [str(u) for u in order[: max(1, int(fraction * len(units) + 0.5))]]
+
+
+def permute_labels(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows with their `label` in random order within each run: as frequent as before, and without meaning."""
+    random = np.random.default_rng([seed, 0x9E12])
+    return rows.assign(label=rows.groupby("file", sort=False)["label"].transform(random.permutation))
+
+
+class BatchOrder:
+    """Which volumes are in the batch of a step (counted from 0 over all passes): a pure function of seed and step.
+
+    Parameters
+    ----------
+    files : (N,) the run's file of every volume
+    shuffled_runs : shuffle within a window of so many runs, which slides over the runs in random order; volumes of at
+        most so many runs and one are then wanted at a time (None: shuffle over all runs)
+    """
+
+    def __init__(self, files: np.ndarray, batch_size: int, seed: int, shuffled_runs: int | None = None) -> None:
+        self.batch_size, self._seed, self._window = batch_size, seed, shuffled_runs
+        self._file_of = np.unique(files, return_inverse=True)[1]
+        self._passes: dict[int, np.ndarray] = {}  # the last two: who reads ahead is in the next one already
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Batches of one pass over the volumes; the last one may be smaller."""
+        return -(-len(self._file_of) // self.batch_size)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The numbers of the volumes in the batch of a step."""
+        number, position = divmod(step, self.steps_per_pass)
+        order = self._passes.get(number)
+        if order is None:
+            order = self._order(number)
+            self._passes = {**{n: o for n, o in self._passes.items() if abs(n - number) == 1}, number: order}
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _order(self, number: int) -> np.ndarray:
+        random, n = np.random.default_rng([self._seed, number]), len(self._file_of)
+        if self._window is None:
+            return random.permutation(n)
+        places = random.permutation(self._file_of.max() + 1)[self._file_of]
+        return np.argsort(places + self._window * random.random(n), kind="stable")
+
+
+class Volumes:
+    """Labelled volumes of a store on a device.
+
+    Parameters
+    ----------
+    rows : index rows with `label`, as `select_rows` gives them
+    in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
+        $DEEPLIGHT_PER_GPU, where so many trainings share a GPU). Otherwise they are read while they are used, a few
+        batches ahead
+    by_run : volumes come in windows of a few runs (`BatchOrder.shuffled_runs`, or the store's order): when streaming,
+        have the system fetch whole runs, which disks do faster than single volumes
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: pd.DataFrame,
+        device: torch.device | str = "cpu",
+        in_memory: bool | None = None,
+        by_run: bool = False,
+    ) -> None:
+        self.store, self.rows, self.device, self._by_run = store, rows, torch.device(device), by_run
+        self.labels = torch.tensor(rows["label"].to_numpy(), device=self.device)
+        self.shape = store.shape[::-1]  # (Z, Y, X)
+        inside = store.mask[store.box].T.ravel()
+        places = np.where(inside, np.cumsum(inside) - 1, inside.sum())  # outside: the zero after the last voxel
+        self._places = torch.from_numpy(places).to(self.device)
+        scales = torch.tensor(rows["file"].map(store.scales).to_numpy(np.float32), device=self.device)
+        self._scale = scales if (scales != 1).any() else None
+        statistics = store.statistics()
+        self._statistics = statistics and tuple(values.to(self.device) for values in statistics)
+        self._all: Tensor | None = None
+        dtype = torch.int8 if store.info["preprocessing"]["storage"] == "int8" else torch.float16
+        size = (len(rows), store.info["n_voxels"])
+        if in_memory is None:
+            sharing = "WORLD_SIZE" if self.device.type == "cpu" else "DEEPLIGHT_PER_GPU"
+            share = _SHARE_OF_MEMORY / int(os.environ.get(sharing, "1"))
+            in_memory = dtype.itemsize * size[0] * size[1] < share * _free_memory(self.device)
+        if in_memory:
+            self._all = torch.empty(size, dtype=dtype, device=self.device)
+        self._file_of, files = pd.factorize(rows["file"])
+        self._row_of = rows["row"].to_numpy()
+        self._files, indices = [str(file) for file in files], rows.groupby("file", sort=False).indices
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # they check the files' hashes
+            for file, volumes in zip(self._files, threads.map(store.read, self._files), strict=True):
+                if self._all is not None:
+                    part = indices[file]
+                    of_run = volumes[torch.from_numpy(self._row_of[part])]
+                    self._all[self._moved(torch.from_numpy(part))] = of_run.to(self.device)
+        self._readers = [] if in_memory else [volume_reader(store.path / file) for file in self._files]
+
+    def __len__(self) -> int:
+        """The number of volumes."""
+        return len(self.rows)
+
+    def masked(self, numbers: np.ndarray) -> Tensor:
+        """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
+        return self._computed(self._moved(torch.from_numpy(numbers)), self._read(numbers))
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
+        return self._unmasked(numbers, self._read(numbers))
+
+    def _read(self, numbers: np.ndarray) -> Tensor | None:
+        """What has to be read from disk, (B, V) as stored; None if all is on the device."""
+        if self._all is not None:
+            return None
+        places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
+        volumes = torch.stack([self._readers[file](int(row)) for file, row in places])
+        return volumes.pin_memory() if self.device.type == "cuda" else volumes
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """Values on the device, without waiting for what it still has to do."""
+        if self.device.type != "cuda":
+            return values
+        return (values if values.is_pinned() else values.pin_memory()).to(self.device, non_blocking=True)
+
+    def _computed(self, chosen: Tensor, read: Tensor | None) -> Tensor:
+        if read is not None:
+            picked = self._moved(read)
+        else:
+            assert self._all is not None
+            picked = self._all[chosen]
+        if self._scale is not None:
+            picked = picked.float().mul_(self._scale[chosen, None])
+        if self._statistics:
+            mean, sd = self._statistics
+            picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)
+        return picked
+
+    def _unmasked(self, numbers: np.ndarray, read: Tensor | None) -> Batch:
+        chosen = self._moved(torch.from_numpy(numbers))
+        masked = self._computed(chosen, read)
+        padded = masked.new_zeros(len(masked), masked.shape[1] + 1, dtype=torch.float32)
+        padded[:, :-1] = masked
+        volumes = padded.index_select(1, self._places).view(-1, *self.shape)
+        return {"volumes": volumes, "labels": self.labels[chosen], "numbers": chosen}
+
+    def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(row numbers, batch) for each set of row numbers; read ahead in a bounded buffer when streaming.
+
+        The thread that reads ahead makes in-mask volumes only: glibc gives the memory of whole ones, if another thread
+        than the first asks for it, back to the system each time.
+        """
+        if self._all is not None:
+            for numbers in order:
+                yield numbers, self.batch(numbers)
+            return
+        ahead: queue.Queue[tuple[np.ndarray, Tensor | None] | BaseException | None] = queue.Queue(_PREFETCH)
+        stop = threading.Event()
+
+        def put(item: tuple[np.ndarray, Tensor | None] | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return ahead.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def read() -> None:
+            try:
+                for numbers in self._announced(order) if self._by_run else order:
+                    if stop.is_set():
+                        return
+                    put((numbers, self._read(numbers)))
+                put(None)
+            except BaseException as error:  # handed to the consumer, which raises it
+                put(error)
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        try:
+            while (item := ahead.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                numbers, volumes = item
+                yield numbers, self._unmasked(numbers, volumes)
+        finally:
+            stop.set()
+            thread.join()
+
+    def _announced(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same row numbers; the runs of those that come soon are fetched by the system in the background."""
+        coming: deque[np.ndarray] = deque()
+        fetched: deque[int] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
+        for numbers in chain(order, [None] * _ANNOUNCED):
+            if numbers is not None:
+                coming.append(numbers)
+                for file in {*self._file_of[numbers].tolist()}.difference(fetched):
+                    fetched.append(file)
+                    if hasattr(os, "posix_fadvise"):  # not on macOS
+                        with (self.store.path / self._files[file]).open("rb") as stream:
+                            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            if coming and (numbers is None or len(coming) > _ANNOUNCED):
+                yield coming.popleft()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of the processor's, no more than a job of a cluster may use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
+    free = 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
+    own = Path("/proc/self/cgroup")  # Linux: the groups whose limits hold for this process, as SLURM sets them
+    group = Path("/sys/fs/cgroup") / own.read_text().strip().rpartition("::/")[2] if own.is_file() else Path()
+    for folder in (group, *group.parents):
+        limit, used = folder / "memory.max", folder / "memory.current"
+        if limit.is_file() and limit.read_text().strip() != "max":
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free

@@ -1,0 +1,390 @@
+import warnings
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import integrate, stats
+from statsmodels.formula.api import ols
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.anova import anova_lm
+
+from deeplight_core.analysis import statistics
+from deeplight_core.analysis.statistics import (
+    against_chance,
+    compare,
+    compare_cells,
+    mean_intervals,
+    seed_model,
+    subject_means,
+    subjects_saved,
+)
+
+
+def results(
+    effects: dict[float, float], n: int = 12, seeds: tuple[int, ...] = (1,), noise: float = 0.05
+) -> pd.DataFrame:
+    random = np.random.default_rng(3)
+    rows = []
+    for fraction, effect in effects.items():
+        for subject in range(n):
+            base = random.normal(0.5, 0.1)
+            for seed in seeds:
+                for variant, shift in (("pretrained", effect), ("scratch", 0.0)):
+                    accuracy = base + shift + random.normal(0, noise)
+                    rows.append(
+                        ("supervised", variant, fraction, int(30 * fraction), seed, "WM", f"s{subject}", accuracy, 90)
+                    )
+    return pd.DataFrame(
+        rows, columns=["route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy", "n_volumes"]
+    )
+
+
+def test_t_tests_equal_scipy():
+    table = results({0.1: 0.2, 0.5: 0.02, 1.0: 0.0})
+    comparison = compare(table).set_index("fraction")
+    for fraction, group in table.groupby("fraction"):
+        a, b = (
+            group[group["variant"] == v].sort_values("subject")["accuracy"].to_numpy()
+            for v in ("pretrained", "scratch")
+        )
+        expected = stats.ttest_rel(a, b)
+        row = comparison.loc[fraction]
+        assert row["t"] == pytest.approx(expected.statistic, rel=1e-6)
+        assert row["p"] == pytest.approx(expected.pvalue, rel=1e-6)
+        assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-6)
+        assert row["d"] == pytest.approx((a - b).mean() / (a - b).std(ddof=1), rel=1e-6)
+        assert row["d_low"] < row["d"] < row["d_high"]
+
+
+def test_a_case_computed_by_hand():
+    """Differences 0.1, 0.2, 0.3: mean 0.2, SD 0.1, t = 0.2 / (0.1 / √3) = 2√3, two degrees of freedom."""
+    table = pd.DataFrame(
+        {
+            "variant": ["pretrained"] * 3 + ["scratch"] * 3, "fraction": 1.0, "n_subjects": 3, "seed": 1, "task": "WM",
+            "subject": ["a", "b", "c"] * 2, "accuracy": [0.6, 0.7, 0.8, 0.5, 0.5, 0.5],
+        }
+    )  # fmt: skip
+    row = compare(table).iloc[0]
+    assert row["difference"] == pytest.approx(0.2)
+    assert row["t"] == pytest.approx(2 * np.sqrt(3))
+    assert row["dof"] == 2
+    assert row["d"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("method", "flag"), [("bonferroni", "significant"), ("holm", "significant_holm")])
+def test_corrections_equal_those_computed_by_hand(method, flag):
+    comparison = compare(results({0.1: 0.2, 0.2: 0.05, 0.5: 0.035, 1.0: 0.0}))
+    p, n = comparison["p"].to_numpy(), len(comparison)
+    expected = np.minimum(p * n, 1)
+    if method == "holm":
+        highest = 0.0
+        for rank, i in enumerate(np.argsort(p)):
+            highest = max(highest, min(p[i] * (n - rank), 1))
+            expected[i] = highest
+    assert comparison[f"p_{method}"].to_numpy() == pytest.approx(expected)
+    assert comparison[flag].tolist() == [value < 0.05 for value in expected]
+    assert comparison[flag].any()
+    assert not comparison[flag].all()
+
+
+def test_fractions_of_one_variant_only_are_left_out():
+    table = results({0.1: 0.2, 1.0: 0.1})
+    comparison = compare(table[(table["fraction"] == 0.1) | (table["variant"] == "scratch")])
+    assert comparison["fraction"].tolist() == [0.1]
+    assert compare(table[(table["fraction"] == 0.1) == (table["variant"] == "scratch")]).empty
+
+
+def test_permutation_p_equals_all_signs_counted():
+    table = results({1.0: 0.04}, n=8)
+    wide = table.pivot(index="subject", columns="variant", values="accuracy")
+    difference = (wide["pretrained"] - wide["scratch"]).to_numpy()
+    means = np.array([abs((difference * signs).mean()) for signs in product([-1, 1], repeat=8)])
+    assert compare(table).iloc[0]["p_permutation"] == pytest.approx((means >= abs(difference.mean()) - 1e-12).mean())
+
+
+def test_bayes_factor_equals_its_integral():
+    """JZS: the likelihood of t under d ~ Cauchy(0, √2/2), integrated, over that under d = 0 (Rouder et al. 2009)."""
+    row = compare(results({1.0: 0.04})).iloc[0]
+    n, t = row["n"], row["t"]
+    prior = stats.cauchy(scale=np.sqrt(2) / 2).pdf
+    likelihood, _ = integrate.quad(lambda d: prior(d) * stats.nct.pdf(t, n - 1, d * np.sqrt(n)), -4, 4, limit=200)
+    assert row["bf10"] == pytest.approx(likelihood / stats.t.pdf(t, n - 1), rel=0.01)
+
+
+def test_any_two_cells_can_be_compared():
+    table = results({0.4: 0.2, 1.0: 0.0})
+    a = table[(table["variant"] == "pretrained") & (table["fraction"] == 0.4)]["accuracy"]
+    b = table[(table["variant"] == "scratch") & (table["fraction"] == 1.0)]["accuracy"]
+    test = compare_cells(table, ("pretrained", 0.4), ("scratch", 1.0))
+    assert test["t"] == pytest.approx(stats.ttest_rel(a, b).statistic)
+    with pytest.raises(ValueError, match="no results of linear at 40%"):
+        compare_cells(table, ("linear", 0.4), ("scratch", 1.0))
+
+
+def test_chance_is_tested_as_scipy_does():
+    table = results({0.1: 0.2, 1.0: 0.1})
+    rows = against_chance(table, 0.45)
+    assert len(rows) == 4
+    for row in rows.itertuples():
+        chosen = table[(table["variant"] == row.variant) & (table["fraction"] == row.fraction)]["accuracy"]
+        expected = stats.ttest_1samp(chosen, 0.45)
+        assert (row.t, row.p) == pytest.approx((expected.statistic, expected.pvalue))
+        assert row.p_bonferroni == pytest.approx(min(1, 4 * expected.pvalue))
+
+
+# ---- seeds
+
+
+def crossed(random, subjects=10, seeds=5, sd_subject=0.05, sd_seed=0.03, noise=0.03, effect=0.1):
+    """Results whose differences are effect + subject + seed + noise."""
+    difference = effect + sd_subject * random.normal(size=(subjects, 1)) + sd_seed * random.normal(size=(1, seeds))
+    difference = difference + noise * random.normal(size=(subjects, seeds))
+    rows = [
+        (variant, 1.0, 30, seed, "WM", f"s{subject}", 0.5 + (variant == "pretrained") * difference[subject, seed])
+        for subject in range(subjects) for seed in range(seeds) for variant in ("pretrained", "scratch")
+    ]  # fmt: skip
+    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"]
+    return pd.DataFrame(rows, columns=columns), difference
+
+
+def test_mixed_model_equals_the_analysis_of_variance():
+    """On balanced data REML gives the variances of the two-way table's mean squares."""
+    table, difference = crossed(np.random.default_rng(1))
+    n, seeds = difference.shape
+    long = pd.DataFrame(difference).melt(ignore_index=False, var_name="seed").rename_axis("subject").reset_index()
+    anova = anova_lm(ols("value ~ C(subject) + C(seed)", long).fit())["mean_sq"]
+    subject, seed, rest = anova["C(subject)"], anova["C(seed)"], anova["Residual"]
+    row = seed_model(table).iloc[0]
+    assert row["difference"] == pytest.approx(difference.mean())
+    assert row["sd_rest"] == pytest.approx(np.sqrt(rest))
+    assert row["sd_subject"] == pytest.approx(np.sqrt((subject - rest) / seeds))
+    assert row["sd_seed"] == pytest.approx(np.sqrt((seed - rest) / n))
+    total = subject + seed - rest
+    dof = total**2 / (subject**2 / (n - 1) + seed**2 / (seeds - 1) + rest**2 / ((n - 1) * (seeds - 1)))
+    half = stats.t.ppf(0.975, dof) * np.sqrt(total / (n * seeds))
+    assert (row["low"], row["high"]) == pytest.approx((difference.mean() - half, difference.mean() + half))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(difference.mean() / np.sqrt(total / (n * seeds)), dof))
+
+
+@pytest.mark.parametrize("spread", [(0.05, 0.03), (0.05, 0.0), (0.0, 0.03), (0.0, 0.0)])
+def test_mixed_model_is_as_likely_as_that_of_statsmodels(spread):
+    """Its restricted likelihood is the highest, on the boundary, too; statsmodels' iteration comes close to it."""
+    random, n, seeds = np.random.default_rng(6), 6, 4
+    mean, z_subject, z_seed = (
+        np.ones((n * seeds, 1)),
+        np.kron(np.eye(n), np.ones((seeds, 1))),
+        np.tile(np.eye(seeds), n).T,
+    )
+
+    def minus_log_likelihood(y, subject, seed, rest):
+        cov = subject * z_subject @ z_subject.T + seed * z_seed @ z_seed.T + rest * np.eye(len(y))
+        inverse = np.linalg.inv(cov)
+        information = mean.T @ inverse @ mean
+        error = y - (mean @ np.linalg.solve(information, mean.T @ inverse @ y))
+        return np.linalg.slogdet(cov)[1] + np.linalg.slogdet(information)[1] + error @ inverse @ error
+
+    for _ in range(8):
+        table, difference = crossed(random, n, seeds, *spread)
+        row = seed_model(table).iloc[0]
+        ours = minus_log_likelihood(
+            difference.ravel(), *(row[f"sd_{name}"] ** 2 for name in ("subject", "seed", "rest"))
+        )
+        long = pd.DataFrame(
+            {"y": 20 * difference.ravel(), "subject": np.repeat(range(n), seeds), "seed": [*range(seeds)] * n}
+        )
+        effects = {"subject": "0 + C(subject)", "seed": "0 + C(seed)"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a variance of zero lies on the boundary, of which it warns
+            fit = MixedLM.from_formula("y ~ 1", long, groups=np.ones(len(long)), vc_formula=effects).fit(reml=True)
+        found = dict(zip(fit.model.exog_vc.names, fit.vcomp / 400, strict=True)) | {"rest": fit.scale / 400}
+        theirs = minus_log_likelihood(difference.ravel(), **found)
+        assert theirs - 1 < ours < theirs + 1e-6
+
+
+@pytest.mark.parametrize(("subjects", "seeds"), [(10, 5), (4, 3)])
+def test_mixed_model_covers_where_the_t_test_of_one_seed_does_not(subjects, seeds):
+    random, covered, alone, n = np.random.default_rng(2), 0, 0, 400
+    for _ in range(n):
+        table, difference = crossed(random, subjects, seeds)
+        row = seed_model(table).iloc[0]
+        covered += row["low"] <= 0.1 <= row["high"]
+        low, high = stats.ttest_1samp(difference[:, 0], 0).confidence_interval(0.95)
+        alone += low <= 0.1 <= high
+    assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / n) < covered / n < 0.995
+    assert alone / n < 0.95 - 3 * np.sqrt(0.95 * 0.05 / n)
+
+
+def test_equal_differences_have_no_mixed_model_test():
+    table, _ = crossed(np.random.default_rng(1), sd_subject=0, sd_seed=0, noise=0)
+    row = seed_model(table).iloc[0]
+    assert row["difference"] == pytest.approx(0.1)
+    assert np.isnan(row["p"])
+    assert (row["low"], row["high"]) == pytest.approx((0.1, 0.1))
+
+
+def test_one_seed_has_no_mixed_model_and_gaps_are_named():
+    table, _ = crossed(np.random.default_rng(3), seeds=1)
+    assert seed_model(table).empty
+    table, _ = crossed(np.random.default_rng(3), seeds=3)
+    gap = (table["seed"] == 2) & (table["subject"] == "s4") & (table["variant"] == "scratch")
+    with pytest.raises(ValueError, match=r"pretrained and scratch at 100%: seeds \[2\] lack"):
+        seed_model(table[~gap])
+
+
+# ---- subjects saved
+
+
+def curves(pretrained, scratch, random=None, sizes=(1, 3, 10, 30), subjects=30):
+    """Results on two given curves; each subject is off by a little of its own at every size if `random` is given."""
+    rows = [
+        (v, n / 30, n, 1, "WM", f"s{i}", mean + (random.normal(0, 0.05) if random else 0))
+        for v, means in (("pretrained", pretrained), ("scratch", scratch))
+        for n, mean in zip(sizes, means, strict=True) for i in range(subjects)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"])
+
+
+def test_saved_subjects_of_a_case_computed_by_hand():
+    """0.5 lies half-way between 0.4 at 3 and 0.6 at 10: √30 subjects. 0.2 is below the curve, 0.9 above it."""
+    table = subjects_saved(curves([0.2, 0.5, 0.6, 0.9], [0.3, 0.4, 0.6, 0.8])).set_index("n_subjects")
+    assert table["equivalent"].tolist() == pytest.approx([1, np.sqrt(30), 10, np.inf])
+    assert table["saved"].tolist() == pytest.approx([0, np.sqrt(30) - 3, 0, np.inf])
+    assert table["low"].to_numpy() == pytest.approx(table["equivalent"].to_numpy())  # no variance between subjects
+    assert table["at_most"].tolist() == [True, False, False, False]
+
+
+def test_a_curve_that_falls_counts_where_it_is_first_reached():
+    assert subjects_saved(curves([0.5] * 4, [0.3, 0.6, 0.2, 0.9]))["equivalent"].to_numpy() == pytest.approx(
+        np.exp(np.log(3) * 2 / 3)
+    )
+
+
+def test_interval_of_saved_subjects_covers():
+    random, n, covered = np.random.default_rng(4), 300, 0
+    for _ in range(n):
+        row = subjects_saved(curves([0.5, 0.6, 0.7, 0.8], [0.3, 0.4, 0.6, 0.8], random), n_resamples=300).iloc[0]
+        covered += row["low"] <= np.sqrt(30) <= row["high"]
+    assert covered / n == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / n))
+
+
+# ---- what else the reported numbers promise
+
+
+@pytest.mark.parametrize(("n", "effect"), [(100, 0.8), (10, 0.8), (10, 3.0), (4, 1.0)])
+def test_intervals_of_d_cover(n, effect, monkeypatch):
+    """That of the noncentral t always; the bootstrap with 100 subjects, and less with few, as its docstring says."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 300)
+    random, covered, repeats = np.random.default_rng(5), np.zeros(2), 200
+    for _ in range(repeats):
+        table = pd.DataFrame(
+            {"variant": np.repeat(["pretrained", "scratch"], n), "fraction": 1.0, "n_subjects": 1, "seed": 1,
+             "task": "WM", "subject": np.tile(np.arange(n), 2),
+             "accuracy": np.r_[random.normal(effect, 1, n), np.zeros(n)]}
+        )  # fmt: skip
+        row = compare(table).iloc[0]
+        covered += [row["d_low"] <= effect <= row["d_high"], row["d_t_low"] <= effect <= row["d_t_high"]]
+    bootstrap, exact = covered / repeats
+    error = 3 * np.sqrt(0.95 * 0.05 / repeats)
+    assert exact == pytest.approx(0.95, abs=error)
+    assert 0.5 < bootstrap < 0.95 + error
+    if n == 100:
+        assert bootstrap > 0.95 - error
+
+
+@pytest.mark.parametrize(("t", "n"), [(2.0, 10), (-2.0, 10), (50.0, 100), (520.0, 10), (12.0, 2), (-3.0, 4), (1e6, 4)])
+def test_the_interval_of_d_has_the_t_value_at_its_percentiles(t, n):
+    low, high = statistics._noncentral_d(t, n)
+    assert low < t / np.sqrt(n) < high
+    for d, share in ((low, 0.975), (high, 0.025)):
+        draws = np.random.default_rng(0).normal(d * np.sqrt(n), 1, 200_000)
+        draws /= np.sqrt(np.random.default_rng(1).chisquare(n - 1, 200_000) / (n - 1))
+        assert (draws < t).mean() == pytest.approx(share, abs=0.003)
+
+
+def test_variants_are_compared_over_the_seeds_that_both_have():
+    """Another seed trains on other subjects; a difference between seeds must not look like one between variants."""
+    table = results({0.1: 0.0, 1.0: 0.0}, seeds=(1, 2))
+    table.loc[table["seed"] == 2, "accuracy"] += 0.2
+    unfinished = table[~((table["seed"] == 2) & (table["variant"] == "scratch") & (table["fraction"] == 0.1))]
+    one_seed = table[(table["seed"] == 1) & (table["fraction"] == 0.1)]
+    rows = compare(unfinished).set_index("fraction")
+    assert rows["n_seeds"].tolist() == [1, 2]
+    assert rows.loc[0.1, "t"] == pytest.approx(compare(one_seed).iloc[0]["t"])
+    means = mean_intervals(unfinished)
+    assert means.loc[means["fraction"] == 0.1, "mean"].max() < 0.6
+    across = compare_cells(unfinished, ("pretrained", 1.0), ("scratch", 0.1))
+    assert across["n_seeds"] == 1
+    assert abs(across["difference"]) < 0.1
+    disjoint = table[(table["seed"] == 1) == (table["variant"] == "scratch")]
+    assert compare(disjoint).empty
+    with pytest.raises(ValueError, match="no seed in common"):
+        compare_cells(disjoint, ("pretrained", 1.0), ("scratch", 0.1))
+
+
+def test_an_unfinished_grid_is_corrected_for_the_tests_that_were_planned():
+    table = results({0.1: 0.2, 0.2: 0.04, 0.5: 0.0})
+    whole = compare(table).set_index("fraction")
+    part = compare(table[table["fraction"] < 0.5], n_tests=3).set_index("fraction")
+    assert part["p_bonferroni"].to_numpy() == pytest.approx(whole["p_bonferroni"][:2].to_numpy())
+    assert part["p_holm"].to_numpy() == pytest.approx(np.minimum(1, whole["p"][:2].to_numpy() * [3, 2]))
+
+
+def test_seeds_are_averaged_before_the_test():
+    table = results({0.1: 0.1}, seeds=(1, 2, 3))
+    averaged = table.groupby(["variant", "fraction", "n_subjects", "task", "subject"], as_index=False)[
+        "accuracy"
+    ].mean()
+    row = compare(table).iloc[0]
+    assert row["n"] == 12
+    assert row["t"] == pytest.approx(compare(averaged.assign(seed=0)).iloc[0]["t"])
+    assert len(subject_means(table)) == 24
+
+
+def test_the_interval_of_the_mean_equals_scipy():
+    table = results({0.1: 0.2})
+    row = mean_intervals(table).set_index("variant").loc["scratch"]
+    accuracy = table[table["variant"] == "scratch"]["accuracy"]
+    low, high = stats.t.interval(0.95, len(accuracy) - 1, accuracy.mean(), stats.sem(accuracy))
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((accuracy.mean(), low, high))
+
+
+def test_intervals_cover_and_corrected_tests_keep_their_level(monkeypatch):
+    """Experiments without an effect, three fractions on the same subjects: each interval covers 0 in 95% of them, and
+    no more than 5% of them reject anywhere."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 50)
+    random, n = np.random.default_rng(0), 200
+    covered, rejected = [], {"significant": 0, "significant_holm": 0}
+    for _ in range(n):
+        subject = random.normal(0, 0.1, (2, 1, 8))  # fractions share the subjects, so their tests are correlated
+        accuracy = 0.5 + subject + random.normal(0, 0.1, (2, 3, 8))
+        table = pd.DataFrame(
+            {"variant": np.repeat(["pretrained", "scratch"], 24), "fraction": np.tile(np.repeat([0.1, 0.5, 1.0], 8), 2),
+             "n_subjects": 1, "seed": 1, "task": "WM", "subject": [*"abcdefgh"] * 6, "accuracy": accuracy.ravel()}
+        )  # fmt: skip
+        rows = compare(table)
+        covered += ((rows["low"] <= 0) & (rows["high"] >= 0)).tolist()
+        for rule in rejected:
+            rejected[rule] += rows[rule].any()
+    error = np.sqrt(0.95 * 0.05 / n)
+    assert np.mean(covered) == pytest.approx(0.95, abs=3 * error)
+    assert all(0 < count / n < 0.05 + 3 * error for count in rejected.values())
+
+
+def test_equal_variants_are_not_significant_and_do_not_fail():
+    table = results({1.0: 0.0}, noise=0.0)
+    row = compare(table).iloc[0]
+    assert row["difference"] == 0
+    assert np.isnan(row["t"])
+    assert not row["significant"]
+
+
+def test_an_absent_variant_is_named():
+    with pytest.raises(ValueError, match="no results of variant linear"):
+        compare(results({1.0: 0.1}), "pretrained", "linear")
+
+
+def test_unpaired_subjects_are_refused():
+    table = results({1.0: 0.1})
+    with pytest.raises(ValueError, match=r"same subjects.*s3"):
+        compare(table[~((table["subject"] == "s3") & (table["variant"] == "scratch"))])

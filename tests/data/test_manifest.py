@@ -1,0 +1,311 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeplight_core.config import DataSettings
+from deeplight_core.data.manifest import (
+    COLUMNS,
+    add_subject_columns,
+    assign_splits,
+    read_left_out,
+    read_manifest,
+    read_notes,
+    run_key,
+    select,
+    unit_names,
+    write_manifest,
+    write_notes,
+)
+from deeplight_core.data.simulate import plan
+
+COMMITTED = Path(__file__).parents[2] / "data_manifest.csv"
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Seven tasks of sim001 (rows 2–8), sim002 (9–15), both to train on, and sim003 (16–22) to validate."""
+    return plan(2, 1, 2.16, ("LR",))
+
+
+def changed(table: pd.DataFrame, cells: dict[tuple[int, str], object], folder: Path) -> Path:
+    """Write the table with other values in cells (row of the file, column)."""
+    table = table.astype(object)
+    for (row, column), value in cells.items():
+        table.loc[row - 2, column] = value
+    write_manifest(table, folder / "manifest.csv")
+    return folder / "manifest.csv"
+
+
+def test_write_and_read_give_back_the_same(table: pd.DataFrame, tmp_path: Path) -> None:
+    table = table.assign(age=[f"{n}" for n in range(len(table))], sha256="0a" * 32)  # a free label column
+    write_manifest(table[["age", *COLUMNS]], tmp_path / "new/manifest.csv")
+    back = read_manifest(tmp_path / "new/manifest.csv")
+    pd.testing.assert_frame_equal(back, table)
+    assert list(back.columns) == [*COLUMNS, "age"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["manifest.csv"]
+
+
+def test_a_byte_order_mark_does_no_harm(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = changed(table, {}, tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    pd.testing.assert_frame_equal(read_manifest(path), table)
+
+
+def test_subjects_keep_their_leading_zeros(table: pd.DataFrame, tmp_path: Path) -> None:
+    write_manifest(table.assign(subject=table["subject"].str[3:], run="1"), tmp_path / "manifest.csv")
+    back = read_manifest(tmp_path / "manifest.csv")
+    assert list(back["subject"].unique()) == ["001", "002", "003"]
+    assert set(back["run"]) == {"1"}
+
+
+def test_all_problems_are_reported_together_each_with_its_row(table: pd.DataFrame, tmp_path: Path) -> None:
+    cells: dict[tuple[int, str], object] = {
+        (2, "tr_s"): -1, (3, "tr_s"): "fast", (4, "tr_s"): "", (5, "tr_s"): "nan", (6, "n_volumes"): "many",
+        (7, "n_volumes"): "0", (8, "n_volumes"): "12.5", (9, "image"): "/etc/x.nii.gz", (10, "events"): "../EVs",
+        (11, "mask"): "a/../../b.nii.gz", (12, "split"): "test", (13, "sha256"): "abc", (14, "subject"): "",
+        (15, "run"): "L R", (16, "dataset"): "", (17, "task"): "a/b", (18, "image"): "",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="problem") as error:
+        read_manifest(changed(table, cells, tmp_path))
+    lines = str(error.value).splitlines()[1:]
+    for (row, column), value in cells.items():
+        assert any(line.startswith(f"  row {row}: {column} = {str(value)!r}") for line in lines), (row, column)
+    assert len(lines) == len(cells) + 1
+    assert "  row 12: subject sim002 is in split test, but in train in an earlier row" in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["subject", "family"])
+def test_nobody_is_in_two_splits(table: pd.DataFrame, tmp_path: Path, column: str) -> None:
+    if column == "family":
+        cells: dict[tuple[int, str], object] = {(row, "family"): "F7" for row in (9, 16)}
+        bad, who = 16, "family F7"  # of a subject in train and one in validation
+    else:
+        cells, bad, who = {(8, "split"): "validation"}, 8, "subject sim001"
+    with pytest.raises(ValueError, match=rf"1 problem\(s\):\n  row {bad}: {who} is in split validation, but in train"):
+        read_manifest(changed(table, cells, tmp_path))
+
+
+def test_runs_are_split_only_where_that_is_asked_for(table: pd.DataFrame, tmp_path: Path) -> None:
+    path = changed(table, {(8, "split"): "validation"}, tmp_path)
+    assert read_manifest(path, split_unit="run")["split"][6] == "validation"
+
+
+def test_repeated_runs_and_images_are_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+    double = pd.concat([table, table[3:4]], ignore_index=True)
+    write_manifest(double, tmp_path / "manifest.csv")
+    with pytest.raises(ValueError, match=r"2 problem\(s\)") as error:
+        read_manifest(tmp_path / "manifest.csv")
+    assert "row 23: repeats the run sub-sim001_task-LANGUAGE_run-LR of an earlier row" in str(error.value)
+    assert f"row 23: repeats the image {table['image'][3]} of an earlier row" in str(error.value)
+
+
+def test_two_datasets_may_not_share_a_runs_name(table: pd.DataFrame, tmp_path: Path) -> None:
+    cells: dict[tuple[int, str], object] = {
+        (3, "dataset"): "other", (3, "task"): "WM", (3, "image"): "other/bold.nii.gz",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="row 3: repeats the run sub-sim001_task-WM_run-LR"):
+        read_manifest(changed(table, cells, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a comma-separated table in UTF-8"),
+        (",".join(COLUMNS).encode() + b"\nM\xfcller", "not a comma-separated table in UTF-8"),
+        (",".join(COLUMNS).encode() + b"\n", "the manifest has no rows"),
+        (",".join(COLUMNS[:-2]).encode() + b"\n", r"missing column\(s\) family, sha256; expected dataset, subject"),
+        (b"a,b\n1,2\n1,2,3\n", "not a comma-separated table in UTF-8.*line 3"),
+        (",".join(COLUMNS).encode() + b"\n" + b"x," * 13, "rows have more cells than the header"),
+    ],
+    ids=["empty", "not UTF-8", "no rows", "missing columns", "ragged", "a comma too many"],
+)
+def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "manifest.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_manifest(tmp_path / "manifest.csv")
+    assert str(tmp_path / "manifest.csv") in str(error.value)
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no manifest .* `deeplight manifest"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+def test_the_committed_manifest_is_the_built_in_dataset() -> None:
+    pd.testing.assert_frame_equal(read_manifest(COMMITTED), plan(30, 10, 2.16, ("LR",)))
+
+
+def test_run_keys_name_the_session_where_there_is_one(table: pd.DataFrame) -> None:
+    assert run_key(table.loc[0]) == "sub-sim001_task-WM_run-LR"
+    assert run_key(table.assign(session="2").loc[0]) == "sub-sim001_ses-2_task-WM_run-LR"
+    assert unit_names(table, "subject").nunique() == 3
+    assert unit_names(table, "run").nunique() == len(table)
+
+
+def test_select_takes_the_tasks_and_the_first_units() -> None:
+    table = plan(5, 3, 2.16, ("LR",)).sample(frac=1, random_state=0)
+    data = DataSettings(source={"SOCIAL": ["interaction"]}, max_units={"train": 2, "validation": 1})
+    chosen = select(table, data)
+    assert sorted(set(zip(chosen["subject"], chosen["split"], strict=True))) == [
+        ("sim001", "train"), ("sim002", "train"), ("sim006", "validation"),
+    ]  # fmt: skip
+    assert set(chosen["task"]) == {"SOCIAL", "WM"}
+    assert list(chosen.index) == list(range(6))
+
+
+def test_select_leaves_a_split_whole_that_is_not_limited() -> None:
+    chosen = select(plan(5, 3), DataSettings(max_units={"train": 2}))
+    assert chosen.groupby("split")["subject"].nunique().to_dict() == {"train": 2, "validation": 3}
+
+
+def test_select_counts_runs_where_runs_are_the_unit() -> None:
+    table = plan(1, 1)[lambda t: t["task"] == "WM"]
+    data = DataSettings(split_unit="run", source={}, max_units={"train": 1, "validation": 2})
+    assert list(select(table, data)["run"]) == ["LR", "LR", "RL"]
+
+
+def test_select_refuses_what_is_not_there(table: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="no runs of rest; it has EMOTION, GAMBLING"):
+        select(table, DataSettings(source={"rest": ["rest"]}))
+    with pytest.raises(ValueError, match="leaves no validation runs for tasks EMOTION, "):
+        select(table[:14], DataSettings())
+
+
+def held_out(table: pd.DataFrame, seed: int, n: int = 6) -> set[str]:
+    split = assign_splits(table, "subject", n, seed)
+    assert split.groupby("subject")["split"].nunique().max() == 1
+    return set(split.loc[split["split"] == "validation", "subject"])
+
+
+def test_splits_are_drawn_by_subject_and_seed() -> None:
+    table = plan(20, 0, runs=("LR",)).assign(split="")
+    assert len(held_out(table, 0)) == 6
+    assert held_out(table, 0) == held_out(table.sample(frac=1, random_state=1), 0)
+    assert held_out(table, 0) != held_out(table, 1)
+
+
+def test_runs_can_be_held_out_instead() -> None:
+    table = plan(1, 0)
+    split = assign_splits(table, "run", 5, 0)
+    assert (split["split"] == "validation").sum() == 5
+
+
+def test_families_stay_together() -> None:
+    table = plan(20, 0, runs=("LR",))
+    number = table["subject"].str[3:].astype(int)
+    table["family"] = np.where(number <= 12, "F" + (number // 3).astype(str), "")
+    for seed in range(5):
+        split = assign_splits(table, "subject", 5, seed)
+        assert split[split["family"] != ""].groupby("family")["split"].nunique().max() == 1
+        assert 5 <= split.loc[split["split"] == "validation", "subject"].nunique() < 5 + 3
+
+
+def test_too_many_held_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="holding out 3 of 3 subjects leaves none to train on"):
+        assign_splits(plan(3, 0), "subject", 3, 0)
+
+
+# ---- families, labels, strata
+
+
+def people(folder: Path, text: str, name: str = "restricted.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("family", ["Family_ID", "Pedigree_ID", "family"])
+def test_families_and_labels_come_from_a_table_of_subjects(table: pd.DataFrame, family: str, tmp_path: Path) -> None:
+    path = people(tmp_path, f"Subject,{family},Age,Diagnosis\nsim003,b,36+,x\nsim001,a,22-25,y\nsim002,a,26-30,\n")
+    added = add_subject_columns(table, path, ["Age"])
+    assert added.drop_duplicates("subject")[["subject", "family", "Age"]].to_numpy().tolist() == [
+        ["sim001", "a", "22-25"], ["sim002", "a", "26-30"], ["sim003", "b", "36+"],
+    ]  # fmt: skip
+    assert "Diagnosis" not in added  # nobody asked for it
+
+
+def test_participants_of_bids_are_found_with_their_prefix(table: pd.DataFrame, tmp_path: Path) -> None:
+    lines = ["participant_id\tsex", *(f"sub-sim00{i}\t{'FM'[i % 2]}" for i in (1, 2, 3))]
+    added = add_subject_columns(table, people(tmp_path, "\n".join(lines), "participants.tsv"), ["sex"])
+    assert added.groupby("subject")["sex"].first().tolist() == ["M", "F", "M"]
+    assert (added["family"] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Subject,sex\nsim001,F\nsim001,M\nsim002,F\nsim003,M\n", "names sim001 more than once"),
+        ("Subject,sex\nsim001,F\n", r"has no row for 2 subject\(s\) of the manifest: sim002, sim003"),
+        ("name,sex\nsim001,F\n", "has no column subject; it has name, sex"),
+        ("Subject\nsim001\nsim002\nsim003\n", "has no column sex; it has Subject"),
+        ("", "is not a comma-separated table in UTF-8"),
+    ],
+)
+def test_a_bad_table_of_subjects_is_named(table: pd.DataFrame, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"restricted.csv {message}"):
+        add_subject_columns(table, people(tmp_path, text), ["sex"])
+
+
+def crowd(n: int = 60) -> pd.DataFrame:
+    random = np.random.default_rng(1)
+    rows = plan(n, 1, 2.16, ("LR",))
+    rows = rows[rows["subject"] != rows["subject"].iloc[-1]].drop_duplicates("subject").reset_index(drop=True)
+    return rows.assign(
+        sex=np.where(np.arange(n) < n // 3, "F", "M"), age=random.uniform(20, 80, n).round(1).astype(str)
+    )
+
+
+@pytest.mark.parametrize(("column", "n_strata"), [("sex", 2), ("age", 4)])
+@pytest.mark.parametrize("seed", range(5))
+def test_strata_are_held_out_in_proportion(column: str, n_strata: int, seed: int) -> None:
+    rows = crowd()
+    split = assign_splits(rows, "subject", 12, seed, column)
+    held_out = split[split["split"] == "validation"]
+    assert held_out["subject"].nunique() == 12
+    quarters = pd.qcut(rows["age"].astype(float), 4, labels=False)
+    strata = rows["sex"] if column == "sex" else quarters
+    expected = strata.value_counts() * 12 / 60
+    counts = strata[held_out.index].value_counts().reindex(expected.index, fill_value=0)
+    assert len(expected) == n_strata
+    assert (counts - expected).abs().max() < 1
+
+
+def test_families_stay_together_in_strata() -> None:
+    rows = crowd().assign(family=[f"f{i // 3}" for i in range(60)])
+    split = assign_splits(rows, "subject", 12, 3, "sex")
+    assert {*split.loc[split["split"] == "train", "family"]}.isdisjoint(split.loc[split["split"] != "train", "family"])
+    assert 12 <= (split["split"] == "validation").sum() <= 14
+
+
+def test_strata_that_cannot_be_are_named() -> None:
+    rows = crowd()
+    with pytest.raises(ValueError, match="has no column height to stratify by"):
+        assign_splits(rows, "subject", 12, 0, "height")
+    with pytest.raises(ValueError, match="sex is empty for sim001"):
+        assign_splits(rows.assign(sex=["", *rows["sex"][1:]]), "subject", 12, 0, "sex")
+
+
+def test_a_run_has_events_and_a_repetition_time_and_a_structural_image_has_neither(tmp_path: Path) -> None:
+    rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
+    rows.loc[0, ["events", "tr_s", "n_volumes"]] = ["", "", "1"]
+    rows.loc[8, "events"] = ""
+    rows.loc[9, "tr_s"] = ""
+    rows.loc[10, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
+    write_manifest(rows, tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=r"3 problem\(s\)") as error:
+        read_manifest(tmp_path / "m.csv")
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["row 10", "row 11", "row 12"]
+
+
+def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    left_out = pd.DataFrame([("a, b", "no EVs")], columns=["path", "reason"])
+    write_notes(path, "s3://x/y", "bids", "run", {"faces": {"face": ["f1"]}}, left_out)
+    assert read_notes(path) == {
+        "root": "s3://x/y", "layout": "bids", "split_unit": "run", "states": {"faces": {"face": ["f1"]}}
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(read_left_out(path), left_out)
+    assert read_left_out(tmp_path / "other.csv").empty
+    with pytest.raises(ValueError, match=r"other.source.json, which says where the data of .* are, cannot be read"):
+        read_notes(tmp_path / "other.csv")

@@ -1,0 +1,112 @@
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import N_KEPT, RUN_FILE, SHAPE, Dataset, changed, flip_bit, truncate
+
+from deeplight_core.config import Profile
+from deeplight_core.data.prepare import prepare
+from deeplight_core.data.store import Store, open_store, verify
+from deeplight_core.training.loader import Volumes, select_rows
+
+
+def test_voxels_are_in_the_order_of_z_y_x(store: Store) -> None:
+    x, y, z = SHAPE
+    order = [(i, j, k) for k in range(z) for j in range(y) for i in range(x) if store.mask[i, j, k]]
+    values = np.arange(1.0, len(order) + 1)
+    image = store.unmask(values)
+    data = image.get_fdata()
+    assert [data[voxel] for voxel in order] == values.tolist()
+    assert (data[~store.mask] == 0).all()
+    np.testing.assert_array_equal(image.affine, store.affine)
+    np.testing.assert_array_equal(data.T[store.mask.T], values)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_shape_that_the_model_sees(store: Store, crop: bool) -> None:
+    store = replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": crop}})
+    assert store.shape == ((5, 5, 7) if crop else SHAPE)
+    assert store.mask[store.box].sum() == store.mask.sum()
+
+
+# ---- damaged stores
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, lambda path: flip_bit(path, 20), Path.unlink])
+def test_damaged_run_is_found_and_named(copied: Path, damage: Callable[[Path], None], store: Store) -> None:
+    damage(copied / RUN_FILE)
+    with pytest.raises(ValueError, match=RUN_FILE):
+        open_store(copied).read(RUN_FILE)
+    other = "runs/sub-s1_task-SOCIAL_run-LR.safetensors"
+    assert (open_store(copied).read(other) == store.read(other)).all()
+
+
+def test_verify_finds_nothing_wrong_with_a_store(store: Store) -> None:
+    assert verify(store.path) == []
+
+
+def test_verify_names_everything_that_is_wrong(copied: Path, store: Store) -> None:
+    flip_bit(copied / RUN_FILE)
+    (copied / "runs/sub-s1_task-SOCIAL_run-LR.safetensors").unlink()
+    lost = store.index["file"] == "runs/sub-s2_task-SOCIAL_run-LR.safetensors"
+    store.index[~(lost & (store.index["row"] == 0))].to_parquet(copied / "index.parquet")
+    problems = verify(copied)
+    for expected in (
+        rf"{RUN_FILE} is damaged", "sub-s1_task-SOCIAL_run-LR.safetensors is gone",
+        rf"sub-s2_task-SOCIAL_run-LR.safetensors holds \({N_KEPT}, .* the index says \({N_KEPT - 1},",
+    ):  # fmt: skip
+        assert sum(bool(re.search(expected, p)) for p in problems) == 1, expected
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize("name", ["store.json", "mask.nii.gz", "runs.parquet", "index.parquet"])
+def test_damaged_index_is_an_error(copied: Path, name: str) -> None:
+    truncate(copied / name)
+    with pytest.raises(ValueError, match=f"store {copied} is damaged"):
+        open_store(copied)
+
+
+def test_open_store_says_what_is_missing(copied: Path) -> None:
+    (copied / "index.parquet").unlink()
+    with pytest.raises(ValueError, match="is not finished"):
+        open_store(copied)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        open_store(copied / "nowhere")
+
+
+# ---- int8
+
+
+def test_int8_rounds_to_the_step_that_it_says(
+    project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
+) -> None:
+    made = prepare(dataset[0], changed(tiny_profile, storage="int8"), jobs=1)
+    for run in made.runs.itertuples():
+        exact, stored = store.read(run.file).float().numpy(), made.read(run.file).numpy()
+        assert stored.dtype == np.int8
+        assert run.scale == pytest.approx(np.abs(exact).max() / 127)
+        error = stored * np.float64(run.scale) - exact
+        assert np.abs(error).max() <= run.scale / 2 * (1 + 1e-5)
+        assert run.rounding_largest == pytest.approx(np.abs(error).max(), rel=1e-4)
+        assert run.rounding_rms == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-4)
+    size = {s.path: sum((s.path / file).stat().st_size for file in s.runs["file"]) for s in (made, store)}
+    assert size[made.path] < 0.6 * size[store.path]
+    assert verify(made.path) == []
+
+
+def test_int8_volumes_are_the_same_from_memory_and_disk(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    made = prepare(dataset[0], changed(tiny_profile, storage="int8"), jobs=1)
+    rows = select_rows(made.index, [("SOCIAL", "interaction"), ("EMOTION", "fear")], "train")
+    rows = rows.sample(frac=1, random_state=0).reset_index(drop=True)
+    of_rows = [made.read(row.file)[row.row].numpy() * np.float32(made.scales[row.file]) for row in rows.itertuples()]
+    in_memory, streamed = (Volumes(made, rows, in_memory=which) for which in (True, False))
+    numbers = np.random.default_rng(0).permutation(len(rows))
+    for volumes in (in_memory, streamed):
+        np.testing.assert_array_equal(volumes.masked(numbers).numpy(), np.stack(of_rows)[numbers])
+    order = np.array_split(numbers, 7)
+    for (_, one), (_, other) in zip(in_memory.batches(iter(order)), streamed.batches(iter(order)), strict=True):
+        assert (one["volumes"] == other["volumes"]).all()
+        assert one["volumes"].abs().max() > 1

@@ -1,0 +1,218 @@
+"""Structural images through the store: what they become, and what is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from alone import FULL_DISK, run_alone
+from conftest import (
+    AFFINE,
+    SHAPE,
+    Dataset,
+    contents,
+    data_of,
+    unfinished,
+)
+from scipy.ndimage import zoom
+
+from deeplight_core.config import Profile
+from deeplight_core.data.manifest import COLUMNS
+from deeplight_core.data.prepare import prepare
+from deeplight_core.data.store import open_store
+from deeplight_core.training.loader import Volumes, select_rows
+
+SEX = {"h1": "F", "h2": "M", "h3": "F", "h4": "M", "h5": "F", "h6": "M"}
+
+
+@pytest.fixture
+def heads(project: Path) -> Dataset:
+    """Manifest and root: six heads, the last two to validate, each with its own mask."""
+    root, random, rows = project / "heads", np.random.default_rng(1), []
+    root.mkdir()
+    for n, (subject, sex) in enumerate(SEX.items()):
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[1:6, 2:7, 1:8] = random.random((5, 5, 7)) < 0.8
+        nib.save(nib.Nifti1Image(random.normal(900, 50, SHAPE).astype(np.float32), AFFINE), root / f"{subject}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, AFFINE), root / f"{subject}_mask.nii.gz")
+        rows.append(
+            ["mine", subject, "", "T1w", "1", f"{subject}.nii.gz", "", f"{subject}_mask.nii.gz", np.nan, 1,
+             "train" if n < 4 else "validation", "", "", sex]
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=[*COLUMNS, "sex"]), root
+
+
+def of_heads(root: Path, storage: str = "float16", **structural: object) -> Profile:
+    states = {"T1w": {"female": ["F"], "male": ["M"]}}
+    return Profile.model_validate(
+        {
+            "name": "heads", "data": {"root": root, "label": "sex", "source": states, "target": {}},
+            "preprocessing": {"storage": storage, "structural": structural},
+        }
+    )  # fmt: skip
+
+
+def head(root: Path, subject: str) -> tuple[np.ndarray, np.ndarray]:
+    """One image and its mask (bool)."""
+    image, mask = (nib.load(root / f"{subject}{name}.nii.gz") for name in ("", "_mask"))
+    return image.get_fdata(dtype=np.float32), mask.get_fdata() > 0
+
+
+def save_head(root: Path, subject: str, volume: np.ndarray, mask: np.ndarray | None = None) -> None:
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), AFFINE), root / f"{subject}.nii.gz")
+    if mask is not None:
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), AFFINE), root / f"{subject}_mask.nii.gz")
+
+
+def scaled_by_hand(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    inside = np.where(mask, volume, 0)
+    return (inside - inside.min()) / (inside.max() - inside.min())
+
+
+def test_structural_images_and_runs_do_not_mix(heads: Dataset, dataset: Dataset, tiny_profile: Profile) -> None:
+    for parts in ([heads[0].drop(columns="sex"), dataset[0]], [dataset[0], heads[0].drop(columns="sex")]):
+        both = pd.concat(parts, ignore_index=True)
+        with pytest.raises(ValueError, match=r"structural images and runs of fMRI are in one manifest; name the tasks"):
+            prepare(both, tiny_profile, jobs=1)
+    assert not tiny_profile.store.exists()
+
+
+def nan_in_the_mask(root: Path) -> None:
+    volume, mask = head(root, "h3")
+    volume[tuple(np.argwhere(mask)[5])] = np.nan
+    save_head(root, "h3", volume)
+
+
+def constant_everywhere(root: Path) -> None:
+    save_head(root, "h3", np.full(SHAPE, 7), np.ones(SHAPE))
+
+
+def constant_in_the_mask(root: Path) -> None:
+    volume, mask = head(root, "h3")
+    save_head(root, "h3", np.where(mask, 7, volume))
+
+
+def zero_in_the_mask(root: Path) -> None:
+    volume, mask = head(root, "h3")
+    save_head(root, "h3", np.where(mask, 0, volume))
+
+
+def two_volumes(root: Path) -> None:
+    save_head(root, "h3", np.stack([head(root, "h3")[0]] * 2, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (nan_in_the_mask, "holds NaN or infinite values in its mask; repair or leave out the image"),
+        (constant_everywhere, "holds the value 7 only; leave out the image"),
+        (constant_in_the_mask, "holds the value 7 only; leave out the image"),
+        (zero_in_the_mask, "holds the value 0 only; leave out the image"),
+        (two_volumes, r"shape \(7, 8, 9, 2\), but the manifest says 1 volumes"),
+    ],
+)
+def test_a_structural_image_that_is_of_no_use_is_named(
+    heads: Dataset, spoil: Callable[[Path], None], message: str
+) -> None:
+    manifest, root = heads
+    spoil(root)
+    profile = of_heads(root)
+    with pytest.raises(ValueError, match=f"h3.nii.gz:? {message}"):
+        prepare(manifest, profile, jobs=1)
+    with pytest.raises(ValueError, match=r"is not finished|does not exist"):
+        open_store(profile.store)
+
+
+def test_nan_outside_the_mask_does_no_harm(heads: Dataset) -> None:
+    manifest, root = heads
+    profile = of_heads(root)
+    expected = data_of(contents(prepare(manifest, profile, jobs=1).path))
+    volume, mask = head(root, "h3")
+    save_head(root, "h3", np.where(mask, volume, np.nan))
+    unfinished(profile.store)
+    assert data_of(contents(prepare(manifest, profile, jobs=1).path)) == expected
+
+
+@pytest.mark.parametrize("name", ["file", "frame", "onset_s", "state", "unit", "row", "label"])
+def test_a_label_column_whose_name_the_store_needs_is_refused(heads: Dataset, name: str) -> None:
+    manifest, root = heads
+    with pytest.raises(ValueError, match=f"column {name} has a name that the store needs; rename it"):
+        prepare(manifest.assign(**{name: "x"}), of_heads(root), jobs=1)
+
+
+def test_other_label_columns_come_with_the_index(heads: Dataset) -> None:
+    manifest, root = heads
+    made = prepare(manifest.assign(**{"n_kept": "7", "scale": "x", "Größe": "1,80 m"}), of_heads(root), jobs=1)
+    assert made.index[["n_kept", "scale", "Größe"]].drop_duplicates().to_numpy().tolist() == [["7", "x", "1,80 m"]]
+    assert made.index["sex"].tolist() == list(SEX.values())
+    assert made.index["state"].map({"female": "F", "male": "M"}).tolist() == list(SEX.values())
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_z_scores_are_numpys_over_the_training_images(heads: Dataset, storage: str) -> None:
+    manifest, root = heads
+    brightest = (3, 4, 4)
+    for subject in SEX:  # the same voxel is the brightest in all of them: it is always 1 and has no SD
+        volume, mask = head(root, subject)
+        mask[brightest], volume[brightest] = True, 2000
+        save_head(root, subject, volume, mask)
+    made = prepare(manifest, of_heads(root, storage, z_score=True), jobs=1)
+    volumes = {file: made.read(file).double().numpy()[0] * made.scales[file] for file in made.runs["file"]}
+    trained_on = np.stack(
+        [volumes[f] for f, split in zip(made.runs["file"], made.runs["split"], strict=True) if split == "train"]
+    )
+    assert len(trained_on) == 4
+    mean, sd = (values.numpy() for values in made.statistics())
+    np.testing.assert_allclose(mean, trained_on.mean(axis=0), rtol=1e-6)  # float32
+    np.testing.assert_allclose(sd, trained_on.std(axis=0, ddof=1), rtol=1e-6, atol=1e-9)
+    assert (sd == 0).sum() == 1
+    rows = select_rows(made.index, [("T1w", "female"), ("T1w", "male")], "validation")
+    expected = np.stack([volumes[file] for file in rows["file"]])
+    expected = np.divide(expected - mean, sd, out=np.zeros_like(expected), where=sd > 0)
+    for in_memory in (True, False):
+        z = Volumes(made, rows, in_memory=in_memory).masked(np.arange(len(rows))).numpy()
+        np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_disk_that_is_too_full_for_the_statistics_is_named(heads: Dataset, own_mounts: tuple[str, ...]) -> None:
+    manifest, root = heads
+    profile, sizes = of_heads(root, z_score=True), [f"size={4 * n}k" for n in range(1, 60)]
+    reference = contents(prepare(manifest, profile, jobs=1).path)
+    shutil.rmtree(profile.store)
+    run_alone(FULL_DISK, root.parent, manifest, profile, reference, sizes, namespace=own_mounts)
+
+
+def test_zooming_is_scipys(heads: Dataset) -> None:
+    manifest, root = heads
+    random, shape = np.random.default_rng(2), (5, 6, 7)
+    shapes = dict(zip(SEX, [(7, 8, 9), (8, 9, 10), (6, 7, 11), (10, 6, 7), (5, 6, 7), (9, 11, 8)], strict=True))
+    votes, zoomed = np.zeros(shape), {}
+    for subject, its_shape in shapes.items():
+        volume, mask = random.uniform(1, 2, its_shape), random.random(its_shape) < 0.8
+        save_head(root, subject, volume, mask)
+        factors = [n / m for n, m in zip(shape, its_shape, strict=True)]
+        volume = scaled_by_hand(*head(root, subject))
+        zoomed[subject] = zoom(volume, factors, order=1, mode="nearest")
+        votes += zoom(mask.astype(np.float32), factors, order=0, mode="nearest")
+    made = prepare(manifest, of_heads(root, zoom_to=shape), jobs=1)
+    np.testing.assert_array_equal(made.mask, votes >= 3)
+    for subject, expected in zoomed.items():
+        stored = made.read(f"runs/sub-{subject}_task-T1w_run-1.safetensors").float().numpy()[0]
+        np.testing.assert_allclose(stored, expected.T[made.mask.T], rtol=2**-11, atol=1e-6)  # float16
+    far = np.array([[0, 0, 0, 1], [4, 5, 6, 1]]).T, np.array([[0, 0, 0, 1], [6, 7, 8, 1]]).T
+    np.testing.assert_allclose(made.affine @ far[0], AFFINE @ far[1], atol=1e-5)  # corners stay where they were
+
+
+def test_images_with_a_fourth_axis_of_one_are_zoomed_too(heads: Dataset) -> None:
+    manifest, root = heads
+    profile = of_heads(root, zoom_to=(5, 6, 7))
+    expected = data_of(contents(prepare(manifest, profile, jobs=1).path))
+    shutil.rmtree(profile.store)
+    for subject in SEX:
+        save_head(root, subject, head(root, subject)[0][..., None])
+    made = prepare(manifest, profile, jobs=1)
+    assert made.mask.shape == (5, 6, 7)
+    assert data_of(contents(made.path)) == expected

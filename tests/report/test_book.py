@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from deeplight_core.config import DataSettings, Profile, SimulationSettings
+from deeplight_core.report import book
+
+PROFILE = Profile(name="tiny", simulation=SimulationSettings())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with prose pages and one finished profile, `tiny`; nothing of real data has been run."""
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/index.md").write_text("# Index\n")
+    run = tmp_path / "runs/tiny"
+    (run / "figures").mkdir(parents=True)
+    (run / "figures/headline.png").write_bytes(b"png")
+    (run / "figures/headline.md").write_text("A headline.\n")
+    (run / "results.csv").write_text("accuracy\n0.5\n")
+    for name, parameters in (
+        ("04_statistics", {"name": "tiny", "sweep": {"seeds": [1]}}),
+        ("controls_seeds", {"name": "tiny"}),
+        ("03_finetuning/scratch-0.5-seed1", {"name": "tiny", "variant": "scratch", "fraction": 0.5, "seed": 1}),
+    ):
+        template = name.split("/", maxsplit=1)[0]
+        write(run / f"notebooks/{name}.ipynb", parameters, f"notebooks/{template}.ipynb")
+    return tmp_path
+
+
+def write(path: Path, parameters: dict[str, object], template: str, outputs: list[object] | None = None) -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell("# A page\n\nIts text."),
+        nbformat.v4.new_code_cell("1 + 1", outputs=outputs or []),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["papermill"] = {"parameters": parameters, "input_path": template, "exception": None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def staged(project: Path) -> Path:
+    book.stage(project, project / "out", "tiny", "haxby")
+    return project / "out"
+
+
+def last_cell(path: Path) -> str:
+    return str(nbformat.read(path, as_version=4).cells[-1].source)
+
+
+def test_every_page_ends_with_the_command_that_makes_it(project: Path) -> None:
+    out = staged(project)
+    statistics = last_cell(out / "notebooks/04_statistics.ipynb")
+    assert "`make reproduce PROFILE=tiny`" in statistics
+    assert "\npapermill notebooks/04_statistics.ipynb page.ipynb -f runs/tiny/profile.yaml\n" in statistics
+    assert "`make controls PROFILE=tiny`" in last_cell(out / "notebooks/controls_seeds.ipynb")
+    run = last_cell(out / "notebooks/03_finetuning/scratch-0.5-seed1.ipynb")
+    assert "notebooks/03_finetuning.ipynb" in run
+    assert "-p variant scratch -p fraction 0.5 -p seed 1\n" in run
+
+
+def test_a_finetuning_page_is_named_after_its_run(project: Path) -> None:
+    notebook = nbformat.read(staged(project) / "notebooks/03_finetuning/scratch-0.5-seed1.ipynb", as_version=4)
+    assert notebook.cells[0].source.startswith("# Scratch, 50%\n")
+
+
+def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> None:
+    out = staged(project)
+    for page in book.PAGES:
+        text = (out / f"real/{page}.md").read_text()
+        assert "has not been run here" in text
+        assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
+
+
+def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) -> None:
+    out = staged(project)
+    for page in {*book.PAGES} - {"04_statistics", "controls_seeds", "03_finetuning/none"}:
+        assert "has not been run here" in (out / f"notebooks/{page}.md").read_text()
+    for page in ("04_statistics", "controls_seeds", "03_finetuning/none"):
+        assert not (out / f"notebooks/{page}.md").exists()
+
+
+def test_downloads_link_what_is_there(project: Path) -> None:
+    generated = staged(project) / "book/generated"
+    text = (generated / "notebooks-downloads.md").read_text()
+    assert "{download}`results.csv <generated/notebooks/results.csv>`" in text
+    assert "{download}`04_statistics.ipynb <../notebooks/04_statistics.ipynb>`" in text
+    assert "statistics.csv <generated" not in text  # this run has none
+    assert (generated / "notebooks/results.csv").read_text() == "accuracy\n0.5\n"
+    assert "has not been run" in (generated / "real-downloads.md").read_text()
+
+
+def test_a_page_with_an_error_is_refused(project: Path) -> None:
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    write(project / "runs/tiny/notebooks/04_statistics.ipynb", {}, "notebooks/04_statistics.ipynb", [error])
+    with pytest.raises(ValueError, match=r"04_statistics.ipynb holds an error"):
+        staged(project)
+
+
+def test_staging_again_replaces_what_was_there(project: Path) -> None:
+    out = staged(project)
+    (out / "notebooks/stale.ipynb").write_text("{}")
+    staged(project)
+    assert not (out / "notebooks/stale.ipynb").exists()
+
+
+def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
+    note = book.missing_note(PROFILE, "seeds", ["scratch-0.1-seed2"])
+    assert note.startswith("**1 of the 30 runs of this grid have not been run**")
+    assert "`make controls PROFILE=tiny`" in note
+    assert "`scratch-0.1-seed2`" in note
+    assert "`make reproduce PROFILE=tiny`" in book.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
+    assert book.missing_note(PROFILE, "seeds", []) == "All 30 runs of this grid are here."
+    one_task = PROFILE.model_copy(
+        update={"data": DataSettings(source={"a": {"x": ["x"], "y": ["y"]}}, target={"a": {"z": ["z"], "w": ["w"]}})}
+    )
+    assert book.missing_note(one_task, "tasks", []) == "This profile has no runs for this page."

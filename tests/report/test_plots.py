@@ -1,0 +1,269 @@
+from itertools import combinations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from deeplight_core.analysis import statistics
+from deeplight_core.models.deeplight import DeepLight, Layer
+from deeplight_core.report import plots
+from deeplight_core.routes import VARIANTS
+
+SUBJECTS = [f"s{i}" for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def _no_window():
+    with mpl.rc_context():
+        mpl.use("agg")
+        plots.use_style()
+        yield
+        plt.close("all")
+
+
+@pytest.fixture
+def metrics() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            (epoch, split, task, subject, variant, fraction, 0.1 * epoch + 0.01 * random.random())
+            for epoch in (1, 2, 3) for split in ("train", "validation") for task in ("EMOTION", "MOTOR")
+            for subject in SUBJECTS for variant in ("pretrained", "scratch") for fraction in (0.05, 1.0)
+        ],
+        columns=["epoch", "split", "task", "subject", "variant", "fraction", "accuracy"],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    random = np.random.default_rng(1)
+    return pd.DataFrame(
+        [
+            (variant, fraction, int(20 * fraction), 1, "WM", subject, level + 0.01 * random.random())
+            for variant, level in (("pretrained", 0.7), ("scratch", 0.4))
+            for fraction in (0.05, 1.0) for subject in SUBJECTS
+        ],
+        columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"],
+    )  # fmt: skip
+
+
+def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
+    figure = plots.task_curves(metrics, 16)
+    for axes, split in zip(figure.axes, ("train", "validation"), strict=True):
+        lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        expected = (
+            metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["accuracy"].mean()
+        )
+        assert lines["MOTOR"] == pytest.approx(expected.to_numpy())
+        assert any(np.allclose(y, 1 / 16) for y in lines.values())
+
+
+def test_a_band_is_the_standard_error_over_subjects_not_over_seeds(metrics):
+    one = plots.fraction_curves(metrics, 4).axes[0].collections[0].get_paths()[0].vertices
+    again = pd.concat([metrics.assign(seed=seed) for seed in (1, 2, 3)])
+    assert plots.fraction_curves(again, 4).axes[0].collections[0].get_paths()[0].vertices == pytest.approx(one)
+
+
+def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
+    table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", accuracy=0.25)])
+    axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["accuracy"].mean()])
+    assert [len(points.get_offsets()) for points in axes.collections[::2]] == [20, 20]
+
+
+def test_a_task_has_the_same_colour_everywhere(metrics, results):
+    line = next(x for x in plots.task_curves(metrics, 16).axes[0].get_lines() if x.get_label() == "MOTOR")
+    bar = plots.task_bars(results.assign(task="MOTOR"), {"MOTOR": 5}).axes[0].patches[0]
+    assert (
+        mpl.colors.to_rgb(line.get_color()) == bar.get_facecolor()[:3] == mpl.colors.to_rgb(plots.TASK_COLOURS["MOTOR"])
+    )
+
+
+def test_accuracy_by_fraction_puts_every_variant_at_its_means(results):
+    intervals = statistics.mean_intervals(results)
+    axes = plots.accuracy_by_fraction(intervals, 4).axes[0]
+    drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
+    expected = intervals[intervals["variant"] == "scratch"].sort_values("n_subjects")[["n_subjects", "mean"]].to_numpy()
+    assert drawn[VARIANTS["scratch"].title][:, 1] == pytest.approx(expected[:, 1])
+    assert drawn[VARIANTS["scratch"].title][:, 0] == pytest.approx(expected[:, 0], rel=0.05)  # set side by side
+
+
+def test_difference_bars_star_only_what_is_significant(results):
+    comparison = statistics.compare(results)
+    comparison["significant"] = [True, False]
+    axes = plots.difference_bars(results, comparison).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(comparison["difference"].tolist())
+    assert [text.xy[0] for text in axes.texts] == [0]
+
+
+def test_confusion_matrix_labels_rows_and_columns():
+    names = pd.MultiIndex.from_tuples([("A", "x"), ("A", "y"), ("B", "x")])
+    axes = plots.confusion_matrix(pd.DataFrame(np.eye(3), index=names, columns=names)).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y", "x"]
+    assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.eye(3))
+
+
+def test_class_counts_add_up():
+    index = pd.DataFrame(
+        {"task": ["A"] * 5, "state": ["x", "x", "y", "y", "y"], "split": ["train", "validation"] + ["train"] * 3}
+    )
+    axes = plots.class_counts(index).axes[0]
+    assert sum(bar.get_width() for bar in axes.patches) == 5
+
+
+def test_carpet_shows_voxels_as_rows_and_survives_constant_ones():
+    series = np.random.default_rng(0).normal(size=(9, 7))
+    series[:, 2] = 4.0
+    panel = plots.carpet(series, series, 2.0).axes[0].images[0]
+    assert panel.get_array().shape == (7, 9)
+    assert np.isfinite(panel.get_array()).all()
+    assert panel.get_extent()[:2] == [0, 18.0]
+
+
+def test_fraction_curves_and_timeline_and_maps_draw(metrics):
+    blocks = pd.DataFrame({"onset": [0.0, 30.0], "duration": [20.0, 20.0], "state": ["face", "left finger"]})
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(7, 8, 9)).astype(np.float32), np.diag([8.0, 8, 8, 1]))
+    mask = nib.Nifti1Image((image.get_fdata() > 0).astype(np.uint8), image.affine)
+    figures = [
+        plots.fraction_curves(metrics, 4),
+        plots.design_timeline({"MOTOR": blocks}, {"MOTOR": np.array([4.0, 6.0])}, {"MOTOR": 60.0}),
+        plots.activation_maps({"face": image}, background=image, n_cuts=2),
+        plots.mask_map(mask, background=image),
+    ]
+    assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
+    curves = figures[0].axes
+    assert [axes.get_title("left") for axes in curves[:2]] == ["pre-trained: training", "from scratch: training"]
+
+
+def drawn(layers: list[Layer], shape: tuple[int, int, int], n_states: int) -> str:
+    return " | ".join(text.get_text() for text in plots.model_diagram(layers, shape, n_states).axes[0].texts)
+
+
+def test_model_diagram_shows_the_numbers_of_its_layers():
+    layers = [
+        Layer("a", "convolution", (11, 5, 30, 20), 1, 1, kernel=7, stride=1),
+        Layer("b", "convolution", (11, 6, 10, 8), 1, 1, kernel=9, stride=3),
+        Layer("c", "lstm", (2, 37), 1, 1),
+        Layer("d", "linear", (4,), 1, 1),
+    ]
+    labels = drawn(layers, (20, 30, 11), 4)
+    for number in (
+        "20 × 30 × 11 voxels", "11 axial slices", "2 convolutions", "7×7 | 5 | 1", "9×9 | 6 | 3", "30×20", "10×8",
+        "480 features", "37 units", "74\nfeatures", "4 states",
+    ):  # fmt: skip
+        assert number in labels
+    axes = plots.model_diagram(layers, (20, 30, 11), 4).axes[0]
+    first, second = [patch for patch in axes.patches if isinstance(patch, Rectangle)][:2]
+    assert first.get_height() == pytest.approx(3 * second.get_height())
+    assert first.get_width() == pytest.approx(5 / 6 * second.get_width())
+    assert len(axes.collections[0].get_offsets()) == 4
+
+
+@pytest.mark.parametrize("shape", [(91, 109, 91), (23, 28, 21)])
+def test_labels_of_the_model_diagram_do_not_overlap(shape):
+    model = DeepLight(shape, 16)
+    figure = plots.model_diagram(model.layers(), shape, 16)
+    figure.canvas.draw()
+    extents = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    boxes = [box.padded(0, -2) for box in extents]  # of which letters leave as much free above and below
+    assert len(boxes) > 40
+    assert not [(a, b) for a, b in combinations(boxes, 2) if a.overlaps(b)]
+    assert all(figure.bbox.contains(x, y) for box in boxes for x, y in (box.min, box.max))
+
+
+def test_hours_bars_write_the_hours_beside_their_bounds():
+    hours = pd.DataFrame(
+        {"device": ["A", "A", "B"], "precision": "32-true", "part": ["pre-training", "sweep", "sweep"],
+         "hours": [1200.0, 30.0, 0.52], "bound_hours": [100.0, 3.0, 0.1]}
+    )  # fmt: skip
+    figure = plots.hours_bars(hours)
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [1200.0, 30.0, 0.52]
+    assert [text.get_text() for text in axes.texts] == ["1,200 h", "30 h", "0.52 h", "a day", "a week", "a month"]
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [100.0, 3.0, 0.1, 24, 168, 730]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A\n32-true", "B\n32-true"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "pre-training",
+        "sweep",
+        "least by arithmetic",
+    ]
+    assert axes.get_xscale() == "log"
+
+
+def test_rate_bars_say_how_many_times_as_fast():
+    table = pd.DataFrame(
+        {"group": ["8 mm", "8 mm", "2 mm"], "way": ["plain", "ours", "ours"], "value": [6.26, 1.87, 644.7],
+         "times": [1.0, 3.35, np.nan]}
+    )  # fmt: skip
+    figure = plots.rate_bars(table, "ms per volume", {"ours": "#0072B2"})
+    first, second = figure.axes
+    assert [text.get_text() for text in first.texts] == ["6.26  (1.0×)", "1.87  (3.4×)"]
+    assert [text.get_text() for text in second.texts] == ["645"]
+    assert [bar.get_width() for bar in first.patches] == [6.26, 1.87]
+    assert (first.get_title(loc="left"), second.get_xlabel()) == ("8 mm", "ms per volume")
+
+
+def test_loss_curves_are_means_of_seeds_at_the_middle_of_their_steps():
+    axes = plots.loss_curves({"float32": [[3.0, 2.0], [2.0, 1.0]]}, steps_per_point=10).axes[0]
+    assert axes.get_lines()[0].get_xydata().tolist() == [[5, 2.5], [15, 1.5]]
+    assert axes.get_legend_handles_labels()[1] == ["float32, 2 seeds"]
+
+
+def test_scaling_lines_are_logarithmic():
+    table = pd.DataFrame({"name": ["sweep"] * 2 + ["all"] * 2, "devices": [1, 8] * 2, "value": [4.0, 0.52, 40.0, 12.3]})
+    axes = plots.scaling_lines(table, "hours").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 4], [8, 0.52]], [[1, 40], [8, 12.3]]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8"]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "log", "hours")
+
+
+def test_saved_subjects_mark_what_no_size_reaches():
+    table = pd.DataFrame(
+        {"n_subjects": [1, 3, 30], "equivalent": [9.0, 20.0, np.inf], "low": [5.0, 12.0, 25.0],
+         "high": [14.0, np.inf, np.inf], "at_most": [True, False, False]}
+    )  # fmt: skip
+    axes = plots.saved_subjects(table).axes[0]
+    points = axes.containers[0].lines[0].get_xydata()
+    assert points[:2].tolist() == [[1, 9], [3, 20]]
+    assert points[2, 1] > 30
+    assert [text.xy[0] for text in axes.texts if text.get_text() == "▲"] == [3, 30]
+    assert [text.xy[0] for text in axes.texts if text.get_text() == "▼"] == [1]
+    assert "more than 30" in [text.get_text() for text in axes.texts]
+
+
+def test_seed_differences_show_every_training(results):
+    table = pd.concat([results.assign(seed=s, accuracy=results["accuracy"] + 0.01 * s) for s in (1, 2, 3)])
+    model = pd.DataFrame(
+        {"fraction": [0.05, 1.0], "n_subjects": [1, 20], "difference": [0.3, 0.3], "low": 0.2, "high": 0.4}
+    )
+    axes = plots.seed_differences(table, model).axes[0]
+    points = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 3]
+    assert len(points) == 2
+    wide = table.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    expected = (wide["pretrained"] - wide["scratch"])[0.05]
+    assert points[0][:, 1].tolist() == pytest.approx(expected.tolist())
+
+
+def test_transfer_map_fills_what_is_significant():
+    table = pd.DataFrame(
+        {"task": ["MOTOR", "MOTOR", "WM"], "fraction": [0.1, 1.0, 0.1], "n_subjects": [3, 30, 3],
+         "difference": [0.2, 0.1, -0.1], "low": [0.1, -0.1, -0.2], "high": [0.3, 0.3, 0.0],
+         "significant": [True, False, False]}
+    )  # fmt: skip
+    axes = plots.transfer_map(table).axes[0]
+    marks = [c.lines[0] for c in axes.containers]
+    assert [float(m.get_xdata()[0]) for m in marks] == [0.2, 0.1, -0.1]
+    assert [m.get_markerfacecolor() == "white" for m in marks] == [False, True, True]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["MOTOR", "WM"]
+
+
+def test_every_variant_has_a_look_of_its_own(results):
+    table = pd.concat([results.assign(variant=v) for v in VARIANTS if not VARIANTS[v].permuted])
+    axes = plots.accuracy_by_fraction(statistics.mean_intervals(table), 4).axes[0]
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axes.containers}
+    assert len(looks) == len(axes.containers) - 1  # Glorot and He are never in one figure

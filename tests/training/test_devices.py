@@ -1,0 +1,208 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from safetensors.torch import load_file
+from test_loop import SETTINGS, tensorboard, train
+
+from deeplight_core.config import Profile
+from deeplight_core.data.store import Store
+from deeplight_core.training.devices import _environment, available_precision, session
+
+HERE = Path(__file__).parent
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(store: Store, folder: Path, **settings: object) -> subprocess.Popen[str]:
+    """A training by several processes, with their output in one pipe."""
+    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+    command = [sys.executable, str(HERE / "ranks.py"), str(store.path), json.dumps(settings), str(folder)]
+    return subprocess.Popen(
+        command, env={**environment, "PYTHONPATH": f"{HERE.parent}:{HERE}"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(store: Store, folder: Path, **settings: object) -> tuple[int, str]:
+    """Its exit status and output."""
+    process = start(store, folder, **settings)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def metrics_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics.csv", dtype={"subject": str})
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_processes_that_share_the_batches_learn_the_same(devices: int, store: Store, tmp_path: Path) -> None:
+    """Dropout included; the last batch of a pass has 8 volumes, which three processes share unequally."""
+    train(store, tmp_path / "one")
+    status, output = run(store, tmp_path / "many", devices=devices)
+    assert status == 0, output
+    assert [line.partition(",")[0] for line in output.splitlines()] == ["run: epoch 1/2", "run: epoch 2/2"]
+    one, many = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "many")
+    pd.testing.assert_frame_equal(one.drop(columns=["loss", "accuracy"]), many.drop(columns=["loss", "accuracy"]))
+    np.testing.assert_allclose(many["loss"], one["loss"], rtol=2e-4)
+    assert [scalar.step for scalar in tensorboard(tmp_path / "many").Scalars("loss/train")] == [3, 6]
+
+
+def test_gradients_are_those_of_the_whole_batch(store: Store, tmp_path: Path) -> None:
+    """Adam's first moment after the first step is a tenth of the gradient; the batch of five leaves one idle."""
+    moments = []
+    for devices in (1, 3):
+        folder = tmp_path / str(devices)
+        status, _ = run(store, folder, devices=devices, steps=1, batch_size=5)
+        assert status != 0  # interrupted after one step
+        state = load_file(folder / "state.safetensors")
+        moments.append({name: value for name, value in state.items() if name.startswith("adam.exp_avg.")})
+    one, many = moments
+    assert one.keys() == many.keys()
+    for name, moment in one.items():
+        assert moment.norm() > 0
+        assert (many[name] - moment).norm() < 1e-5 * moment.norm(), name  # sums of float32 in another order
+
+
+def test_a_process_without_volumes_of_its_own(store: Store, tmp_path: Path) -> None:
+    """72 volumes in batches of 7: the last batch has two, for three processes."""
+    settings = {"batch_size": 7, "steps_per_epoch": 11, "epochs": 1}
+    one = train(store, tmp_path / "one", SETTINGS.model_copy(update=settings))[0]
+    status, output = run(store, tmp_path / "many", devices=3, **settings)
+    assert status == 0, output
+    many = metrics_of(tmp_path / "many")
+    assert many["n_volumes"].tolist() == one["n_volumes"].tolist()
+    np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-3)
+
+
+def test_layers_that_unfreeze_on_several_processes(store: Store, tmp_path: Path) -> None:
+    settings = {"groups": [{"layers": "encoder", "rate": 1.0, "from_epoch": 2, "until_epoch": None}]}
+    loop = SETTINGS.model_validate({**SETTINGS.model_dump(), **settings})
+    one = train(store, tmp_path / "one", loop)[0]
+    status, output = run(store, tmp_path / "many", devices=2, **settings)
+    assert status == 0, output
+    np.testing.assert_allclose(metrics_of(tmp_path / "many")["loss"], one["loss"], rtol=2e-4)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(lost: int, store: Store, tmp_path: Path) -> None:
+    status, _ = run(store, tmp_path / "whole", devices=2)
+    assert status == 0
+    broken = tmp_path / "broken"
+    process = start(store, broken, devices=2, kill=[lost, 4])
+    output, _ = process.communicate(timeout=60)  # the pipe closes when the last of them has ended
+    assert process.returncode == (-signal.SIGKILL if lost == 0 else 2), output
+    assert "another process of this training was lost" in output
+    assert "the same command goes on where it was" in output
+    status, output = run(store, broken, devices=2)
+    assert status == 0
+    assert "run: going on at step 4 of 6" in output
+    whole, resumed = (load_file(folder / "weights.safetensors") for folder in (tmp_path / "whole", broken))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    pd.testing.assert_frame_equal(metrics_of(broken), metrics_of(tmp_path / "whole"), check_exact=True)
+
+
+def test_the_command_starts_its_processes(tiny_profile: Profile, store: Store, tmp_path: Path) -> None:
+    own = {"data": tiny_profile.data.model_copy(update={"store": store.path})}
+    profile = tiny_profile.model_copy(update=own).model_dump(mode="json")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
+    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
+
+    def deeplight(*options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+        command = [*launcher, "-m", "deeplight_core.cli", "pretrain", "tiny.yaml", *options]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    many = deeplight("--devices", "2", "--precision", "bf16-mixed")
+    assert many.returncode == 0, many.stderr
+    assert many.stdout.count("epoch 2/2") == 1
+    (folder,) = (tmp_path / "runs").glob("*/pretraining-*")
+    assert many.stdout.count(str(folder)) == 1
+    assert "× 2, " in (folder / "environment.txt").read_text()
+    again = deeplight("--precision", "bf16-mixed")
+    assert f"found in {folder.name}" in again.stdout
+    shutil.rmtree(folder)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    started = deeplight("--devices", "2", "--precision", "bf16-mixed", launcher=torchrun)
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.count("epoch 2/2") == 1
+    wrong = deeplight(launcher=torchrun)
+    assert "2 process(es) were started, but --devices 1 --nodes 1 makes 1" in wrong.stderr
+    assert wrong.returncode != 0
+
+
+def test_processes_that_go_on_from_different_states_stop(store: Store, tmp_path: Path) -> None:
+    status, _ = run(store, tmp_path / "0", devices=1, steps=2)
+    assert (tmp_path / "0/state.safetensors").is_file()
+    status, output = run(store, tmp_path, devices=2, apart=True)
+    assert status == 2
+    assert "processes find different states in" in output
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "bash"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "expected"),
+    [
+        ({}, (1, 1), LightningEnvironment),
+        ({}, (4, 1), LightningEnvironment),
+        (SRUN, (4, 2), SLURMEnvironment),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (4, 1), LightningEnvironment),  # in `srun --pty bash`
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8"}, (4, 2), TorchElasticEnvironment),
+        ({}, (4, 2), "1 process.es. were started, but --devices 4 --nodes 2 makes 8; on several nodes"),
+        (SRUN, (4, 1), "8 process.es. were started, but --devices 4 --nodes 1 makes 4"),
+        (SRUN, (1, 1), "8 process.es. were started, but --devices 1 --nodes 1 makes 1"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, (1, 1), "2 process.es. were started"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}, (4, 1), "Use `--ntasks-per-node=4` instead"),
+    ],
+)
+def test_who_starts_the_processes(
+    variables: dict[str, str], asked: tuple[int, int], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in RANKS]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            _environment(*asked)
+    else:
+        assert isinstance(_environment(*asked), expected)
+
+
+def test_more_processes_than_volumes_in_a_batch() -> None:
+    with pytest.raises(ValueError, match="20 processes cannot share batches of 16"), session(SETTINGS, 20):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_f": True}, "32-true"),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "bf16-mixed"),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bf16-mixed"),
+    ],
+)
+def test_falls_back_to_float32(features: dict[str, object], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert available_precision("bf16-mixed") == expected
+    assert available_precision("32-true") == "32-true"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, True), (False, False), (True, True)])
+def test_exact_unless_told_otherwise(asked: bool | None, expected: bool) -> None:
+    with session(SETTINGS.model_copy(update={"deterministic": asked})):
+        assert torch.are_deterministic_algorithms_enabled() == expected
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,259 @@
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import N_KEPT, SHAPE
+
+from deeplight_core.data.store import Store
+from deeplight_core.training.loader import BatchOrder, Volumes, draw_units, permute_labels, select_rows
+
+STATES = [("SOCIAL", "no interaction"), ("EMOTION", "fear"), ("SOCIAL", "interaction")]
+
+
+@pytest.fixture(scope="module")
+def rows(store: Store) -> pd.DataFrame:
+    """Rows of all training runs, in an order that is neither the files' nor the frames'."""
+    rows = select_rows(store.index, STATES, "train")
+    return rows.sample(frac=1, random_state=0).reset_index(drop=True)
+
+
+def cropped(store: Store) -> Store:
+    return replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": True}})
+
+
+# ---- which volumes
+
+
+@pytest.mark.parametrize(("n", "batch_size", "steps"), [(10, 3, 4), (9, 3, 3), (1, 4, 1), (7, 7, 1), (8, 1, 8)])
+@pytest.mark.parametrize("shuffled_runs", [None, 1, 2, 99])
+def test_each_pass_has_each_volume_once(n: int, batch_size: int, steps: int, shuffled_runs: int | None) -> None:
+    order = BatchOrder(np.arange(n) // 3, batch_size, seed=5, shuffled_runs=shuffled_runs)
+    assert order.steps_per_pass == steps
+    for number in range(3):
+        batches = [order[number * steps + i] for i in range(steps)]
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        assert sorted(np.concatenate(batches)) == list(range(n))
+
+
+@pytest.mark.parametrize("shuffled_runs", [None, 3])
+def test_batches_are_a_function_of_seed_and_step(shuffled_runs: int | None) -> None:
+    def run(seed: int, steps: range) -> list[list[int]]:
+        order = BatchOrder(np.arange(30) // 4, 8, seed, shuffled_runs)
+        return [order[step].tolist() for step in steps]
+
+    assert run(1, range(12)) == run(1, range(12))
+    assert run(1, range(7, 12)) == run(1, range(12))[7:]  # wherever one starts
+    assert run(1, range(4)) != run(2, range(4))
+    assert run(1, range(4)) != run(1, range(4, 8))  # the next pass
+
+
+def test_a_window_of_runs_slides_over_all() -> None:
+    """Runs come in random order; volumes of at most so many runs and one are wanted at a time; neighbours are mixed."""
+    files = np.repeat(np.arange(40), 25)
+    order = BatchOrder(files, 10, seed=1, shuffled_runs=4)
+    first_seen, last_seen = np.full(40, -1), np.full(40, -1)
+    for step in range(order.steps_per_pass):
+        for file in files[order[step]]:
+            first_seen[file] = step if first_seen[file] < 0 else first_seen[file]
+            last_seen[file] = step
+    wanted = [((first_seen <= step) & (step <= last_seen)).sum() for step in range(order.steps_per_pass)]
+    assert max(wanted) <= 4 + 2  # and one more, since a batch may span a change
+    assert np.mean(wanted) > 3
+    assert np.corrcoef(first_seen, np.arange(40))[0, 1] < 0.5  # not in the store's order
+    assert np.mean([len(set(files[order[step]])) for step in range(order.steps_per_pass)]) > 3
+
+
+def test_draws_are_nested_within_a_seed() -> None:
+    units = [f"{i:03d}" for i in range(300)]
+    draws = [draw_units(units, fraction, seed=3) for fraction in (0.001, 0.01, 0.05, 0.2, 0.6, 1.0)]
+    assert [len(draw) for draw in draws] == [1, 3, 15, 60, 180, 300]
+    assert len(draw_units(units[:10], 0.19, seed=3)) == 2  # the nearest number
+    for smaller, larger in pairwise(draws):
+        assert set(smaller) < set(larger)
+    assert sorted(draws[-1]) == units
+    assert draws[1] == draw_units(units[::-1], 0.01, seed=3)  # the order of the units is not part of the draw
+    assert set(draws[2]) != set(draw_units(units, 0.05, seed=4))
+
+
+@pytest.mark.parametrize("fraction", [0, 1.2, -0.1, float("nan")])
+def test_fractions_that_are_none(fraction: float) -> None:
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got {fraction}"):
+        draw_units(["a", "b"], fraction, seed=0)
+
+
+def test_labels_are_positions_in_the_states() -> None:
+    pairs = [
+        ("EMOTION", "neutral"),
+        ("GAMBLING", "neutral"),
+        ("GAMBLING", "win"),
+        ("EMOTION", "neutral"),
+        ("WM", "body"),
+    ]
+    index = pd.DataFrame(pairs, columns=["task", "state"]).assign(
+        unit=list("aabca"), split=["train"] * 3 + ["validation", "train"]
+    )
+    states = [("GAMBLING", "win"), ("GAMBLING", "neutral"), ("EMOTION", "neutral")]
+    assert select_rows(index, states, "train")["label"].tolist() == [2, 1, 0]
+    assert select_rows(index, states, "validation")["label"].tolist() == [2]
+    assert select_rows(index, states, "train", ["b"])["label"].tolist() == [0]
+    with pytest.raises(ValueError, match=r"no validation volumes of \['WM'\]"):
+        select_rows(index, [("WM", "body")], "validation")
+    with pytest.raises(ValueError, match=r"no train volumes of .* for \['z'\]"):
+        select_rows(index, states, "train", ["z"])
+
+
+def test_rows_of_the_store(store: Store) -> None:
+    rows = select_rows(store.index, STATES, "train", ["s2", "s4"])
+    assert set(rows["unit"]) == {"s2", "s4"}
+    assert len(rows) == 2 * (N_KEPT + N_KEPT // 2)
+    assert [STATES[label] for label in rows["label"]] == list(zip(rows["task"], rows["state"], strict=True))
+
+
+# ---- what is in a batch
+
+
+def test_permuted_labels_stay_in_their_run_and_as_frequent(rows: pd.DataFrame) -> None:
+    permuted = permute_labels(rows, 1)
+    pd.testing.assert_frame_equal(permuted.drop(columns="label"), rows.drop(columns="label"))
+    counts = [table.groupby(["file", "label"]).size() for table in (permuted, rows)]
+    pd.testing.assert_series_equal(*counts)
+    both = rows.groupby("file")["label"].transform("nunique") == 2  # half of those labels change in expectation
+    assert 0.3 < (permuted["label"] == rows["label"])[both].mean() < 0.7
+    pd.testing.assert_frame_equal(permuted, permute_labels(rows, 1))
+    assert not permuted.equals(permute_labels(rows, 2))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("crop", [True, False])
+def test_voxels_are_at_their_places(store: Store, rows: pd.DataFrame, in_memory: bool, crop: bool) -> None:
+    store = cropped(store) if crop else store
+    data = Volumes(store, rows, in_memory=in_memory)
+    numbers = np.array([50, 3, 77, 3])
+    batch = data.batch(numbers)
+    assert batch["volumes"].dtype == torch.float32
+    assert batch["volumes"].shape == (4, *((7, 5, 5) if crop else SHAPE[::-1]))
+    assert batch["labels"].tolist() == rows["label"].iloc[numbers].tolist()
+    for volume, row in zip(batch["volumes"].numpy(), rows.iloc[numbers].itertuples(), strict=True):
+        image = store.unmask(store.read(row.file)[row.row].numpy())
+        np.testing.assert_array_equal(volume, image.get_fdata()[store.box].T)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_masked_volumes(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
+    masked = Volumes(store, rows, in_memory=in_memory).masked(np.arange(len(rows)))
+    assert masked.dtype == torch.float16
+    expected = torch.stack([store.read(row.file)[row.row] for row in rows.itertuples()])
+    assert torch.equal(masked, expected)
+
+
+@pytest.mark.parametrize("by_run", [False, True])
+def test_streaming_gives_the_same_batches(store: Store, rows: pd.DataFrame, by_run: bool) -> None:
+    def batches(in_memory: bool | None) -> list[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+        steps = (order[step] for step in range(12))
+        return list(Volumes(store, rows, in_memory=in_memory, by_run=by_run).batches(steps))
+
+    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2 if by_run else None)
+    streamed, in_memory = batches(False), batches(True)
+    assert len(streamed) == len(in_memory) == 12
+    for step, ((numbers, batch), (same_numbers, same_batch)) in enumerate(zip(streamed, in_memory, strict=True)):
+        np.testing.assert_array_equal(numbers, order[step])
+        np.testing.assert_array_equal(numbers, same_numbers)
+        assert torch.equal(batch["volumes"], same_batch["volumes"])
+        assert torch.equal(batch["labels"], same_batch["labels"])
+        assert batch["numbers"].tolist() == numbers.tolist()
+
+
+# ---- streaming
+
+
+class Order:
+    """Row numbers without end; counts how many were taken."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while True:
+            self.taken += 1
+            yield np.arange(4)
+
+
+def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, rows: pd.DataFrame) -> None:
+    threads, order = threading.active_count(), Order()
+    batches = Volumes(store, rows, in_memory=False).batches(iter(order))
+    next(batches)
+    assert threading.active_count() == threads + 1
+    while order.taken < 6:  # one given, four in the buffer, one waiting for its place
+        time.sleep(0.001)
+    time.sleep(0.1)
+    assert order.taken == 6
+    batches.close()
+    assert threading.active_count() == threads
+
+
+def test_runs_that_come_soon_are_announced_once(
+    store: Store, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = []
+    monkeypatch.setattr("os.posix_fadvise", lambda *given: announced.append(given[1:]))
+    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2)
+    data = Volumes(store, rows, in_memory=False, by_run=True)
+    assert len(list(data.batches(order[step] for step in range(order.steps_per_pass)))) == order.steps_per_pass
+    assert announced == [(0, 0, os.POSIX_FADV_WILLNEED)] * rows["file"].nunique()
+
+
+@pytest.mark.parametrize(("free", "kept"), [(10**9, True), (1000, False)])
+def test_volumes_stay_on_the_device_if_they_take_less_than_half_of_its_free_memory(
+    store: Store, rows: pd.DataFrame, free: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplight_core.training.loader._free_memory", lambda device: free)
+    threads = threading.active_count()
+    batches = Volumes(store, rows).batches(iter(Order()))
+    next(batches)
+    assert (threading.active_count() == threads) == kept
+    batches.close()
+
+
+def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, rows: pd.DataFrame) -> None:
+    threads, data = threading.active_count(), Volumes(store, rows, in_memory=False)
+    assert len(list(data.batches(iter([np.arange(3)] * 9)))) == 9
+    assert threading.active_count() == threads
+
+    def consume() -> None:
+        for _ in data.batches(iter(Order())):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert threading.active_count() == threads
+
+
+def test_memory_needs_no_thread(store: Store, rows: pd.DataFrame) -> None:
+    threads = threading.active_count()
+    next(Volumes(store, rows).batches(iter(Order())))  # so few volumes are kept in memory by default
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_errors_reach_the_consumer(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
+    given = Volumes(store, rows, in_memory=in_memory).batches(iter([np.arange(3), np.array([len(rows)])]))
+    assert len(next(given)[0]) == 3
+    with pytest.raises(IndexError):
+        next(given)
+
+
+def test_damaged_file_is_an_error(store: Store, rows: pd.DataFrame, tmp_path: Path) -> None:
+    store = replace(store, path=Path(shutil.copytree(store.path, tmp_path / "store")))
+    file = str(rows["file"].iloc[7])
+    (store.path / file).write_bytes((store.path / file).read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        Volumes(store, rows)
