@@ -32,7 +32,8 @@ from deeplight_core.data.store import open_store
 from deeplight_core.experiment import finetuning_run, pretraining_run
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import grid
-from deeplight_core.training.loader import Volumes, select_rows
+from deeplight_core.training.examples import select_rows
+from deeplight_core.training.loader import Volumes
 
 
 def main() -> None:

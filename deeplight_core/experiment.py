@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from deeplight_core import __version__
+from deeplight_core.analysis.scores import RESULT_KEYS, predictions_table, subject_accuracy
 from deeplight_core.config import LayerGroup, Profile, TrainingSettings, digest
 from deeplight_core.data.images import load_bold
 from deeplight_core.data.manifest import read_manifest, select
@@ -33,6 +34,7 @@ from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import Cell, grid
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand
+from deeplight_core.training.baselines import linear_predictions
 from deeplight_core.training.checkpoint import (
     check_data,
     data_facts,
@@ -43,14 +45,9 @@ from deeplight_core.training.checkpoint import (
     transfer,
 )
 from deeplight_core.training.devices import available_precision, session
-from deeplight_core.training.inference import (
-    RESULT_KEYS,
-    linear_predictions,
-    predict,
-    predictions_table,
-    subject_accuracy,
-)
-from deeplight_core.training.loader import Volumes, draw_units, permute_labels, select_rows
+from deeplight_core.training.examples import draw_units, permute_labels, select_rows
+from deeplight_core.training.inference import predict
+from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 
 __all__ = [

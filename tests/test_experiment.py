@@ -10,6 +10,7 @@ from conftest import N_KEPT, use_threads
 from safetensors.torch import load_file
 
 from deeplight_core import experiment
+from deeplight_core.analysis.scores import subject_accuracy
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
@@ -24,7 +25,6 @@ from deeplight_core.experiment import (
 )
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.training.checkpoint import load_model, read_record
-from deeplight_core.training.inference import subject_accuracy
 
 VARIANTS = ["pretrained", "scratch", "linear"]
 

@@ -17,7 +17,7 @@ import pandas as pd
 from deeplight_core.config import PreprocessingSettings, Profile, digest
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural
-from deeplight_core.data.preprocess import zoomed
+from deeplight_core.data.structural import zoomed
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
 

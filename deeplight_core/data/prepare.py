@@ -27,8 +27,9 @@ from deeplight_core.data.images import (
 )
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
-from deeplight_core.data.preprocess import process_run, scaled
+from deeplight_core.data.preprocess import process_run
 from deeplight_core.data.store import Store, open_store, write_volumes
+from deeplight_core.data.structural import scaled
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape, stamps
 from deeplight_core.system.workers import in_processes

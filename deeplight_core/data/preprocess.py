@@ -19,7 +19,7 @@ from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.images import read_frames
 from deeplight_core.system.files import read_at
 
-__all__ = ["clean", "cleaning_matrix", "process_run", "scaled", "smooth", "smoothing_matrix", "zoomed"]
+__all__ = ["clean", "cleaning_matrix", "process_run", "smooth", "smoothing_matrix"]
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
 _BLOCK_BYTES = 1 << 23  # of float32 that are cleaned at a time: few enough for the processor's cache
@@ -201,33 +201,3 @@ def process_run(
             tsnr[block] = block_tsnr.cpu().numpy()
             write(block, cleaned)
     return n_constant, tsnr
-
-
-def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
-    """A structural image (X, Y, Z), zero outside its mask, its values brought to [0, 1] (Atanaszov & Ritter 2019, 2.1).
-
-    Raises
-    ------
-    ValueError
-        If it holds NaN or infinite values in its mask, or one value only; the message names `path`.
-    """
-    inside = np.where(mask, volume, 0).astype(np.float32)
-    if not np.isfinite(inside).all():
-        raise ValueError(f"{path} holds NaN or infinite values in its mask; repair or leave out the image")
-    values = volume[mask] if mask.any() else inside
-    if (only := values.min()) == values.max():
-        raise ValueError(f"{path} holds the value {only:g} only; leave out the image")
-    low, high = inside.min(), inside.max()
-    return (inside - low) / (high - low)
-
-
-def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """A volume (X, Y, Z) or mask (bool) on more or fewer voxels by `scipy.ndimage.zoom`, the corners where they were.
-
-    Linear between neighbours, so that values stay in their range; masks take the nearest.
-    """
-    from scipy.ndimage import zoom
-
-    factors = [n / m for n, m in zip(shape, volume.shape, strict=True)]
-    order = 0 if volume.dtype == bool else 1
-    return np.asarray(zoom(volume.astype(np.float32), factors, order=order, mode="nearest"))

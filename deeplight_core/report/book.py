@@ -14,11 +14,11 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from deeplight_core.config import Profile
-from deeplight_core.sweeps import CONTROLS, grid
+from deeplight_core.report.findings import make_command
+from deeplight_core.sweeps import CONTROLS
 from deeplight_core.system.files import write_whole
 
-__all__ = ["missing_note", "stage"]
+__all__ = ["stage"]
 
 PAGES = {
     "01_data": "Data",
@@ -35,7 +35,6 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
-_DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
 _OWN_PARAMETERS = ("target", "variant", "fraction", "seed")  # of a notebook, beside the profile's sections
 _TABLES = {
     "results.csv": "accuracy of every held-out subject, for every variant, fraction and seed of the sweep",
@@ -45,23 +44,6 @@ _TABLES = {
     "transfer_map.csv": "tests of every task as the target",
     "paper_and_this_run.csv": "every number of the paper beside this run's",
 }
-
-
-def _make(target: str, profile: str) -> str:
-    data = f" DATA=/path/to/{_DATA[profile]}" if profile in _DATA else ""
-    return f"make {target} PROFILE={profile}{data}"
-
-
-def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
-    """One line of Markdown: what a page is made of, and what of its grid has not been run and how to run it."""
-    n = len(grid(profile, name))
-    if not missing:
-        return f"All {n} runs of this grid are here." if n else "This profile has no runs for this page."
-    command = _make("reproduce" if name == "sweep" else "controls", profile.name)
-    return (
-        f"**{len(missing)} of the {n} runs of this grid have not been run**; what is here is shown. `{command}` runs "
-        f"the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
-    )
 
 
 def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
@@ -86,7 +68,7 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
     generated.mkdir()
     for part, profile in (("notebooks", built_in), ("real", real)):
         source = root / "runs" / profile
-        command = _make("reproduce", profile)
+        command = make_command("reproduce", profile)
         absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
         if (source / "notebooks" / "04_statistics.ipynb").is_file():
             for notebook in [*source.glob("notebooks/*.ipynb"), *source.glob("notebooks/03_finetuning/*.ipynb")]:
@@ -159,7 +141,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     target = "controls" if name.startswith("controls_") else "reproduce"
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"
-        f"`{_make(target, profile)}` makes it and all that comes before it. This page alone, after that:\n\n"
+        f"`{make_command(target, profile)}` makes it and all that comes before it. This page alone, after that:\n\n"
         f"~~~bash\n{page}\n~~~\n```"
     )
 

@@ -17,7 +17,7 @@ from deeplight_core.models.deeplight import Layer
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import grid
 from deeplight_core.tasks import HCP_TR_S, TASKS
-from deeplight_core.training.loader import draw_units
+from deeplight_core.training.examples import draw_units
 
 __all__ = [
     "N_TRAIN",

@@ -10,7 +10,8 @@ from conftest import N_KEPT, RUN_FILE, SHAPE, Dataset, changed, flip_bit, trunca
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, open_store, verify
-from deeplight_core.training.loader import Volumes, select_rows
+from deeplight_core.training.examples import select_rows
+from deeplight_core.training.loader import Volumes
 
 
 def test_voxels_are_in_the_order_of_z_y_x(store: Store) -> None:

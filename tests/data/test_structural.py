@@ -23,7 +23,8 @@ from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import open_store
-from deeplight_core.training.loader import Volumes, select_rows
+from deeplight_core.training.examples import select_rows
+from deeplight_core.training.loader import Volumes
 
 SEX = {"h1": "F", "h2": "M", "h3": "F", "h4": "M", "h5": "F", "h6": "M"}
 

@@ -20,8 +20,9 @@ from deeplight_core.config import LayerGroup, ModelSettings, TrainingSettings
 from deeplight_core.data.store import Store
 from deeplight_core.models.deeplight import DeepLight, Loss, SliceEncoder
 from deeplight_core.training.devices import session
+from deeplight_core.training.examples import select_rows
 from deeplight_core.training.inference import predict
-from deeplight_core.training.loader import Batch, BatchOrder, Volumes, select_rows
+from deeplight_core.training.loader import Batch, BatchOrder, Volumes
 from deeplight_core.training.loop import _enter_epoch, _layer_groups, fit, learning_rate
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
