@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.sweeps import CONTROLS, Cell, grid
+from deeplight_core.sweeps import CONTROLS, Cell, planned
 from deeplight_core.data.manifest import read_manifest, select
 from deeplight_core.routes import VARIANTS
 
@@ -59,10 +59,10 @@ CONTENT = yaml.safe_dump(PROFILE.model_dump(mode="json"), sort_keys=False)
 if not RESOLVED.is_file() or RESOLVED.read_text(encoding="utf-8") != CONTENT:  # cluster jobs come here too, while others read it
     RESOLVED.write_text(CONTENT, encoding="utf-8")
 
-SWEEP = grid(PROFILE, "sweep")
+SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
 # Every run of a control that is not the sweep's, by name. Without `controls=yes` the controls' pages show what is there.
-OTHERS = {cell.name: cell for name in CONTROLS for cell in grid(PROFILE, name) if cell not in SWEEP}
+OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
 RUN_CONTROLS = str(config.get("controls", "no")).lower() in ("yes", "true", "1")
 
 
@@ -112,7 +112,7 @@ def swept(wildcards):
 
 def shown(name):
     """The notebooks that a control's page is made from."""
-    notebooks = [notebook_of(cell) for cell in grid(PROFILE, name)]
+    notebooks = [notebook_of(cell) for cell in planned(PROFILE, name)]
     others = {notebook_of(cell) for cell in OTHERS.values()}
     return [n for n in notebooks if RUN_CONTROLS or n not in others or Path(n).exists()]
 
@@ -379,7 +379,7 @@ rule control_page:
     params:
         notebook=lambda w: f"controls_{w.name}",
         parameters="",
-        settings=lambda w: settings.digest([list(cell) for cell in grid(PROFILE, w.name)]),
+        settings=lambda w: settings.digest([list(cell) for cell in planned(PROFILE, w.name)]),
     shell:
         PAPERMILL
 

@@ -29,9 +29,9 @@ from training import last_line, median
 
 from deeplight_core.config import Profile, load_profile, project_root
 from deeplight_core.data.store import open_store
-from deeplight_core.experiment import finetuning_run, pretraining_run
+from deeplight_core.experiment import finetuning, pretraining
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import grid
+from deeplight_core.sweeps import planned
 from deeplight_core.training.examples import select_rows
 from deeplight_core.training.loader import Volumes
 
@@ -41,11 +41,11 @@ def main() -> None:
     load = os.getloadavg()
     profile = load_profile(project_root() / "profiles" / f"{options.profile}.yaml")
     store = open_store(profile.store)
-    cells = [cell for cell in grid(profile, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
+    cells = [cell for cell in planned(profile, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
     states = profile.data.states("target")
     trained = decoded = 0
     for cell in cells:
-        units = finetuning_run(profile, cell.variant, cell.fraction, cell.seed, store).units
+        units = finetuning(profile, cell.variant, cell.fraction, cell.seed, store).units
         trained += profile.finetuning.epochs * len(select_rows(store.index, states, "train", units))
         decoded += profile.finetuning.epochs * len(select_rows(store.index, states, "validation"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +69,7 @@ def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
     (folder / "profiles" / "sweep.yaml").write_text(text, encoding="utf-8")
     (runs / "store").symlink_to(profile.store)
     for seed in profile.sweep.seeds:
-        run = pretraining_run(profile, seed)
+        run = pretraining(profile, seed)
         shutil.copytree(run.folder, runs / run.folder.name)
     environment = {**os.environ, "OMP_NUM_THREADS": str(profile.finetuning.threads)}
 

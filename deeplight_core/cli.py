@@ -273,9 +273,7 @@ def pretrain(
 
     run = experiment.pretrain(_with_precision(_profile(profile), precision), seed, devices, nodes)
     if _rank() == 0:
-        print(
-            f"{run.folder}\n{run.results().groupby('task')['accuracy'].mean().to_string(float_format='{:.1%}'.format)}"
-        )
+        print(f"{run.folder}\n{run.results().groupby('task')['score'].mean().to_string(float_format='{:.1%}'.format)}")
 
 
 @app.command()
@@ -297,7 +295,7 @@ def finetune(
     settings = _with_precision(_profile(profile), precision)
     run = experiment.finetune(settings, variant, fraction, seed, devices, nodes)
     if _rank() == 0:
-        print(f"{run.folder}\nvalidation accuracy {run.results()['accuracy'].mean():.1%}")
+        print(f"{run.folder}\nvalidation accuracy {run.results()['score'].mean():.1%}")
 
 
 @app.command()
@@ -316,8 +314,8 @@ def evaluate(
     table = experiment.evaluate(_profile(profile), checkpoint, split)
     if output:
         table.to_csv(output, index=False)
-    print(table[["task", "subject", "accuracy", "n_volumes"]].to_string(index=False, float_format="{:.3f}".format))
-    print(f"mean over subjects: {table['accuracy'].mean():.1%}")
+    print(table[["task", "subject", "score", "n"]].to_string(index=False, float_format="{:.3f}".format))
+    print(f"mean over subjects: {table['score'].mean():.1%}")
 
 
 @app.command()

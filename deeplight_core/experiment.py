@@ -1,11 +1,13 @@
-"""One run of an experiment: settings → store → model → loop → run folder. A finished run is found, not repeated.
+"""One training of an experiment: settings → store → model → loop → training folder.
+
+A finished training is found, not repeated.
 
 runs/<profile>/<stage>-…-<hash>/
     config.yaml, environment.txt      what was asked for, and what it ran on
     metrics.csv, tensorboard/         every epoch, per task and subject
     model.safetensors, model.json     weights and their record (not for the linear baseline)
     predictions.parquet               every validation volume, true and decoded state
-    subject_accuracy.csv              the results table; written last, so that a run that has it is finished
+    scores.csv              the results table; written last, so that a training that has it is finished
 """
 
 import platform
@@ -20,7 +22,7 @@ import torch
 import yaml
 
 from deeplight_core import __version__
-from deeplight_core.analysis.scores import RESULT_KEYS, predictions_table, subject_accuracy
+from deeplight_core.analysis.scores import RESULT_KEYS, predictions_table, subject_scores
 from deeplight_core.config import LayerGroup, Profile, TrainingSettings, digest
 from deeplight_core.data.images import load_bold
 from deeplight_core.data.manifest import read_manifest, select
@@ -31,7 +33,7 @@ from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import Cell, grid
+from deeplight_core.sweeps import Cell, planned
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand
 from deeplight_core.training.baselines import linear_predictions
@@ -51,23 +53,23 @@ from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 
 __all__ = [
-    "Run",
+    "Training",
     "evaluate",
     "finetune",
-    "finetuning_run",
-    "finished_run",
-    "grid_results",
+    "finetuning",
+    "finished_training",
     "prepare_data",
     "prepare_part",
     "pretrain",
-    "pretraining_run",
+    "pretraining",
     "series",
+    "sweep_results",
 ]
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run, done or not: its folder and what decides its result."""
+class Training:
+    """A training, done or not: its folder and what decides its result."""
 
     profile: Profile
     folder: Path
@@ -81,11 +83,11 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the results are there."""
-        return (self.folder / "subject_accuracy.csv").is_file()
+        return (self.folder / "scores.csv").is_file()
 
     @property
     def label(self) -> str:
-        """What progress lines call the run."""
+        """What progress lines call the training."""
         size = f"{100 * self.fraction:g}% ({len(self.units)} {self.profile.data.split_unit}s)"
         return f"{self.stage} {self.variant} {size}, seed {self.seed}"
 
@@ -99,7 +101,7 @@ class Run:
 
     def results(self) -> pd.DataFrame:
         """The results table."""
-        return pd.read_csv(self.folder / "subject_accuracy.csv", dtype={"subject": str}, keep_default_na=False)
+        return pd.read_csv(self.folder / "scores.csv", dtype={"subject": str}, keep_default_na=False)
 
 
 def _training_units(store: Store, states: list[tuple[str, str]]) -> list[str]:
@@ -111,20 +113,20 @@ def _check_seed(seed: object) -> None:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
 
 
-def pretraining_run(profile: Profile, seed: int, store: Store | None = None) -> Run:
-    """The pre-training run of a profile, done or not."""
+def pretraining(profile: Profile, seed: int, store: Store | None = None) -> Training:
+    """The pre-training training of a profile, done or not."""
     _check_seed(seed)
     store = store or open_store(profile.store)
     states = profile.data.states("source")
     key = digest(__version__, "pretraining", store.identity, profile.model, profile.pretraining, states, seed)
-    return Run(
+    return Training(
         profile, profile.folder / f"pretraining-seed{seed}-{key}", "pretraining", "pretrained", 1.0, seed,
         _training_units(store, states), None,
     )  # fmt: skip
 
 
-def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, store: Store | None = None) -> Run:
-    """The fine-tuning run of a variant, fraction and seed, done or not.
+def finetuning(profile: Profile, variant: str, fraction: float, seed: int, store: Store | None = None) -> Training:
+    """The fine-tuning training of a variant, fraction and seed, done or not.
 
     Raises
     ------
@@ -144,14 +146,14 @@ def finetuning_run(profile: Profile, variant: str, fraction: float, seed: int, s
     units = draw_units(_training_units(store, states), fraction, seed)
     checkpoint, origin = None, None
     if VARIANTS[variant].start != "random":
-        checkpoint = pretraining_run(profile, seed, store).folder
+        checkpoint = pretraining(profile, seed, store).folder
         origin = read_record(checkpoint)["sha256"]
     settings = None
     if VARIANTS[variant].learner == "deeplight":
         settings = [section.model_dump(mode="json") for section in (profile.model, profile.finetuning)]
     key = digest(__version__, "finetuning", store.identity, settings, states, units, variant, origin, seed)
     folder = profile.folder / f"finetuning-{variant}-{fraction:g}-seed{seed}-{key}"
-    return Run(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
+    return Training(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
 
 
 def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False) -> Store:
@@ -191,16 +193,16 @@ def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
     return table
 
 
-def pretrain(profile: Profile, seed: int, devices: int = 1, nodes: int = 1) -> Run:
+def pretrain(profile: Profile, seed: int, devices: int = 1, nodes: int = 1) -> Training:
     """Pre-train on the source states of all training units; on several devices see `devices.session`."""
-    run = pretraining_run(profile, seed)
-    return _execute(run, profile.data.states("source"), profile.pretraining, devices, nodes)
+    training = pretraining(profile, seed)
+    return _execute(training, profile.data.states("source"), profile.pretraining, devices, nodes)
 
 
-def finetune(profile: Profile, variant: str, fraction: float, seed: int, devices: int = 1, nodes: int = 1) -> Run:
+def finetune(profile: Profile, variant: str, fraction: float, seed: int, devices: int = 1, nodes: int = 1) -> Training:
     """Train a variant on the target states of a fraction of the training units."""
-    run = finetuning_run(profile, variant, fraction, seed)
-    return _execute(run, profile.data.states("target"), profile.finetuning, devices, nodes)
+    training = finetuning(profile, variant, fraction, seed)
+    return _execute(training, profile.data.states("target"), profile.finetuning, devices, nodes)
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation") -> pd.DataFrame:
@@ -221,121 +223,131 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation"
     model.eval()
     predicted, _ = predict(model, Volumes(store, rows))
     training = record["training"]
-    return subject_accuracy(
+    return subject_scores(
         predictions_table(rows, predicted, states), route="supervised", variant=training["variant"],
         fraction=training["fraction"], n_subjects=len(training["units"]), seed=training["seed"],
     )  # fmt: skip
 
 
 def _execute(
-    run: Run, states: list[tuple[str, str]], settings: TrainingSettings, devices: int = 1, nodes: int = 1
-) -> Run:
-    """Do a run, unless it is finished; every process of a training calls this, the first one writes."""
-    if devices * nodes == 1 and _found(run):
-        return run
-    store = open_store(run.profile.store)
-    train_rows = select_rows(store.index, states, "train", run.units)
+    training: Training, states: list[tuple[str, str]], settings: TrainingSettings, devices: int = 1, nodes: int = 1
+) -> Training:
+    """Do a training, unless it is finished; every process of a training calls this, the first one writes."""
+    if devices * nodes == 1 and _found(training):
+        return training
+    store = open_store(training.profile.store)
+    train_rows = select_rows(store.index, states, "train", training.units)
     held_out_rows = select_rows(store.index, states, "validation")
-    variant = VARIANTS[run.variant]
+    variant = VARIANTS[training.variant]
     if variant.permuted:
-        train_rows = permute_labels(train_rows, run.seed)
+        train_rows = permute_labels(train_rows, training.seed)
     if variant.learner != "deeplight":
-        run.folder.mkdir(parents=True, exist_ok=True)
-        _describe(run, store, "32-true")
+        training.folder.mkdir(parents=True, exist_ok=True)
+        _describe(training, store, "32-true")
         predicted = linear_predictions(variant.learner, Volumes(store, train_rows), Volumes(store, held_out_rows))
-        _write_results(run, held_out_rows, predicted, states)
-        return run
+        _write_results(training, held_out_rows, predicted, states)
+        return training
     with session(settings, devices, nodes) as fabric:
-        if fabric.broadcast(fabric.is_global_zero and _found(run)):  # the first process looks for all
-            return run
+        if fabric.broadcast(fabric.is_global_zero and _found(training)):  # the first process looks for all
+            return training
         say = print if fabric.is_global_zero else lambda *args, **kwargs: None
-        torch.manual_seed(run.seed)
+        torch.manual_seed(training.seed)
         own = {"initialisation": variant.initialisation} if variant.initialisation else {}
-        model = DeepLight(store.shape, len(states), run.profile.model.model_copy(update=own))
+        model = DeepLight(store.shape, len(states), training.profile.model.model_copy(update=own))
         facts = data_facts(store.info, store.shape, store.affine)
         left_out: list[str] = []
-        if run.checkpoint:
-            left_out = transfer(model, run.checkpoint, facts)
-            say(f"{run.label}: took all weights of {run.checkpoint.name} but {', '.join(left_out)}", flush=True)
+        if training.checkpoint:
+            left_out = transfer(model, training.checkpoint, facts)
+            say(
+                f"{training.label}: took all weights of {training.checkpoint.name} but {', '.join(left_out)}",
+                flush=True,
+            )
             if variant.start == "shuffled":
-                shuffle(model.encoder, run.seed)
+                shuffle(model.encoder, training.seed)
         if variant.frozen:
             settings = settings.model_copy(update={"groups": [*settings.groups, LayerGroup(layers="encoder", rate=0)]})
         precision = available_precision(settings.precision)
         if precision != settings.precision:
-            say(f"{run.label}: this processor has no instructions for bfloat16; computing in float32", flush=True)
+            say(f"{training.label}: this processor has no instructions for bfloat16; computing in float32", flush=True)
         if fabric.is_global_zero:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            _describe(run, store, precision, fabric.world_size)
+            training.folder.mkdir(parents=True, exist_ok=True)
+            _describe(training, store, precision, fabric.world_size)
         _, predicted = fit(
             fabric, model,
             lambda device: Volumes(store, train_rows, device, by_run=settings.shuffled_runs is not None),
             lambda device: Volumes(store, held_out_rows, device, by_run=True),
-            settings, run.seed, run.folder, run.label,
+            settings, training.seed, training.folder, training.label,
         )  # fmt: skip
         if fabric.is_global_zero:
             record = {
                 "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
-                "training": {**settings.model_dump(mode="json"), "precision": precision, "variant": run.variant,
-                             "fraction": run.fraction, "seed": run.seed, "units": run.units, "left_out": left_out,
-                             "from": run.checkpoint.name if run.checkpoint else None},
+                "training": {**settings.model_dump(mode="json"), "precision": precision, "variant": training.variant,
+                             "fraction": training.fraction, "seed": training.seed, "units": training.units,
+                             "left_out": left_out,
+                             "from": training.checkpoint.name if training.checkpoint else None},
             }  # fmt: skip
-            save_model(model, run.folder, record)
-            _write_results(run, held_out_rows, predicted, states)
+            save_model(model, training.folder, record)
+            _write_results(training, held_out_rows, predicted, states)
         fabric.barrier()  # what the others read next is there
-    return run
+    return training
 
 
-def _found(run: Run) -> bool:
-    if run.finished:
-        print(f"{run.label}: found in {run.folder.name}", flush=True)
-    return run.finished
+def _found(training: Training) -> bool:
+    if training.finished:
+        print(f"{training.label}: found in {training.folder.name}", flush=True)
+    return training.finished
 
 
-def _write_results(run: Run, rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]) -> None:
-    """Write predictions and, last, the results table; what only an unfinished run needs goes."""
+def _write_results(
+    training: Training, rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]
+) -> None:
+    """Write predictions and, last, the results table; what only an unfinished training needs goes."""
     predictions = predictions_table(rows, predicted, states)
-    accuracy = subject_accuracy(
-        predictions, route="supervised", variant=run.variant, fraction=run.fraction, n_subjects=len(run.units),
-        seed=run.seed,
+    accuracy = subject_scores(
+        predictions, route="supervised", variant=training.variant, fraction=training.fraction,
+        n_subjects=len(training.units), seed=training.seed,
     )  # fmt: skip
-    write_whole(run.folder / "predictions.parquet", predictions.to_parquet)
-    write_whole(run.folder / "subject_accuracy.csv", lambda p: accuracy.to_csv(p, index=False))
-    for leftover in [run.folder / "state.safetensors", *run.folder.glob("partial_*"), *run.folder.glob(".tmp*")]:
+    write_whole(training.folder / "predictions.parquet", predictions.to_parquet)
+    write_whole(training.folder / "scores.csv", lambda p: accuracy.to_csv(p, index=False))
+    for leftover in [
+        training.folder / "state.safetensors",
+        *training.folder.glob("partial_*"),
+        *training.folder.glob(".tmp*"),
+    ]:
         leftover.unlink(missing_ok=True)
 
 
-def _describe(run: Run, store: Store, precision: str, n_processes: int = 1) -> None:
+def _describe(training: Training, store: Store, precision: str, n_processes: int = 1) -> None:
     config: dict[str, Any] = {
-        "stage": run.stage, "variant": run.variant, "fraction": run.fraction, "seed": run.seed, "units": run.units,
-        "store": store.identity, "profile": run.profile.model_dump(mode="json"),
+        "stage": training.stage, "variant": training.variant, "fraction": training.fraction, "seed": training.seed,
+        "units": training.units, "store": store.identity, "profile": training.profile.model_dump(mode="json"),
     }  # fmt: skip
     text = yaml.safe_dump(config, sort_keys=False)
-    write_whole(run.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
+    write_whole(training.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     computed = f"{device} × {n_processes}, {precision}"
     lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {computed}", *packages]
-    write_whole(run.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_whole(training.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def finished_run(profile: Profile, cell: Cell) -> Run | None:
-    """The run of a grid's cell if it is finished, else None."""
+def finished_training(profile: Profile, cell: Cell) -> Training | None:
+    """The training of a grid's cell if it is finished, else None."""
     own = profile.for_target(cell.target)
     store = open_store(own.store)
-    if VARIANTS[cell.variant].start != "random" and not pretraining_run(own, cell.seed, store).finished:
+    if VARIANTS[cell.variant].start != "random" and not pretraining(own, cell.seed, store).finished:
         return None
-    run = finetuning_run(own, cell.variant, cell.fraction, cell.seed, store)
-    return run if run.finished else None
+    training = finetuning(own, cell.variant, cell.fraction, cell.seed, store)
+    return training if training.finished else None
 
 
-def grid_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
+def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
     """The results of a grid's finished runs in one table, and the names of those that are missing."""
-    columns = [*RESULT_KEYS, "task", "subject", "accuracy", "n_volumes"]
+    columns = [*RESULT_KEYS, "task", "subject", "score", "n"]
     tables, missing = [], []
-    for cell in grid(profile, name):
-        if run := finished_run(profile, cell):
-            tables.append(run.results())
+    for cell in planned(profile, name):
+        if training := finished_training(profile, cell):
+            tables.append(training.results())
         else:
             missing.append(cell.name)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), missing

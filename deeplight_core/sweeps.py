@@ -7,7 +7,7 @@ import numpy as np
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
 
-__all__ = ["CONTROLS", "Cell", "grid"]
+__all__ = ["CONTROLS", "Cell", "planned"]
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds")
 _DEEP = ["pretrained", "scratch"]
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
         return "-".join(filter(None, [self.target, self.variant, fraction, f"seed{self.seed}"]))
 
 
-def grid(profile: Profile, name: str) -> list[Cell]:
+def planned(profile: Profile, name: str) -> list[Cell]:
     """The runs of the sweep (`name="sweep"`), or of a control together with those that it is compared with."""
     sweep, controls = profile.sweep, profile.controls
     variants, fractions, seeds, targets = sweep.variants, sweep.fractions, sweep.seeds[:1], [""]

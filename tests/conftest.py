@@ -177,3 +177,9 @@ def own_mounts(tmp_path: Path) -> tuple[str, ...]:
     if tried.returncode != 0:
         pytest.skip(f"this user may not mount file systems: {tried.stderr}")
     return command
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in bfloat16 also where the CPU has no instructions for it: torch computes it all the same, slowly."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": True})

@@ -10,18 +10,18 @@ from conftest import N_KEPT, use_threads
 from safetensors.torch import load_file
 
 from deeplight_core import experiment
-from deeplight_core.analysis.scores import subject_accuracy
+from deeplight_core.analysis.scores import subject_scores
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.experiment import (
     evaluate,
     finetune,
-    finetuning_run,
-    grid_results,
+    finetuning,
     prepare_data,
     pretrain,
-    pretraining_run,
+    pretraining,
+    sweep_results,
 )
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.training.checkpoint import load_model, read_record
@@ -44,7 +44,7 @@ def finished(store: Store, tiny_profile: Profile, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, in which the test runs."""
+    """A copy of it, in which the test trainings."""
     copy = Path(shutil.copytree(finished, tmp_path / "project"))  # with the files' times
     monkeypatch.chdir(copy)
     return copy
@@ -58,13 +58,13 @@ def times(project: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(project.rglob("*"))}
 
 
-# ---- what is found, and what is another run
+# ---- what is found, and what is another training
 
 
-def test_finished_runs_are_found(project: Path, tiny_profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_trainings_are_found(project: Path, tiny_profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:
     before = times(project)
-    run = pretrain(tiny_profile, 1)
-    assert run.finished
+    training = pretrain(tiny_profile, 1)
+    assert training.finished
     for variant in VARIANTS:
         again = finetune(tiny_profile, variant, 0.5, 1)
         assert capsys.readouterr().out.endswith(
@@ -76,12 +76,12 @@ def test_finished_runs_are_found(project: Path, tiny_profile: Profile, capsys: p
 def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile) -> None:
     before = times(project)
     more = changed(tiny_profile, "sweep", fractions=[0.5, 1.0])
-    results, missing = grid_results(more)
+    results, missing = sweep_results(more)
     assert missing == [f"{v}-1-seed1" for v in VARIANTS]
     assert set(results["fraction"]) == {0.5}
     for fraction in more.sweep.fractions:
         finetune(more, "linear", fraction, 1)
-    assert grid_results(more)[1] == [f"{v}-1-seed1" for v in VARIANTS[:2]]
+    assert sweep_results(more)[1] == [f"{v}-1-seed1" for v in VARIANTS[:2]]
     after = times(project)
     new = [path.name for path in (project / "runs/tiny").iterdir() if path not in before]
     assert len(new) == 1
@@ -91,119 +91,117 @@ def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile)
 
 
 def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) -> None:
-    run = finetuning_run(tiny_profile, "scratch", 0.5, 1)
-    assert run.finished
+    training = finetuning(tiny_profile, "scratch", 0.5, 1)
+    assert training.finished
     others = [
-        finetuning_run(changed(tiny_profile, "finetuning", epochs=3), "scratch", 0.5, 1),
-        finetuning_run(changed(tiny_profile, "model", initialisation="glorot"), "scratch", 0.5, 1),
-        finetuning_run(tiny_profile, "scratch", 0.5, 2),
-        finetuning_run(tiny_profile, "scratch", 0.75, 1),
-        finetuning_run(tiny_profile, "pretrained", 0.5, 1),
-        finetuning_run(
-            changed(tiny_profile, "data", target={"SOCIAL": {"interaction": ["mental"]}}), "scratch", 0.5, 1
-        ),
+        finetuning(changed(tiny_profile, "finetuning", epochs=3), "scratch", 0.5, 1),
+        finetuning(changed(tiny_profile, "model", initialisation="glorot"), "scratch", 0.5, 1),
+        finetuning(tiny_profile, "scratch", 0.5, 2),
+        finetuning(tiny_profile, "scratch", 0.75, 1),
+        finetuning(tiny_profile, "pretrained", 0.5, 1),
+        finetuning(changed(tiny_profile, "data", target={"SOCIAL": {"interaction": ["mental"]}}), "scratch", 0.5, 1),
     ]
-    assert len({other.folder for other in [run, *others]}) == 7
+    assert len({other.folder for other in [training, *others]}) == 7
     other_store = replace(open_store(tiny_profile.store), info={"preprocessing": None})
-    assert finetuning_run(tiny_profile, "scratch", 0.5, 1, other_store).folder != run.folder
-    assert pretraining_run(tiny_profile, 2).folder != pretraining_run(tiny_profile, 1).folder
+    assert finetuning(tiny_profile, "scratch", 0.5, 1, other_store).folder != training.folder
+    assert pretraining(tiny_profile, 2).folder != pretraining(tiny_profile, 1).folder
 
 
 def test_what_does_not_matter_is_not_another_run(project: Path, tiny_profile: Profile) -> None:
     longer = changed(tiny_profile, "finetuning", epochs=3)
-    assert finetuning_run(longer, "linear", 0.5, 1).finished
-    assert pretraining_run(longer, 1).finished
-    assert finetuning_run(changed(tiny_profile, "pretraining", epochs=3), "scratch", 0.5, 1).finished
-    assert finetuning_run(changed(tiny_profile, "sweep", seeds=[1, 2, 3]), "pretrained", 0.5, 1).finished
+    assert finetuning(longer, "linear", 0.5, 1).finished
+    assert pretraining(longer, 1).finished
+    assert finetuning(changed(tiny_profile, "pretraining", epochs=3), "scratch", 0.5, 1).finished
+    assert finetuning(changed(tiny_profile, "sweep", seeds=[1, 2, 3]), "pretrained", 0.5, 1).finished
 
 
 def test_other_pretraining_is_another_run(project: Path, tiny_profile: Profile) -> None:
-    """What a fine-tuning run is named after is the weights that it starts from."""
-    run = finetuning_run(tiny_profile, "pretrained", 0.5, 1)
-    record = run.checkpoint / "model.json"
-    record.write_text(record.read_text().replace(read_record(run.checkpoint)["sha256"], "0" * 64))
-    assert finetuning_run(tiny_profile, "pretrained", 0.5, 1).folder != run.folder
+    """What a fine-tuning training is named after is the weights that it starts from."""
+    training = finetuning(tiny_profile, "pretrained", 0.5, 1)
+    record = training.checkpoint / "model.json"
+    record.write_text(record.read_text().replace(read_record(training.checkpoint)["sha256"], "0" * 64))
+    assert finetuning(tiny_profile, "pretrained", 0.5, 1).folder != training.folder
 
 
-# ---- what a run does
+# ---- what a training does
 
 
 def test_variants_see_the_same_units(project: Path, tiny_profile: Profile) -> None:
-    half, all_units = ({v: finetuning_run(tiny_profile, v, f, 1).units for v in VARIANTS} for f in (0.5, 1.0))
+    half, all_units = ({v: finetuning(tiny_profile, v, f, 1).units for v in VARIANTS} for f in (0.5, 1.0))
     assert half["pretrained"] == half["scratch"] == half["linear"]
     assert set(half["scratch"]) < set(all_units["scratch"]) == {"s1", "s2", "s3", "s4"}
     for variant in VARIANTS:
-        config = yaml.safe_load((finetuning_run(tiny_profile, variant, 0.5, 1).folder / "config.yaml").read_text())
+        config = yaml.safe_load((finetuning(tiny_profile, variant, 0.5, 1).folder / "config.yaml").read_text())
         assert config["units"] == half[variant]
-    metrics = finetuning_run(tiny_profile, "pretrained", 0.5, 1).metrics()
+    metrics = finetuning(tiny_profile, "pretrained", 0.5, 1).metrics()
     assert set(metrics.loc[metrics["split"] == "train", "subject"]) == set(half["pretrained"])
     assert set(metrics.loc[metrics["split"] == "validation", "subject"]) == {"s5", "s6"}
 
 
 def test_results_are_those_of_the_predictions(project: Path, tiny_profile: Profile) -> None:
     for variant in VARIANTS:
-        run = finetuning_run(tiny_profile, variant, 0.5, 1)
-        results, predictions = run.results(), run.predictions()
+        training = finetuning(tiny_profile, variant, 0.5, 1)
+        results, predictions = training.results(), training.predictions()
         assert list(results.columns) == [
-            "route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy", "n_volumes",
+            "route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "score", "n",
         ]  # fmt: skip
         key = {"route": "supervised", "variant": variant, "fraction": 0.5, "n_subjects": 2, "seed": 1}
-        pd.testing.assert_frame_equal(results, subject_accuracy(predictions, **key))
+        pd.testing.assert_frame_equal(results, subject_scores(predictions, **key))
         assert results["subject"].tolist() == ["s5", "s6"]
-        assert results["n_volumes"].tolist() == [N_KEPT, N_KEPT]
+        assert results["n"].tolist() == [N_KEPT, N_KEPT]
         assert set(predictions["task"]) == {"SOCIAL"}
     pd.testing.assert_frame_equal(
-        grid_results(tiny_profile)[0],
-        pd.concat([finetuning_run(tiny_profile, v, 0.5, 1).results() for v in VARIANTS], ignore_index=True),
+        sweep_results(tiny_profile)[0],
+        pd.concat([finetuning(tiny_profile, v, 0.5, 1).results() for v in VARIANTS], ignore_index=True),
     )
 
 
 def test_evaluating_a_run_gives_its_results(project: Path, tiny_profile: Profile) -> None:
-    for run in (pretraining_run(tiny_profile, 1), finetuning_run(tiny_profile, "pretrained", 0.5, 1)):
-        pd.testing.assert_frame_equal(evaluate(tiny_profile, run.folder), run.results())
-    train = evaluate(tiny_profile, run.folder, "train")
+    for training in (pretraining(tiny_profile, 1), finetuning(tiny_profile, "pretrained", 0.5, 1)):
+        pd.testing.assert_frame_equal(evaluate(tiny_profile, training.folder), training.results())
+    train = evaluate(tiny_profile, training.folder, "train")
     assert sorted(train["subject"]) == ["s1", "s2", "s3", "s4"]
 
 
 def test_evaluating_on_other_data_is_an_error(project: Path, tiny_profile: Profile) -> None:
-    run = pretraining_run(tiny_profile, 1)
+    training = pretraining(tiny_profile, 1)
     path = tiny_profile.store / "store.json"
     path.write_text(path.read_text().replace('"tr_s": 2.0', '"tr_s": 0.72'))
     with pytest.raises(ValueError, match=r"other tr_s: tr_s 2\.0, here 0\.72"):
-        evaluate(tiny_profile, run.folder)
+        evaluate(tiny_profile, training.folder)
 
 
 def test_evaluating_states_that_the_store_does_not_have_is_an_error(project: Path, tiny_profile: Profile) -> None:
-    run = pretraining_run(tiny_profile, 1)
+    training = pretraining(tiny_profile, 1)
     path = tiny_profile.store / "store.json"
     path.write_text(path.read_text().replace('"fear"', '"fright"'))
     with pytest.raises(ValueError, match=r"decodes states that .* does not have: EMOTION: fear"):
-        evaluate(tiny_profile, run.folder)
+        evaluate(tiny_profile, training.folder)
 
 
 def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Profile) -> None:
-    run = finetuning_run(tiny_profile, "pretrained", 0.5, 1)
-    assert {path.name for path in run.folder.iterdir()} == {
+    training = finetuning(tiny_profile, "pretrained", 0.5, 1)
+    assert {path.name for path in training.folder.iterdir()} == {
         "config.yaml", "environment.txt", "metrics.csv", "tensorboard", "model.safetensors", "model.json",
-        "predictions.parquet", "subject_accuracy.csv",
+        "predictions.parquet", "scores.csv",
     }  # fmt: skip
-    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    config = yaml.safe_load((training.folder / "config.yaml").read_text())
     assert Profile.model_validate(config["profile"]) == tiny_profile
     assert (config["variant"], config["fraction"], config["seed"]) == ("pretrained", 0.5, 1)
-    assert f"torch=={torch.__version__}" in (run.folder / "environment.txt").read_text().splitlines()
-    record = read_record(run.folder)
+    assert f"torch=={torch.__version__}" in (training.folder / "environment.txt").read_text().splitlines()
+    record = read_record(training.folder)
     assert record["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
     assert record["store"] == config["store"] == open_store(tiny_profile.store).identity
-    assert record["training"]["from"] == pretraining_run(tiny_profile, 1).folder.name
+    assert record["training"]["from"] == pretraining(tiny_profile, 1).folder.name
     assert sorted(record["training"]["left_out"]) == ["head.bias", "head.weight"]
-    assert not (finetuning_run(tiny_profile, "linear", 0.5, 1).folder / "model.json").exists()
+    assert not (finetuning(tiny_profile, "linear", 0.5, 1).folder / "model.json").exists()
 
 
 def test_pretrained_starts_from_the_checkpoint(project: Path, tiny_profile: Profile) -> None:
     """After one step of next to nothing it still is the checkpoint, but for the output layer."""
     weights = load_model(finetune(still(tiny_profile), "pretrained", 0.5, 1).folder)[0].state_dict()
     scratch = load_model(finetune(still(tiny_profile), "scratch", 0.5, 1).folder)[0].state_dict()
-    origin = load_model(pretraining_run(tiny_profile, 1).folder)[0].state_dict()
+    origin = load_model(pretraining(tiny_profile, 1).folder)[0].state_dict()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, (scratch if name.startswith("head.") else origin)[name], rtol=0, atol=1e-29)
     assert not torch.equal(scratch["encoder.lstm.weight_hh_l0"], origin["encoder.lstm.weight_hh_l0"])
@@ -212,8 +210,8 @@ def test_pretrained_starts_from_the_checkpoint(project: Path, tiny_profile: Prof
 def test_interrupted_run_becomes_the_same(
     project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = finetuning_run(tiny_profile, "scratch", 0.5, 1).folder
-    weights, accuracy = load_file(whole / "model.safetensors"), (whole / "subject_accuracy.csv").read_bytes()
+    whole = finetuning(tiny_profile, "scratch", 0.5, 1).folder
+    weights, accuracy = load_file(whole / "model.safetensors"), (whole / "scores.csv").read_bytes()
     shutil.rmtree(whole)
 
     def interrupted(*_: object) -> None:
@@ -223,26 +221,26 @@ def test_interrupted_run_becomes_the_same(
         patch.setattr(experiment, "save_model", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune(tiny_profile, "scratch", 0.5, 1)
-    run = finetuning_run(tiny_profile, "scratch", 0.5, 1)
-    assert run.folder == whole
-    assert not run.finished
-    assert grid_results(tiny_profile)[1] == ["scratch-0.5-seed1"]
+    training = finetuning(tiny_profile, "scratch", 0.5, 1)
+    assert training.folder == whole
+    assert not training.finished
+    assert sweep_results(tiny_profile)[1] == ["scratch-0.5-seed1"]
     finetune(tiny_profile, "scratch", 0.5, 1)
     assert "going on at step 6 of 6" in capsys.readouterr().out
     assert all(torch.equal(weight, weights[name]) for name, weight in load_file(whole / "model.safetensors").items())
-    assert (whole / "subject_accuracy.csv").read_bytes() == accuracy
+    assert (whole / "scores.csv").read_bytes() == accuracy
 
 
 # ---- controls
 
 
 def test_every_variant_trains_and_is_told_apart(project: Path, tiny_profile: Profile) -> None:
-    runs = {variant: finetune(tiny_profile, variant, 0.5, 1) for variant in EVERY_VARIANT}
-    assert len({run.folder for run in runs.values()}) == len(EVERY_VARIANT)
-    for variant, run in runs.items():
-        assert set(run.results()["variant"]) == {variant}
-        assert run.units == runs["scratch"].units
-        assert run.results()["n_volumes"].tolist() == [N_KEPT, N_KEPT]
+    trainings = {variant: finetune(tiny_profile, variant, 0.5, 1) for variant in EVERY_VARIANT}
+    assert len({training.folder for training in trainings.values()}) == len(EVERY_VARIANT)
+    for variant, training in trainings.items():
+        assert set(training.results()["variant"]) == {variant}
+        assert training.units == trainings["scratch"].units
+        assert training.results()["n"].tolist() == [N_KEPT, N_KEPT]
 
 
 def still(profile: Profile) -> Profile:
@@ -256,10 +254,10 @@ def encoder_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_shuffled_has_the_weights_of_the_pretraining_in_another_order(project: Path, tiny_profile: Profile) -> None:
-    run = finetune(still(tiny_profile), "shuffled", 0.5, 1)
-    assert run.checkpoint is not None
-    before = encoder_of(run.checkpoint)
-    for name, after in encoder_of(run.folder).items():
+    training = finetune(still(tiny_profile), "shuffled", 0.5, 1)
+    assert training.checkpoint is not None
+    before = encoder_of(training.checkpoint)
+    for name, after in encoder_of(training.folder).items():
         n = 4 if "lstm" in name else 1  # each gate keeps its own distribution
         for part, own in zip(after.chunk(n), before[name].chunk(n), strict=True):
             assert torch.allclose(part.flatten().sort().values, own.flatten().sort().values, atol=1e-12), name
@@ -268,19 +266,19 @@ def test_shuffled_has_the_weights_of_the_pretraining_in_another_order(project: P
 
 
 def test_frozen_keeps_the_encoder_and_learns_the_output_layer(project: Path, tiny_profile: Profile) -> None:
-    run = finetune(tiny_profile, "frozen", 0.5, 1)
-    assert run.checkpoint is not None
-    before, after = encoder_of(run.checkpoint), encoder_of(run.folder)
+    training = finetune(tiny_profile, "frozen", 0.5, 1)
+    assert training.checkpoint is not None
+    before, after = encoder_of(training.checkpoint), encoder_of(training.folder)
     assert all(torch.equal(after[name], before[name]) for name in before)
     untrained = load_model(finetune(still(tiny_profile), "frozen", 0.5, 1).folder)[0].state_dict()
-    assert not torch.equal(load_model(run.folder)[0].state_dict()["head.weight"], untrained["head.weight"])
+    assert not torch.equal(load_model(training.folder)[0].state_dict()["head.weight"], untrained["head.weight"])
 
 
 def test_initialisation_is_the_variants_own(project: Path, tiny_profile: Profile) -> None:
     spread = {}
     for variant in ("scratch", "scratch-he", "scratch-glorot"):
-        run = finetune(still(tiny_profile), variant, 0.5, 1)
-        spread[variant] = encoder_of(run.folder)["encoder.convolutions.5.weight"].std().item()
+        training = finetune(still(tiny_profile), variant, 0.5, 1)
+        spread[variant] = encoder_of(training.folder)["encoder.convolutions.5.weight"].std().item()
     n_in, n_out = 9 * 32, 9 * 32
     assert spread["scratch-he"] == spread["scratch"] == pytest.approx((2 / n_in) ** 0.5, rel=0.05)
     assert spread["scratch-glorot"] == pytest.approx((2 / (n_in + n_out)) ** 0.5, rel=0.05)
@@ -289,8 +287,8 @@ def test_initialisation_is_the_variants_own(project: Path, tiny_profile: Profile
 def test_permuted_labels_are_trained_on_but_not_tested_on(project: Path, tiny_profile: Profile) -> None:
     """On true labels the tiny data are separable; volumes held out keep their true states."""
     true, permuted = (finetune(tiny_profile, v, 1.0, 1) for v in ("linear", "linear-permuted"))
-    assert true.results()["accuracy"].min() > 0.9
-    assert permuted.results()["accuracy"].mean() < 0.8
+    assert true.results()["score"].min() > 0.9
+    assert permuted.results()["score"].mean() < 0.8
     pd.testing.assert_series_equal(true.predictions()["state"], permuted.predictions()["state"])
 
 
@@ -299,21 +297,21 @@ def test_another_task_as_the_target(project: Path, tiny_profile: Profile) -> Non
     assert swapped.data.states("source") == tiny_profile.data.states("target")
     assert swapped.folder == tiny_profile.folder
     pretrain(swapped, 1)
-    run = finetune(swapped, "pretrained", 0.5, 1)
-    assert set(run.results()["task"]) == {"EMOTION"}
-    assert read_record(run.checkpoint)["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
-    assert run.folder != finetuning_run(tiny_profile, "pretrained", 0.5, 1).folder
+    training = finetune(swapped, "pretrained", 0.5, 1)
+    assert set(training.results()["task"]) == {"EMOTION"}
+    assert read_record(training.checkpoint)["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
+    assert training.folder != finetuning(tiny_profile, "pretrained", 0.5, 1).folder
 
 
 def test_an_unfinished_grid_says_what_is_missing(project: Path, tiny_profile: Profile) -> None:
     own = changed(tiny_profile, "controls", fractions=[0.5], seeds=[1, 2])
-    results, missing = grid_results(own, "tasks")
+    results, missing = sweep_results(own, "tasks")
     assert set(results["task"]) == {"SOCIAL"}
     assert missing == ["EMOTION-pretrained-0.5-seed1", "EMOTION-scratch-0.5-seed1"]
-    assert grid_results(own, "seeds")[1] == ["pretrained-0.5-seed2", "scratch-0.5-seed2"]
-    results, missing = grid_results(own, "permutation")
+    assert sweep_results(own, "seeds")[1] == ["pretrained-0.5-seed2", "scratch-0.5-seed2"]
+    results, missing = sweep_results(own, "permutation")
     assert len(results) == 0
-    assert list(results.columns) == list(grid_results(own)[0].columns)
+    assert list(results.columns) == list(sweep_results(own)[0].columns)
     assert len(missing) == 3
 
 
@@ -346,18 +344,18 @@ def test_pretrained_needs_a_checkpoint(project: Path, tiny_profile: Profile) -> 
 
 def test_unknown_variant_is_an_error(tiny_profile: Profile) -> None:
     with pytest.raises(ValueError, match="unknown variant 'pretraind'; known are pretrained, scratch, linear"):
-        finetuning_run(tiny_profile, "pretraind", 0.5, 1)
+        finetuning(tiny_profile, "pretraind", 0.5, 1)
 
 
 @pytest.mark.parametrize("fraction", [0, 1.2, -0.1, float("nan"), "0.5"])
 def test_fractions_that_are_none(tiny_profile: Profile, fraction: float) -> None:
     with pytest.raises(ValueError, match=f"fraction must be above 0 and at most 1, got {fraction!r}"):
-        finetuning_run(tiny_profile, "scratch", fraction, 1)
+        finetuning(tiny_profile, "scratch", fraction, 1)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", None])
 def test_seeds_that_are_none(tiny_profile: Profile, seed: int) -> None:
     with pytest.raises(ValueError, match=f"seed must be a whole number from 0, got {seed!r}"):
-        finetuning_run(tiny_profile, "scratch", 0.5, seed)
+        finetuning(tiny_profile, "scratch", 0.5, seed)
     with pytest.raises(ValueError, match=f"seed must be a whole number from 0, got {seed!r}"):
-        pretraining_run(tiny_profile, seed)
+        pretraining(tiny_profile, seed)

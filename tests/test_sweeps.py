@@ -2,7 +2,7 @@ import pytest
 
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, Cell, grid
+from deeplight_core.sweeps import CONTROLS, Cell, planned
 
 
 def profile(**sections: object) -> Profile:
@@ -15,7 +15,7 @@ def profile(**sections: object) -> Profile:
 
 
 def test_the_sweep_is_every_combination() -> None:
-    cells = grid(profile(), "sweep")
+    cells = planned(profile(), "sweep")
     assert len(cells) == len(set(cells)) == 2 * 2 * 2
     assert Cell("", "scratch", 1.0, 4) in cells
 
@@ -30,7 +30,7 @@ def test_a_name_has_all_digits_of_the_fraction(fraction: float, text: str) -> No
 
 @pytest.mark.parametrize("name", ["baselines", "initialisation"])
 def test_a_control_stands_beside_both_decoders_at_every_fraction(name: str) -> None:
-    cells = grid(profile(), name)
+    cells = planned(profile(), name)
     assert {c.seed for c in cells} == {3}
     assert {c.variant for c in cells} > {"pretrained", "scratch"}
     for variant in {c.variant for c in cells}:
@@ -39,39 +39,39 @@ def test_a_control_stands_beside_both_decoders_at_every_fraction(name: str) -> N
 
 def test_the_profiles_own_initialisation_is_not_run_twice() -> None:
     for own, other in (("he", "scratch-glorot"), ("glorot", "scratch-he")):
-        variants = {c.variant for c in grid(profile(model={"initialisation": own}), "initialisation")}
+        variants = {c.variant for c in planned(profile(model={"initialisation": own}), "initialisation")}
         assert other in variants
         assert f"scratch-{own}" not in variants
 
 
 def test_every_task_is_left_out_once_and_the_target_is_the_sweeps() -> None:
-    cells = grid(profile(), "tasks")
+    cells = planned(profile(), "tasks")
     assert {c.target for c in cells} == {"", "GAMBLING", "MOTOR", "LANGUAGE", "SOCIAL", "RELATIONAL", "EMOTION"}
     assert len(cells) == 7 * 2
-    assert {c for c in cells if not c.target} <= set(grid(profile(), "sweep"))
+    assert {c for c in cells if not c.target} <= set(planned(profile(), "sweep"))
 
 
 def test_one_task_cannot_be_left_out() -> None:
     data = {"source": {"viewing": ["cat", "dog"]}, "target": {"viewing": ["house", "shoe"]}}
-    assert grid(profile(data=data), "tasks") == []
+    assert planned(profile(data=data), "tasks") == []
 
 
 def test_seeds_repeat_the_sweep() -> None:
-    cells = grid(profile(), "seeds")
+    cells = planned(profile(), "seeds")
     assert [c.seed for c in cells if c.variant == "scratch"] == [3, 4, 5]
 
 
 def test_names_of_all_runs_differ() -> None:
-    cells = {c for name in ("sweep", *CONTROLS) for c in grid(profile(), name)}
+    cells = {c for name in ("sweep", *CONTROLS) for c in planned(profile(), name)}
     assert len({c.name for c in cells}) == len(cells)
 
 
 def test_every_variant_is_in_a_grid() -> None:
-    every = {c.variant for name in ("sweep", *CONTROLS) for c in grid(Profile(), name)}
-    every |= {c.variant for c in grid(Profile.model_validate({"model": {"initialisation": "he"}}), "initialisation")}
+    every = {c.variant for name in ("sweep", *CONTROLS) for c in planned(Profile(), name)}
+    every |= {c.variant for c in planned(Profile.model_validate({"model": {"initialisation": "he"}}), "initialisation")}
     assert every == set(VARIANTS)
 
 
 def test_unknown_grids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown grid 'task'; known are sweep, baselines"):
-        grid(profile(), "task")
+        planned(profile(), "task")

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-__all__ = ["RESULT_KEYS", "confusion", "constant_answer", "predictions_table", "subject_accuracy"]
+__all__ = ["RESULT_KEYS", "confusion", "constant_answer", "predictions_table", "subject_scores"]
 
 
 RESULT_KEYS = ["route", "variant", "fraction", "n_subjects", "seed"]
@@ -23,13 +23,13 @@ def predictions_table(rows: pd.DataFrame, predicted: np.ndarray, states: list[tu
     ).reset_index(drop=True)  # fmt: skip
 
 
-def subject_accuracy(predictions: pd.DataFrame, **key: str | float) -> pd.DataFrame:
-    """The tidy results table: the `RESULT_KEYS` (given as `key`), then `task, subject, accuracy, n_volumes`."""
+def subject_scores(predictions: pd.DataFrame, **key: str | float) -> pd.DataFrame:
+    """The tidy results table: the `RESULT_KEYS` (given as `key`), then `task, subject, score, n`."""
     right_task = predictions["task"] == predictions["predicted_task"]
     correct = right_task & (predictions["state"] == predictions["predicted_state"])
     by_subject = correct.groupby([predictions["task"], predictions["subject"]])
-    table = by_subject.agg(accuracy="mean", n_volumes="size").reset_index()
-    return table.assign(**key)[[*RESULT_KEYS, "task", "subject", "accuracy", "n_volumes"]]
+    table = by_subject.agg(score="mean", n="size").reset_index()
+    return table.assign(**key)[[*RESULT_KEYS, "task", "subject", "score", "n"]]
 
 
 def constant_answer(rows: pd.DataFrame) -> float:

@@ -1,6 +1,6 @@
 """From one tidy table of subject accuracies to tests, intervals and effect sizes. Subjects are the unit.
 
-Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, accuracy`, gives tables. A seed
+Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. A seed
 is a repetition with its own training subjects, so variants are compared over the seeds that they share.
 """
 
@@ -35,7 +35,7 @@ def subject_means(results: pd.DataFrame) -> pd.DataFrame:
     """One accuracy per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
     keys = ["variant", "fraction", "subject"]
     means = balanced(results).groupby(keys, as_index=False)
-    return means.agg(accuracy=("accuracy", "mean"), n_subjects=("n_subjects", "first"))
+    return means.agg(score=("score", "mean"), n_subjects=("n_subjects", "first"))
 
 
 def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -47,8 +47,8 @@ def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """
     rows = []
     for (variant, fraction), group in subject_means(results).groupby(["variant", "fraction"], sort=False):
-        low, high = _t_interval(group["accuracy"].to_numpy(), confidence)
-        rows.append((variant, fraction, group["n_subjects"].iloc[0], len(group), group["accuracy"].mean(), low, high))
+        low, high = _t_interval(group["score"].to_numpy(), confidence)
+        rows.append((variant, fraction, group["n_subjects"].iloc[0], len(group), group["score"].mean(), low, high))
     return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "n", "mean", "low", "high"])
 
 
@@ -63,7 +63,7 @@ def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
     tests = []
     for row in table.itertuples():
         own = (results["variant"] == row.variant) & (results["fraction"] == row.fraction)
-        tests.append(_t_test(subject_means(results[own])["accuracy"].to_numpy() - chance))
+        tests.append(_t_test(subject_means(results[own])["score"].to_numpy() - chance))
     table["t"], table["p"] = zip(*tests, strict=True) if tests else ([], [])
     table["p_bonferroni"] = np.minimum(1.0, table["p"] * len(table))
     return table
@@ -139,12 +139,12 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), cells, strict=True) if one.empty]:
         raise ValueError(f"no results of {' and '.join(absent)}")
     seeds = set(cells[0]["seed"]) & set(cells[1]["seed"])
-    chosen = [one[one["seed"].isin(seeds)].groupby("subject")[["accuracy", "n_subjects"]].mean() for one in cells]
+    chosen = [one[one["seed"].isin(seeds)].groupby("subject")[["score", "n_subjects"]].mean() for one in cells]
     if not seeds:
         raise ValueError(f"{a[0]} at {100 * a[1]:g}% and {b[0]} at {100 * b[1]:g}% have no seed in common")
     if unpaired := sorted(set(chosen[0].index) ^ set(chosen[1].index)):
         raise ValueError(f"{a[0]} and {b[0]} were not tested on the same subjects: {unpaired}")
-    first, second = (one["accuracy"].to_numpy() for one in chosen)
+    first, second = (one["score"].to_numpy() for one in chosen)
     difference = first - second
     n = len(difference)
     t, p = _t_test(difference)
@@ -188,7 +188,7 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
     rows = []
     for fraction in sorted(results["fraction"].unique().tolist()):
         group = results[results["variant"].isin([a, b]) & (results["fraction"] == fraction)]
-        means = group.groupby(["subject", "seed", "variant"])["accuracy"].mean().unstack()
+        means = group.groupby(["subject", "seed", "variant"])["score"].mean().unstack()
         if set(means.columns) < {a, b} or min(group["seed"].nunique(), group["subject"].nunique()) < 2:
             continue
         wide = (means[a] - means[b]).unstack("seed")
@@ -250,13 +250,13 @@ def subjects_saved(
 
     Returns
     -------
-    `n_subjects, accuracy, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
+    `n_subjects, score, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
     where `b` never reaches the accuracy. Where the smallest size of `b` has reached it already, that size stands for
     "at most so many" and `at_most` is true.
     """
     means = (
         subject_means(results[results["variant"].isin([a, b])])
-        .groupby(["variant", "n_subjects", "subject"])["accuracy"]
+        .groupby(["variant", "n_subjects", "subject"])["score"]
         .mean()
     )
     curves = [means[v].unstack("subject").sort_index(axis=1) for v in (a, b)]
@@ -271,7 +271,7 @@ def subjects_saved(
         equivalent = np.array([_first_reached(y, goal, sizes) for y, goal in zip(reached.T, accuracy, strict=True)])
         low, high = np.quantile(equivalent[1:], [0.025, 0.975], method="inverted_cdf")
         rows.append((n, accuracy[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= accuracy[0]))
-    return pd.DataFrame(rows, columns=["n_subjects", "accuracy", "equivalent", "low", "high", "saved", "at_most"])
+    return pd.DataFrame(rows, columns=["n_subjects", "score", "equivalent", "low", "high", "saved", "at_most"])
 
 
 def _first_reached(curve: np.ndarray, goal: float, sizes: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Sentences of the pages, made from settings and tables."""
 
 from deeplight_core.config import Profile
-from deeplight_core.sweeps import grid
+from deeplight_core.sweeps import planned
 
 __all__ = ["make_command", "missing_note"]
 
@@ -17,7 +17,7 @@ def make_command(target: str, profile: str) -> str:
 
 def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     """One line of Markdown: what a page is made of, and what of its grid has not been run and how to run it."""
-    n = len(grid(profile, name))
+    n = len(planned(profile, name))
     if not missing:
         return f"All {n} runs of this grid are here." if n else "This profile has no runs for this page."
     command = make_command("reproduce" if name == "sweep" else "controls", profile.name)

@@ -15,7 +15,7 @@ from deeplight_core.data.events import label_frames
 from deeplight_core.data.simulate import design
 from deeplight_core.models.deeplight import Layer
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import grid
+from deeplight_core.sweeps import planned
 from deeplight_core.tasks import HCP_TR_S, TASKS
 from deeplight_core.training.examples import draw_units
 
@@ -98,7 +98,7 @@ def full_run(recipe: Profile) -> pd.DataFrame:
     """
     kept = label_rule(recipe.preprocessing)
     source, target = kept[list(recipe.data.source)].sum(), kept[list(recipe.data.target)].sum()
-    cells = [cell for cell in grid(recipe, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
+    cells = [cell for cell in planned(recipe, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
     subjects = [f"subject {i}" for i in range(N_TRAIN)]
     n_subjects = sum(len(draw_units(subjects, cell.fraction, cell.seed)) for cell in cells)
     epochs, n_validation = (recipe.pretraining.epochs, recipe.finetuning.epochs), recipe.data.n_validation
@@ -182,10 +182,10 @@ def last_epoch_accuracy(metrics: pd.DataFrame, split: str, without: tuple[str, .
 
     Parameters
     ----------
-    metrics : `epoch, split, task, subject, accuracy` of one training, or of several with other seeds
+    metrics : `epoch, split, task, subject, score` of one training, or of several with other seeds
     """
     last = metrics[(metrics["epoch"] == metrics["epoch"].max()) & (metrics["split"] == split)]
-    return last[~last["task"].isin(without)].groupby("subject")["accuracy"].mean()
+    return last[~last["task"].isin(without)].groupby("subject")["score"].mean()
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def side_by_side(
 
     Parameters
     ----------
-    pretraining : metrics of the pre-training (`epoch, split, task, subject, accuracy`)
+    pretraining : metrics of the pre-training (`epoch, split, task, subject, score`)
     curves : metrics of the fine-tunings, with `variant, fraction, seed`
     results : the results table
     n_source : number of states of the source
@@ -251,7 +251,7 @@ def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alp
             )
         )  # fmt: skip
     last = metrics[(metrics["epoch"] == metrics["epoch"].max()) & (metrics["split"] == "validation")]
-    tasks = last.groupby("task")["accuracy"].mean()
+    tasks = last.groupby("task")["score"].mean()
     others = tasks.drop("GAMBLING", errors="ignore")
     low, high = (REPORTED[f"pretraining accuracy, {which} of five tasks"] for which in ("lowest", "highest"))
     there = "GAMBLING" in tasks and len(others) > 0
@@ -296,7 +296,7 @@ def _small_data_rows(results: pd.DataFrame, constant: float, alpha: float) -> li
     small = results[results["fraction"] == 0.01]
     n = f" (n = {small['n_subjects'].iloc[0]}; paper: 3)" if len(small) else " (paper: n = 3)"
     for variant, title, panel in (("pretrained", "pre-trained", "E"), ("scratch", "from scratch", "D")):
-        values = subject_means(small[small["variant"] == variant])["accuracy"]
+        values = subject_means(small[small["variant"] == variant])["score"]
         ours = _percent(values.mean()) if len(values) else _Row.ours
         claim, holds = ("", None)
         if variant == "pretrained":
@@ -321,7 +321,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
     rows = []
     ends = curves[curves["epoch"] == curves.groupby(["variant", "fraction", "seed"])["epoch"].transform("max")]
     for split, panel in (("train", "C"), ("validation", "F")):
-        means = ends[ends["split"] == split].groupby(["fraction", "variant"])["accuracy"].mean().unstack()
+        means = ends[ends["split"] == split].groupby(["fraction", "variant"])["score"].mean().unstack()
         quantity = f"fractions at which pre-trained is higher, {'training' if split == 'train' else split}"
         claim = "higher at every fraction"
         means = means.reindex(columns=["pretrained", "scratch"]).dropna()
@@ -338,7 +338,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
             ours += f"; {int((table['significant'] & (table['difference'] > 0)).sum())} significant"
         rows.append(_Row(f"Fig. 3 {panel}", quantity, "7 of 7", ours, claim, holds))
     epochs = curves[(curves["split"] == "validation") & (curves["fraction"] == 1)]
-    by_epoch = epochs.groupby(["variant", "epoch"])["accuracy"].mean()
+    by_epoch = epochs.groupby(["variant", "epoch"])["score"].mean()
     quantity, claim = "epochs until from scratch's last accuracy is reached, all data", "less training time"
     if {"pretrained", "scratch"} <= set(epochs["variant"]):
         goal = by_epoch["scratch"].iloc[-1]
@@ -373,7 +373,7 @@ def _better_than(constant: float) -> str:
 
 
 def _above(accuracy: pd.Series, constant: float, alpha: float) -> bool | None:
-    table = accuracy.rename("accuracy").reset_index(drop=True).to_frame()
+    table = accuracy.rename("score").reset_index(drop=True).to_frame()
     table = table.assign(variant="", fraction=1.0, n_subjects=0, seed=1, task="", subject=table.index)
     test = against_chance(table, constant)
     if test.empty or np.isnan(test["p"].iloc[0]):

@@ -36,7 +36,7 @@ class Tally:
 class Metrics:
     """The metrics of a run: one row per epoch × split × task × subject.
 
-    Columns `epoch, step, split, task, subject, accuracy, n_volumes, loss` (training accuracy is measured while
+    Columns `epoch, step, split, task, subject, score, n, loss` (training accuracy is measured while
     training, dropout on).
 
     Parameters
@@ -85,8 +85,8 @@ class Metrics:
         if self.table.empty:
             return 0
         held_out = self.table[self.table["split"] == "validation"]
-        total = (held_out["loss"] * held_out["n_volumes"]).groupby(held_out["epoch"]).sum()
-        return int(str((total / held_out.groupby("epoch")["n_volumes"].sum()).idxmin()))
+        total = (held_out["loss"] * held_out["n"]).groupby(held_out["epoch"]).sum()
+        return int(str((total / held_out.groupby("epoch")["n"].sum()).idxmin()))
 
     def show(self, step: int, epoch: int, tally: Tally) -> None:
         """Show how things stand since the epoch began."""
@@ -119,17 +119,17 @@ class Metrics:
         if self._writer is None:
             return
         mean = {
-            str(split): group[["accuracy", "loss"]].mul(group["n_volumes"], axis=0).sum() / group["n_volumes"].sum()
+            str(split): group[["score", "loss"]].mul(group["n"], axis=0).sum() / group["n"].sum()
             for split, group in rows.groupby("split")
         }
         for split, values in mean.items():
-            for name in ("accuracy", "loss"):
+            for name in ("score", "loss"):
                 self._writer.add_scalar(f"{name}/{split}", values[name], step)
         self._writer.flush()
         print(
             f"{self._label}: epoch {epoch}/{self._n_epochs}, loss {mean['train']['loss']:.3f}, "
-            f"accuracy {mean['train']['accuracy']:.1%} in training, "
-            f"{mean['validation']['accuracy']:.1%} in validation, {duration(self._left_s(step))} left",
+            f"accuracy {mean['train']['score']:.1%} in training, "
+            f"{mean['validation']['score']:.1%} in validation, {duration(self._left_s(step))} left",
             flush=True,
         )
         write_whole(self._path, partial(self.table.to_csv, index=False))
@@ -152,6 +152,6 @@ def _epoch_rows(rows: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFra
     return pd.DataFrame(
         {
             "epoch": 0, "step": 0, "split": split, "task": sums["task"], "subject": sums["subject"],
-            "accuracy": sums["right"] / sums["n"], "n_volumes": sums["n"].astype(int), "loss": sums["loss"] / sums["n"],
+            "score": sums["right"] / sums["n"], "n": sums["n"].astype(int), "loss": sums["loss"] / sums["n"],
         }
     )  # fmt: skip

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeplight_core.analysis.scores import confusion, constant_answer, predictions_table, subject_accuracy
+from deeplight_core.analysis.scores import confusion, constant_answer, predictions_table, subject_scores
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral"), ("GAMBLING", "neutral"), ("GAMBLING", "win")]
 
@@ -34,9 +34,9 @@ def test_predictions_table() -> None:
     ]  # fmt: skip
 
 
-def test_subject_accuracy_equals_a_loop(predictions: pd.DataFrame) -> None:
-    table = subject_accuracy(predictions, **KEY)
-    assert list(table.columns) == [*KEY, "task", "subject", "accuracy", "n_volumes"]
+def test_subject_scores_equals_a_loop(predictions: pd.DataFrame) -> None:
+    table = subject_scores(predictions, **KEY)
+    assert list(table.columns) == [*KEY, "task", "subject", "score", "n"]
     assert len(table) == 10
     for row in table.itertuples():
         hits = [
@@ -44,7 +44,7 @@ def test_subject_accuracy_equals_a_loop(predictions: pd.DataFrame) -> None:
             for p in predictions.itertuples()
             if (p.task, p.subject) == (row.task, row.subject)
         ]
-        assert (row.accuracy, row.n_volumes) == (pytest.approx(sum(hits) / len(hits)), len(hits))
+        assert (row.score, row.n) == (pytest.approx(sum(hits) / len(hits)), len(hits))
         assert (row.route, row.variant, row.fraction, row.n_subjects, row.seed) == tuple(KEY.values())
 
 

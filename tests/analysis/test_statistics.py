@@ -36,7 +36,7 @@ def results(
                         ("supervised", variant, fraction, int(30 * fraction), seed, "WM", f"s{subject}", accuracy, 90)
                     )
     return pd.DataFrame(
-        rows, columns=["route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy", "n_volumes"]
+        rows, columns=["route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "score", "n"]
     )
 
 
@@ -45,8 +45,7 @@ def test_t_tests_equal_scipy():
     comparison = compare(table).set_index("fraction")
     for fraction, group in table.groupby("fraction"):
         a, b = (
-            group[group["variant"] == v].sort_values("subject")["accuracy"].to_numpy()
-            for v in ("pretrained", "scratch")
+            group[group["variant"] == v].sort_values("subject")["score"].to_numpy() for v in ("pretrained", "scratch")
         )
         expected = stats.ttest_rel(a, b)
         row = comparison.loc[fraction]
@@ -62,7 +61,7 @@ def test_a_case_computed_by_hand():
     table = pd.DataFrame(
         {
             "variant": ["pretrained"] * 3 + ["scratch"] * 3, "fraction": 1.0, "n_subjects": 3, "seed": 1, "task": "WM",
-            "subject": ["a", "b", "c"] * 2, "accuracy": [0.6, 0.7, 0.8, 0.5, 0.5, 0.5],
+            "subject": ["a", "b", "c"] * 2, "score": [0.6, 0.7, 0.8, 0.5, 0.5, 0.5],
         }
     )  # fmt: skip
     row = compare(table).iloc[0]
@@ -97,7 +96,7 @@ def test_fractions_of_one_variant_only_are_left_out():
 
 def test_permutation_p_equals_all_signs_counted():
     table = results({1.0: 0.04}, n=8)
-    wide = table.pivot(index="subject", columns="variant", values="accuracy")
+    wide = table.pivot(index="subject", columns="variant", values="score")
     difference = (wide["pretrained"] - wide["scratch"]).to_numpy()
     means = np.array([abs((difference * signs).mean()) for signs in product([-1, 1], repeat=8)])
     assert compare(table).iloc[0]["p_permutation"] == pytest.approx((means >= abs(difference.mean()) - 1e-12).mean())
@@ -114,8 +113,8 @@ def test_bayes_factor_equals_its_integral():
 
 def test_any_two_cells_can_be_compared():
     table = results({0.4: 0.2, 1.0: 0.0})
-    a = table[(table["variant"] == "pretrained") & (table["fraction"] == 0.4)]["accuracy"]
-    b = table[(table["variant"] == "scratch") & (table["fraction"] == 1.0)]["accuracy"]
+    a = table[(table["variant"] == "pretrained") & (table["fraction"] == 0.4)]["score"]
+    b = table[(table["variant"] == "scratch") & (table["fraction"] == 1.0)]["score"]
     test = compare_cells(table, ("pretrained", 0.4), ("scratch", 1.0))
     assert test["t"] == pytest.approx(stats.ttest_rel(a, b).statistic)
     with pytest.raises(ValueError, match="no results of linear at 40%"):
@@ -127,7 +126,7 @@ def test_chance_is_tested_as_scipy_does():
     rows = against_chance(table, 0.45)
     assert len(rows) == 4
     for row in rows.itertuples():
-        chosen = table[(table["variant"] == row.variant) & (table["fraction"] == row.fraction)]["accuracy"]
+        chosen = table[(table["variant"] == row.variant) & (table["fraction"] == row.fraction)]["score"]
         expected = stats.ttest_1samp(chosen, 0.45)
         assert (row.t, row.p) == pytest.approx((expected.statistic, expected.pvalue))
         assert row.p_bonferroni == pytest.approx(min(1, 4 * expected.pvalue))
@@ -144,7 +143,7 @@ def crossed(random, subjects=10, seeds=5, sd_subject=0.05, sd_seed=0.03, noise=0
         (variant, 1.0, 30, seed, "WM", f"s{subject}", 0.5 + (variant == "pretrained") * difference[subject, seed])
         for subject in range(subjects) for seed in range(seeds) for variant in ("pretrained", "scratch")
     ]  # fmt: skip
-    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"]
+    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"]
     return pd.DataFrame(rows, columns=columns), difference
 
 
@@ -242,7 +241,7 @@ def curves(pretrained, scratch, random=None, sizes=(1, 3, 10, 30), subjects=30):
         for v, means in (("pretrained", pretrained), ("scratch", scratch))
         for n, mean in zip(sizes, means, strict=True) for i in range(subjects)
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"])
+    return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"])
 
 
 def test_saved_subjects_of_a_case_computed_by_hand():
@@ -280,7 +279,7 @@ def test_intervals_of_d_cover(n, effect, monkeypatch):
         table = pd.DataFrame(
             {"variant": np.repeat(["pretrained", "scratch"], n), "fraction": 1.0, "n_subjects": 1, "seed": 1,
              "task": "WM", "subject": np.tile(np.arange(n), 2),
-             "accuracy": np.r_[random.normal(effect, 1, n), np.zeros(n)]}
+             "score": np.r_[random.normal(effect, 1, n), np.zeros(n)]}
         )  # fmt: skip
         row = compare(table).iloc[0]
         covered += [row["d_low"] <= effect <= row["d_high"], row["d_t_low"] <= effect <= row["d_t_high"]]
@@ -305,7 +304,7 @@ def test_the_interval_of_d_has_the_t_value_at_its_percentiles(t, n):
 def test_variants_are_compared_over_the_seeds_that_both_have():
     """Another seed trains on other subjects; a difference between seeds must not look like one between variants."""
     table = results({0.1: 0.0, 1.0: 0.0}, seeds=(1, 2))
-    table.loc[table["seed"] == 2, "accuracy"] += 0.2
+    table.loc[table["seed"] == 2, "score"] += 0.2
     unfinished = table[~((table["seed"] == 2) & (table["variant"] == "scratch") & (table["fraction"] == 0.1))]
     one_seed = table[(table["seed"] == 1) & (table["fraction"] == 0.1)]
     rows = compare(unfinished).set_index("fraction")
@@ -332,9 +331,7 @@ def test_an_unfinished_grid_is_corrected_for_the_tests_that_were_planned():
 
 def test_seeds_are_averaged_before_the_test():
     table = results({0.1: 0.1}, seeds=(1, 2, 3))
-    averaged = table.groupby(["variant", "fraction", "n_subjects", "task", "subject"], as_index=False)[
-        "accuracy"
-    ].mean()
+    averaged = table.groupby(["variant", "fraction", "n_subjects", "task", "subject"], as_index=False)["score"].mean()
     row = compare(table).iloc[0]
     assert row["n"] == 12
     assert row["t"] == pytest.approx(compare(averaged.assign(seed=0)).iloc[0]["t"])
@@ -344,7 +341,7 @@ def test_seeds_are_averaged_before_the_test():
 def test_the_interval_of_the_mean_equals_scipy():
     table = results({0.1: 0.2})
     row = mean_intervals(table).set_index("variant").loc["scratch"]
-    accuracy = table[table["variant"] == "scratch"]["accuracy"]
+    accuracy = table[table["variant"] == "scratch"]["score"]
     low, high = stats.t.interval(0.95, len(accuracy) - 1, accuracy.mean(), stats.sem(accuracy))
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((accuracy.mean(), low, high))
 
@@ -360,7 +357,7 @@ def test_intervals_cover_and_corrected_tests_keep_their_level(monkeypatch):
         accuracy = 0.5 + subject + random.normal(0, 0.1, (2, 3, 8))
         table = pd.DataFrame(
             {"variant": np.repeat(["pretrained", "scratch"], 24), "fraction": np.tile(np.repeat([0.1, 0.5, 1.0], 8), 2),
-             "n_subjects": 1, "seed": 1, "task": "WM", "subject": [*"abcdefgh"] * 6, "accuracy": accuracy.ravel()}
+             "n_subjects": 1, "seed": 1, "task": "WM", "subject": [*"abcdefgh"] * 6, "score": accuracy.ravel()}
         )  # fmt: skip
         rows = compare(table)
         covered += ((rows["low"] <= 0) & (rows["high"] >= 0)).tolist()

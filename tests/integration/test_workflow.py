@@ -86,7 +86,7 @@ def test_statistics_equal_those_computed_from_the_results_table(project):
     statistics = pd.read_csv(project / "runs/smoke/statistics.csv").set_index("fraction")
     assert set(results["variant"]) == {"pretrained", "scratch", "linear"}
     for fraction, group in results.groupby("fraction"):
-        wide = group.pivot(index="subject", columns="variant", values="accuracy")
+        wide = group.pivot(index="subject", columns="variant", values="score")
         expected = stats.ttest_rel(wide["pretrained"], wide["scratch"])
         row = statistics.loc[fraction]
         assert row["difference"] == pytest.approx((wide["pretrained"] - wide["scratch"]).mean())
@@ -98,10 +98,10 @@ def test_statistics_equal_those_computed_from_the_results_table(project):
 def test_accuracies_equal_those_counted_from_the_predictions(project):
     for folder in (project / "runs/smoke").glob("finetuning-*"):
         predictions = pd.read_parquet(folder / "predictions.parquet")
-        table = pd.read_csv(folder / "subject_accuracy.csv").set_index("subject")
+        table = pd.read_csv(folder / "scores.csv").set_index("subject")
         for subject, rows in predictions.groupby("subject"):
             right = sum(a == b for a, b in zip(rows["state"], rows["predicted_state"], strict=True))
-            assert table.loc[subject, "accuracy"] == pytest.approx(right / len(rows))
+            assert table.loc[subject, "score"] == pytest.approx(right / len(rows))
 
 
 def test_both_variants_saw_the_same_subjects(project):
@@ -236,7 +236,7 @@ def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, p
     assert failed[0] <= 2  # the first cell after the parameters
 
 
-def test_papermill_by_hand_finds_the_finished_run(project, tmp_path):
+def test_papermill_by_hand_finds_the_finished_training(project, tmp_path):
     command = ["papermill", "notebooks/03_finetuning.ipynb", str(tmp_path / "out.ipynb"), "-f", "profiles/smoke.yaml"]
     done = run(
         [*command, "-p", "variant", "scratch", "-p", "fraction", "0.5", "-p", "seed", "1", "--log-output"], project
@@ -288,7 +288,7 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project):
     results = pd.read_csv(project / "runs" / profile / "results.csv")
     assert (results["n_subjects"] == 4).all()
     assert results["subject"].nunique() == 4
-    assert (results[results["variant"] == "linear"]["accuracy"].mean()) > 0.3  # real signal, chance 0.25
+    assert (results[results["variant"] == "linear"]["score"].mean()) > 0.3  # real signal, chance 0.25
     page = (project / "runs" / profile / "book/_build/html/real/04_statistics.html").read_text(encoding="utf-8")
     assert "Real data" in page
     assert "tests count runs" in page

@@ -24,7 +24,7 @@ def metrics(levels: dict[str, float], epochs: int = 10) -> pd.DataFrame:
             for epoch in range(1, epochs + 1) for split in ("train", "validation")
             for volumes, (task, level) in zip((90, 30), levels.items(), strict=False) for subject in SUBJECTS
         ],
-        columns=["epoch", "split", "task", "subject", "accuracy", "n_volumes"],
+        columns=["epoch", "split", "task", "subject", "score", "n"],
     )  # fmt: skip
 
 
@@ -80,9 +80,9 @@ def test_the_decoder_is_the_papers_on_its_grid() -> None:
 def test_accuracy_of_the_last_epoch_is_the_mean_over_tasks_as_in_the_paper() -> None:
     curve = metrics({"MOTOR": 0.9, "GAMBLING": 0.3})
     last = curve[(curve["epoch"] == 10) & (curve["split"] == "train") & (curve["subject"] == "s2")].set_index("task")
-    expected = (last.loc["MOTOR", "accuracy"] + last.loc["GAMBLING", "accuracy"]) / 2
+    expected = (last.loc["MOTOR", "score"] + last.loc["GAMBLING", "score"]) / 2
     assert paper.last_epoch_accuracy(curve, "train")["s2"] == pytest.approx(expected)
-    assert paper.last_epoch_accuracy(curve, "train", ("GAMBLING",))["s2"] == last.loc["MOTOR", "accuracy"]
+    assert paper.last_epoch_accuracy(curve, "train", ("GAMBLING",))["s2"] == last.loc["MOTOR", "score"]
     all_tasks, without, gambling = (
         paper.REPORTED[f"pretraining accuracy{what}"]
         for what in (", validation", " without gambling, validation", ", gambling")
@@ -106,7 +106,7 @@ def test_a_run_unlike_the_papers_says_no() -> None:
 
 def test_better_but_not_significantly_is_no() -> None:
     curves, results = finetuned({(v, 1.0): 0.8 for v in ("pretrained", "scratch")})
-    results.loc[(results["variant"] == "pretrained") & (results["subject"] == "s0"), "accuracy"] += 0.01
+    results.loc[(results["variant"] == "pretrained") & (results["subject"] == "s0"), "score"] += 0.01
     rows = side_by_side(curves, results, {"MOTOR": 0.9})
     assert rows.loc["difference, all data", "holds"] == "no"
     assert rows.loc["difference, all data", "this run"].startswith("+0.17 points")
@@ -114,7 +114,7 @@ def test_better_but_not_significantly_is_no() -> None:
 
 def test_t_values_are_those_of_scipy() -> None:
     _, results = finetuned(LEVELS)
-    wide = results.pivot(index="subject", columns=["variant", "fraction"], values="accuracy")
+    wide = results.pivot(index="subject", columns=["variant", "fraction"], values="score")
     for quantity, a, b in (
         ("difference, all data", ("pretrained", 1.0), ("scratch", 1.0)),
         ("pre-trained on 40% against from scratch on 100%", ("pretrained", 0.4), ("scratch", 1.0)),
@@ -152,8 +152,8 @@ def test_the_level_is_that_of_all_planned_fractions() -> None:
     curves, results = finetuned(LEVELS)
     a, b = ((results["variant"] == v) & (results["fraction"] == f) for v, f in (("pretrained", 0.4), ("scratch", 1.0)))
     noise = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
-    results.loc[a, "accuracy"] = 0.5 + 0.01 * noise + 0.0124
-    results.loc[b, "accuracy"] = 0.5
+    results.loc[a, "score"] = 0.5 + 0.01 * noise + 0.0124
+    results.loc[b, "score"] = 0.5
     row = side_by_side(curves, results, {"MOTOR": 0.9}).loc["pre-trained on 40% against from scratch on 100%"]
     assert 0.05 / 3 < float(row["this run"].split("p = ")[1]) < 0.05
     assert row["holds"] == "no"
@@ -161,8 +161,8 @@ def test_the_level_is_that_of_all_planned_fractions() -> None:
 
 def test_a_test_that_cannot_be_made_decides_nothing() -> None:
     curves, results = finetuned(LEVELS)
-    results.loc[results["variant"] == "pretrained", "accuracy"] = 1.0
-    results.loc[results["variant"] == "scratch", "accuracy"] = 0.5
+    results.loc[results["variant"] == "pretrained", "score"] = 1.0
+    results.loc[results["variant"] == "scratch", "score"] = 0.5
     rows = side_by_side(curves, results, {"MOTOR": 0.9})
     for quantity in ("difference, all data", "pre-trained, 1% (n = 1; paper: 3)"):
         assert rows.loc[quantity, "holds"] == "–", quantity

@@ -35,7 +35,7 @@ def metrics() -> pd.DataFrame:
             for epoch in (1, 2, 3) for split in ("train", "validation") for task in ("EMOTION", "MOTOR")
             for subject in SUBJECTS for variant in ("pretrained", "scratch") for fraction in (0.05, 1.0)
         ],
-        columns=["epoch", "split", "task", "subject", "variant", "fraction", "accuracy"],
+        columns=["epoch", "split", "task", "subject", "variant", "fraction", "score"],
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def results() -> pd.DataFrame:
             for variant, level in (("pretrained", 0.7), ("scratch", 0.4))
             for fraction in (0.05, 1.0) for subject in SUBJECTS
         ],
-        columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "accuracy"],
+        columns=["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"],
     )  # fmt: skip
 
 
@@ -56,9 +56,7 @@ def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
     figure = plots.task_curves(metrics, 16)
     for axes, split in zip(figure.axes, ("train", "validation"), strict=True):
         lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-        expected = (
-            metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["accuracy"].mean()
-        )
+        expected = metrics[(metrics["split"] == split) & (metrics["task"] == "MOTOR")].groupby("epoch")["score"].mean()
         assert lines["MOTOR"] == pytest.approx(expected.to_numpy())
         assert any(np.allclose(y, 1 / 16) for y in lines.values())
 
@@ -70,9 +68,9 @@ def test_a_band_is_the_standard_error_over_subjects_not_over_seeds(metrics):
 
 
 def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
-    table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", accuracy=0.25)])
+    table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", score=0.25)])
     axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
-    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["accuracy"].mean()])
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["score"].mean()])
     assert [len(points.get_offsets()) for points in axes.collections[::2]] == [20, 20]
 
 
@@ -237,14 +235,14 @@ def test_saved_subjects_mark_what_no_size_reaches():
 
 
 def test_seed_differences_show_every_training(results):
-    table = pd.concat([results.assign(seed=s, accuracy=results["accuracy"] + 0.01 * s) for s in (1, 2, 3)])
+    table = pd.concat([results.assign(seed=s, accuracy=results["score"] + 0.01 * s) for s in (1, 2, 3)])
     model = pd.DataFrame(
         {"fraction": [0.05, 1.0], "n_subjects": [1, 20], "difference": [0.3, 0.3], "low": 0.2, "high": 0.4}
     )
     axes = plots.seed_differences(table, model).axes[0]
     points = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 3]
     assert len(points) == 2
-    wide = table.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    wide = table.groupby(["fraction", "seed", "variant"])["score"].mean().unstack()
     expected = (wide["pretrained"] - wide["scratch"])[0.05]
     assert points[0][:, 1].tolist() == pytest.approx(expected.tolist())
 

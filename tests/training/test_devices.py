@@ -53,7 +53,7 @@ def test_processes_that_share_the_batches_learn_the_same(devices: int, store: St
     assert status == 0, output
     assert [line.partition(",")[0] for line in output.splitlines()] == ["run: epoch 1/2", "run: epoch 2/2"]
     one, many = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "many")
-    pd.testing.assert_frame_equal(one.drop(columns=["loss", "accuracy"]), many.drop(columns=["loss", "accuracy"]))
+    pd.testing.assert_frame_equal(one.drop(columns=["loss", "score"]), many.drop(columns=["loss", "score"]))
     np.testing.assert_allclose(many["loss"], one["loss"], rtol=2e-4)
     assert [scalar.step for scalar in tensorboard(tmp_path / "many").Scalars("loss/train")] == [3, 6]
 
@@ -81,7 +81,7 @@ def test_a_process_without_volumes_of_its_own(store: Store, tmp_path: Path) -> N
     status, output = run(store, tmp_path / "many", devices=3, **settings)
     assert status == 0, output
     many = metrics_of(tmp_path / "many")
-    assert many["n_volumes"].tolist() == one["n_volumes"].tolist()
+    assert many["n"].tolist() == one["n"].tolist()
     np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-3)
 
 

@@ -330,7 +330,7 @@ def test_a_layer_group_that_fits_no_weight_is_an_error(store: Store, tmp_path: P
 
 def validation_losses(metrics: pd.DataFrame) -> list[float]:
     held_out = metrics[metrics["split"] == "validation"]
-    return [np.average(rows["loss"], weights=rows["n_volumes"]) for _, rows in held_out.groupby("epoch")]
+    return [np.average(rows["loss"], weights=rows["n"]) for _, rows in held_out.groupby("epoch")]
 
 
 # so large a rate that the loss rises after some epochs
@@ -398,16 +398,16 @@ def test_a_compiled_model_learns_the_same(store: Store, tmp_path: Path) -> None:
 
 def test_metrics_have_each_epoch_split_task_and_subject(unbroken: tuple) -> None:
     metrics = unbroken[0]
-    assert list(metrics.columns) == ["epoch", "step", "split", "task", "subject", "accuracy", "n_volumes", "loss"]
+    assert list(metrics.columns) == ["epoch", "step", "split", "task", "subject", "score", "n", "loss"]
     assert metrics.groupby("epoch")["step"].unique().map(list).to_dict() == {1: [3], 2: [6]}
-    assert metrics[metrics["split"] == "train"].groupby("epoch")["n_volumes"].sum().to_dict() == {
+    assert metrics[metrics["split"] == "train"].groupby("epoch")["n"].sum().to_dict() == {
         1: 48,
         2: 40,
     }  # a pass is 4 × 16 and 8
     for _, epoch in metrics.groupby("epoch"):
         train, held_out = epoch[epoch["split"] == "train"], epoch[epoch["split"] == "validation"]
         assert sorted(train["subject"]) == ["s1", "s2", "s3", "s4"]
-        assert dict(zip(held_out["subject"], held_out["n_volumes"], strict=True)) == {"s5": N_KEPT, "s6": N_KEPT}
+        assert dict(zip(held_out["subject"], held_out["n"], strict=True)) == {"s5": N_KEPT, "s6": N_KEPT}
     assert set(metrics["task"]) == {"EMOTION"}
 
 
@@ -417,17 +417,17 @@ def test_last_metrics_are_those_of_the_predictions(unbroken: tuple, store: Store
     last = metrics[(metrics["epoch"] == 2) & (metrics["split"] == "validation")]
     for row in last.itertuples():
         of_subject = (rows["unit"] == row.subject).to_numpy()
-        assert row.accuracy == pytest.approx((predicted == rows["label"])[of_subject].mean())
+        assert row.score == pytest.approx((predicted == rows["label"])[of_subject].mean())
 
 
 def test_an_epoch_is_one_pass_unless_its_steps_are_given(store: Store, tmp_path: Path) -> None:
     one_pass = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": None})
     metrics = train(store, tmp_path / "pass", one_pass)[0]
     assert set(metrics["step"]) == {5}  # 72 volumes, 16 at a time
-    assert metrics.loc[metrics["split"] == "train", "n_volumes"].tolist() == [N_KEPT] * 4
+    assert metrics.loc[metrics["split"] == "train", "n"].tolist() == [N_KEPT] * 4
     two_passes = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 10})
     metrics = train(store, tmp_path / "passes", two_passes)[0]
-    assert metrics.loc[metrics["split"] == "train", "n_volumes"].tolist() == [2 * N_KEPT] * 4
+    assert metrics.loc[metrics["split"] == "train", "n"].tolist() == [2 * N_KEPT] * 4
 
 
 def test_training_accuracy_is_counted_per_subject(store: Store, tmp_path: Path) -> None:
@@ -443,21 +443,21 @@ def test_training_accuracy_is_counted_per_subject(store: Store, tmp_path: Path) 
     for row in metrics[metrics["split"] == "train"].itertuples():
         seen = [i for batch in batches for i in batch if data.rows["unit"][i] == row.subject]
         hits = [predicted[i] == data.rows["label"][i] for i in seen]
-        assert row.n_volumes == len(seen)
-        assert row.accuracy == pytest.approx(np.mean(hits))
+        assert row.n == len(seen)
+        assert row.score == pytest.approx(np.mean(hits))
         assert row.loss == pytest.approx(np.mean([losses[i] for i in seen]), rel=1e-5)
 
 
 def test_learns(store: Store, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1, "steps_per_epoch": 60, "schedule": "constant"})
     metrics, *_ = train(store, tmp_path, settings, NO_DROPOUT)
-    assert metrics.groupby("split")["accuracy"].mean()["validation"] > 0.9
+    assert metrics.groupby("split")["score"].mean()["validation"] > 0.9
 
 
 # ---- the rest
 
 
-def test_bfloat16(store: Store, tmp_path: Path, unbroken: tuple) -> None:
+def test_bfloat16(store: Store, tmp_path: Path, unbroken: tuple, bfloat16: None) -> None:
     metrics, _, weights = train(store, tmp_path, SETTINGS.model_copy(update={"precision": "bf16-mixed"}))
     assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
     assert not torch.equal(weights["head.weight"], unbroken[2]["head.weight"])
@@ -543,7 +543,7 @@ def test_weights_that_are_not_finite_are_not_kept(
     assert not (tmp_path / "state.safetensors").exists()
 
 
-def test_a_state_of_another_precision_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_state_of_another_precision_is_refused(store: Store, tmp_path: Path, bfloat16: None) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(store, tmp_path, every_s=0, steps=2)
     with pytest.raises(ValueError, match="was begun in 32-true, and this machine computes in bf16-mixed; go on where"):
@@ -580,18 +580,13 @@ def test_tensorboard_holds_the_epochs(store: Store, tmp_path: Path, interrupted_
             train(store, tmp_path, every_s=0, steps=interrupted_at)
     metrics, *_ = train(store, tmp_path)
     events = tensorboard(tmp_path)
-    assert sorted(events.Tags()["scalars"]) == [
-        "accuracy/train",
-        "accuracy/validation",
-        "loss/train",
-        "loss/validation",
-    ]
+    assert sorted(events.Tags()["scalars"]) == ["loss/train", "loss/validation", "score/train", "score/validation"]
     for tag in events.Tags()["scalars"]:
         name, split = tag.split("/")
         of_split = metrics[metrics["split"] == split]
         for scalar, (step, rows) in zip(events.Scalars(tag), of_split.groupby("step"), strict=True):
             assert scalar.step == step
-            assert scalar.value == pytest.approx(np.average(rows[name], weights=rows["n_volumes"]), rel=1e-6)
+            assert scalar.value == pytest.approx(np.average(rows[name], weights=rows["n"]), rel=1e-6)
 
 
 def test_says_how_far_it_is(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def task_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
 
     Parameters
     ----------
-    metrics : `epoch, split, task, subject, accuracy`
+    metrics : `epoch, split, task, subject, score`
     n_states : size of the output layer; chance is its inverse
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
@@ -53,14 +53,14 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int]) -> Figu
 
     Parameters
     ----------
-    results : `task, subject, accuracy`
+    results : `task, subject, score`
     states_per_task : task → its number of states, for the chance of a decoder that knows the task
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
     random = np.random.default_rng(0)
     tasks = list(states_per_task)
     for position, task in enumerate(tasks):
-        values = results.loc[results["task"] == task, "accuracy"].to_numpy()
+        values = results.loc[results["task"] == task, "score"].to_numpy()
         axes.bar(position, values.mean(), width=0.7, color=colour_of(task, position), alpha=0.8)
         axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
         axes.hlines(
@@ -83,7 +83,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
 
     Parameters
     ----------
-    metrics : `variant, fraction, epoch, split, subject, accuracy`
+    metrics : `variant, fraction, epoch, split, subject, score`
     """
     variants = [v for v in VARIANTS if v in set(metrics["variant"])]
     fractions = sorted(metrics["fraction"].unique())
@@ -148,13 +148,13 @@ def difference_bars(
 
     Parameters
     ----------
-    results : `variant, fraction, subject, accuracy`, one row per subject (seeds averaged)
+    results : `variant, fraction, subject, score`, one row per subject (seeds averaged)
     comparison : `fraction, n_subjects, difference, low, high, significant`, as `statistics.compare` gives it; a star
         marks significance
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
     random = np.random.default_rng(0)
-    wide = results.pivot(index=["fraction", "subject"], columns="variant", values="accuracy")
+    wide = results.pivot(index=["fraction", "subject"], columns="variant", values="score")
     difference = wide[a] - wide[b]
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(comparison)))
     rows = comparison.to_dict("records")
@@ -225,7 +225,7 @@ def seed_differences(results: pd.DataFrame, model: pd.DataFrame, a: str = "pretr
     model : `fraction, n_subjects, difference, low, high`, as `statistics.seed_model` gives it
     """
     figure, axes = plt.subplots(figsize=(6.5, 3.8))
-    means = results.groupby(["fraction", "seed", "variant"])["accuracy"].mean().unstack()
+    means = results.groupby(["fraction", "seed", "variant"])["score"].mean().unstack()
     difference = means[a] - means[b]
     rows = model.to_dict("records")
     for position, row in enumerate(rows):

@@ -59,7 +59,7 @@ def colour_of(name: str, position: int) -> str:
 
 def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str = "-") -> None:
     """Mean over subjects (each the mean of its seeds) per epoch with a standard-error band."""
-    by_epoch = table.groupby(["epoch", "subject"])["accuracy"].mean().groupby("epoch")
+    by_epoch = table.groupby(["epoch", "subject"])["score"].mean().groupby("epoch")
     mean, error = by_epoch.mean(), by_epoch.sem().fillna(0)
     axes.plot(mean.index, mean, style, color=colour, label=label, marker="o", markersize=3)
     axes.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
