@@ -112,7 +112,7 @@ def imported(folder: str) -> set[str]:
 @pytest.mark.parametrize(("folder", "extras"), [("deeplight_core", []), ("tests", ["book", "hpc", "dev"])])
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
     declared = by_name([*PROJECT["dependencies"], *(name for extra in extras for name in EXTRAS[extra])])
-    own = {"deeplight_core", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {"deeplight_core", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     distributions = packages_distributions()
     for name in sorted(imported(folder) - sys.stdlib_module_names - own):
         assert any(canonicalize_name(d) in declared for d in distributions[name]), f"{folder} imports {name}"
