@@ -156,6 +156,13 @@ def test_state_lists_stand_for_hcps_event_files() -> None:
     assert data.states("source") == [("EMOTION", "fear"), ("viewing", "cat")]
 
 
+@pytest.mark.parametrize("none", [[], {}])
+def test_a_task_may_have_no_states(none: object) -> None:
+    data = DataSettings(source={"rest": none, "EMOTION": ["fear"]})
+    assert data.source == {"rest": {}, "EMOTION": {"fear": ["fear"]}}
+    assert data.states("source") == [("EMOTION", "fear")]
+
+
 def test_a_task_may_serve_source_and_target_with_different_states() -> None:
     data = DataSettings(source={"WM": ["body", "face"]}, target={"WM": ["tool"]})
     assert list(data.events("WM")) == ["body", "face", "tool"]

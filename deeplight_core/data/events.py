@@ -46,11 +46,12 @@ class Labels:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
+def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> Events:
     """Blocks of the wanted states, from an HCP EV folder (three-column text) or a BIDS `_events.tsv`.
 
     Parameters
     ----------
+    path : None for a run without events (rest)
     wanted : state → the EV stems or trial types that are pooled for it
     task : the run's task; for HCP's tasks it tells which other EV files are known
 
@@ -59,6 +60,8 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     ValueError
         If the file, or a wanted EV file, is missing or has a row that is not numbers, or no wanted event is left.
     """
+    if path is None:
+        return Events(pd.DataFrame(columns=["onset", "duration", "state"]), {}, [], list(wanted))
     if not path.exists():
         raise ValueError(f"{path} does not exist; correct the manifest or fetch the events")
     names = {name: state for state, stems in wanted.items() for name in stems}
@@ -80,7 +83,7 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     blocks = pd.DataFrame(
         sorted((o, d, names[name]) for o, d, name in rows if name in names), columns=["onset", "duration", "state"]
     )
-    if blocks.empty:
+    if wanted and blocks.empty:
         raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
     empty = [state for state in wanted if state not in set(blocks["state"])]
     return Events(blocks, ignored, unknown, empty)

@@ -1,6 +1,7 @@
 """The manifest: what exists and who is in which split. Fixed here, never drawn inside training.
 
-One row per run of fMRI, or per structural image: that has no events and no repetition time, and is one volume.
+One row per run of fMRI, or per structural image: one volume, without events and repetition time. A run may have no
+events, too: rest.
 """
 
 import json
@@ -106,16 +107,13 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
 
 def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
     """Rows that are neither a run of fMRI nor a structural image."""
-    rows = list(zip(table["events"], table["tr_s"], table["n_volumes"], strict=True))
-    rules = [
-        ("tr_s = '' must be seconds; only a structural image, which has no events, has none",
-         [events != "" and tr_s == "" for events, tr_s, _ in rows]),
-        ("events = '' must name the run's events; a structural image has none, but then it has no tr_s either",
-         [events == "" and tr_s != "" for events, tr_s, _ in rows]),
-        ("n_volumes must be 1 of a structural image (one without events)",
-         [events == "" and tr_s == "" and n != "1" for events, tr_s, n in rows]),
+    rows = zip(table["events"], table["tr_s"], table["n_volumes"], strict=True)
+    return [
+        (row, f"tr_s = '' must be seconds, with events = {events!r} and n_volumes = {n!r}; "
+              "only a structural image, which has no events and one volume, has no repetition time")
+        for row, (events, tr_s, n) in enumerate(rows)
+        if tr_s == "" and (events, n) != ("", "1")
     ]  # fmt: skip
-    return [(int(row), message) for message, broken in rules for row in np.flatnonzero(broken)]
 
 
 def _is_tr(cell: str) -> bool:
@@ -147,9 +145,9 @@ def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str
     return problems
 
 
-def is_structural(table: pd.DataFrame) -> pd.Series:
-    """Which rows are structural images."""
-    return table["events"] == ""
+def is_structural(rows: pd.DataFrame | pd.Series) -> Any:
+    """Which rows of a manifest are structural images, or whether a row is one: they have no repetition time."""
+    return pd.isna(pd.to_numeric(rows["tr_s"]))
 
 
 def write_manifest(table: pd.DataFrame, path: str | Path) -> None:

@@ -144,7 +144,7 @@ def _header_of(root: Any, row: pd.Series) -> Header | str:
 
 def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: PreprocessingSettings) -> str:
     """How a run does not fit the first one; empty if it does."""
-    structural = row["events"] == ""
+    structural = is_structural(row)
     length = header.shape[3] if len(header.shape) == 4 else 1
     if (not structural and len(header.shape) != 4) or length != row["n_volumes"]:
         return f"{row['image']}: shape {header.shape}, but the manifest says {row['n_volumes']} volumes"
@@ -212,7 +212,7 @@ def on_grid(
 ) -> np.ndarray:
     """A mask (bool) or structural image (X, Y, Z) on the common grid: as it is, zoomed, or resampled."""
     is_mask = volume.dtype == bool
-    if row["events"] == "" and settings.structural.zoom_to:
+    if is_structural(row) and settings.structural.zoom_to:
         moved = zoomed(volume, grid[0])
     elif same_grid(header.grid, grid):
         moved = volume

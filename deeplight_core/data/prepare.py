@@ -141,7 +141,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
         If a file of the run is missing, damaged, or not what the manifest or the plan says.
     """
     store, root, settings = profile.store, profile.data_root, profile.preprocessing
-    file, structural = f"runs/{run_key(row)}.safetensors", row["events"] == ""
+    file, structural = f"runs/{run_key(row)}.safetensors", is_structural(row)
     note = (store / file).with_suffix(".json")
     names = [name for name in (row["image"], row["events"], row["mask"]) if name]
     for name in names:
@@ -192,12 +192,13 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
 def _write_series(
     path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
 ) -> dict[str, Any]:
-    """The labelled volumes of a run of fMRI."""
+    """The labelled volumes of a run of fMRI; none of a run without events."""
     import torch
 
     torch.set_num_threads(1)
     settings, source = profile.preprocessing, folder / row["image"]
-    events = read_events(folder / row["events"], profile.data.events(row["task"]), row["task"])
+    events_path = folder / row["events"] if row["events"] else None
+    events = read_events(events_path, profile.data.events(row["task"]), row["task"])
     labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
     counted: dict[str, Any] = {}
 

@@ -9,6 +9,7 @@ from deeplight_core.data.manifest import (
     COLUMNS,
     add_subject_columns,
     assign_splits,
+    is_structural,
     read_left_out,
     read_manifest,
     read_notes,
@@ -286,16 +287,31 @@ def test_strata_that_cannot_be_are_named() -> None:
         assign_splits(rows.assign(sex=["", *rows["sex"][1:]]), "subject", 12, 0, "sex")
 
 
-def test_a_run_has_events_and_a_repetition_time_and_a_structural_image_has_neither(tmp_path: Path) -> None:
+def test_a_row_without_a_repetition_time_is_structural_and_a_run_may_have_no_events(tmp_path: Path) -> None:
     rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
     rows.loc[0, ["events", "tr_s", "n_volumes"]] = ["", "", "1"]
     rows.loc[8, "events"] = ""
+    write_manifest(rows, tmp_path / "m.csv")
+    table = read_manifest(tmp_path / "m.csv")
+    assert is_structural(table).tolist() == [True] + [False] * 13
+    assert is_structural(table.iloc[0])
+    assert not is_structural(table.iloc[8])
+    assert is_structural(rows).tolist() == [True] + [False] * 13  # as a scan leaves it, before it is written
+
+
+def test_what_a_structural_image_cannot_have_is_named(tmp_path: Path) -> None:
+    rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
     rows.loc[9, "tr_s"] = ""
-    rows.loc[10, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
+    rows.loc[10, ["tr_s", "n_volumes"]] = ["", "1"]
+    rows.loc[11, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
     write_manifest(rows, tmp_path / "m.csv")
     with pytest.raises(ValueError, match=r"3 problem\(s\)") as error:
         read_manifest(tmp_path / "m.csv")
-    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["row 10", "row 11", "row 12"]
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == ["row 11", "row 12", "row 13"]
+    for line, events, n in zip(lines, (rows["events"][9], rows["events"][10], ""), ("95", "1", "2"), strict=True):
+        assert "tr_s = '' must be seconds" in line
+        assert f"events = {events!r} and n_volumes = {n!r}" in line
 
 
 def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:

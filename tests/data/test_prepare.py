@@ -111,6 +111,51 @@ def test_mask_of_a_run_without_one(project: Path, dataset: Dataset, tiny_profile
     np.testing.assert_array_equal(store.mask, bold[..., 0] != 0)  # of the first volume
 
 
+# ---- runs without events
+
+
+def resting(dataset: Dataset, profile: Profile) -> tuple[pd.DataFrame, Profile]:
+    """The SOCIAL runs as rest, without events, of a task that has no states."""
+    manifest = dataset[0].copy()
+    manifest.loc[manifest["task"] == "SOCIAL", ["task", "events"]] = ["rest", ""]
+    data = profile.data.model_copy(update={"target": {"rest": {}}})
+    return manifest, profile.model_copy(update={"data": data})
+
+
+def test_a_run_without_events_is_no_structural_image_and_counts_what_it_leaves_out(
+    project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
+) -> None:
+    made = prepare(*resting(dataset, tiny_profile), jobs=1)
+    assert set(made.index["task"]) == {"EMOTION"}
+    np.testing.assert_array_equal(made.mask, store.mask)
+    runs = made.runs.set_index("file")
+    rest = runs[runs.index.str.contains("task-rest")]
+    assert rest[["n_frames", "n_kept", "volumes_in_no_block", "blocks_without_volumes"]].to_numpy().tolist() == [
+        [44, 0, 44, 0]
+    ] * 6  # fmt: skip
+    social = store.runs[store.runs["file"].str.contains("SOCIAL")]
+    assert rest["median_tsnr"].tolist() == social["median_tsnr"].tolist()  # smoothed as ever
+    assert verify(made.path) == []
+
+
+def test_events_of_a_task_without_states_are_ignored(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    data = tiny_profile.data.model_copy(update={"target": {"SOCIAL": {}}})
+    made = prepare(dataset[0], tiny_profile.model_copy(update={"data": data}), jobs=1)
+    social = made.runs[made.runs["file"].str.contains("SOCIAL")]
+    assert set(social["n_kept"]) == {0}
+    assert set(social["ignored_events"]) == {"mental, rnd"}
+
+
+def test_a_run_without_events_of_a_task_with_states_says_which_it_lacks(
+    project: Path, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    manifest = dataset[0].copy()
+    manifest.loc[manifest["image"] == IMAGE, "events"] = ""
+    made = prepare(manifest, tiny_profile, jobs=1)
+    run = made.runs.set_index("file").loc[RUN_FILE]
+    assert (run["n_kept"], run["states_without_events"]) == (0, "interaction, no interaction")
+
+
 # ---- interrupted, and made twice
 
 
@@ -373,8 +418,12 @@ def test_several_problems_are_reported_together(project: Path, spoilt: Dataset, 
 
 def test_no_volume_in_a_block_is_an_error(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
     preprocessing = tiny_profile.preprocessing.model_copy(update={"skip_s": 60.0})
-    with pytest.raises(ValueError, match="no volume of any run lies in a block"):
+    message = "no volume of any run lies in a block"
+    with pytest.raises(ValueError, match=message):
         prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": preprocessing}), jobs=1)
+    manifest, profile = resting(dataset, tiny_profile)
+    with pytest.raises(ValueError, match=message):
+        prepare(manifest[manifest["task"] == "rest"], profile, jobs=1)
     assert not (tiny_profile.store / "index.parquet").exists()
 
 
