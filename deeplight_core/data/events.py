@@ -36,13 +36,15 @@ class Events:
 
 @dataclass(frozen=True)
 class Labels:
-    """State of each kept volume, and how many were dropped why.
+    """State and block of each kept volume, and how many were dropped why.
 
     frames : (N,) frame numbers, ascending; states : (N,) their state
+    blocks : (N,) number of their block within the run, from 0 in the order of onsets
     """
 
     frames: np.ndarray
     states: np.ndarray
+    blocks: np.ndarray
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -141,7 +143,7 @@ def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
 
 
 def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
-    """Give each volume its block's state.
+    """Give each volume its block's state and number.
 
     A volume acquired at t (frame × TR) belongs to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes
     in no block, or in two, are dropped and counted; so are blocks that end after the run or hold no volume.
@@ -153,12 +155,13 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
         times[:, None] < start + blocks["duration"].to_numpy(float) - _TIME_TOLERANCE_S
     )
     n_blocks = inside.sum(axis=1)
-    frames = np.flatnonzero(n_blocks == 1)
-    states = blocks["state"].to_numpy(object)[inside[frames].argmax(axis=1)] if len(frames) else np.empty(0, object)
+    frames, which = np.nonzero(inside & (n_blocks == 1)[:, None])
+    states = blocks["state"].to_numpy(object)[which]
+    numbers = start.argsort(kind="stable").argsort()[which]
     dropped = {
         "volumes_in_no_block": int((n_blocks == 0).sum()),
         "volumes_in_two_blocks": int((n_blocks > 1).sum()),
         "blocks_past_the_end": int((start + blocks["duration"] > n_frames * tr_s + _TIME_TOLERANCE_S).sum()),
-        "blocks_without_volumes": int((~inside[frames].any(axis=0)).sum()) if len(frames) else len(blocks),
+        "blocks_without_volumes": len(blocks) - len(np.unique(which)),
     }
-    return Labels(frames, states, dropped)
+    return Labels(frames, states, numbers, dropped)

@@ -67,7 +67,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     structural = is_structural(manifest)
     if structural.any() and not structural.all():
         raise ValueError("structural images and runs of fMRI are in one manifest; name the tasks of one kind only")
-    taken = {"file", "frame", "onset_s", "state", "unit", "row", "label"} & {*manifest.columns}
+    taken = {"file", "frame", "onset_s", "state", "block", "unit", "row", "label"} & {*manifest.columns}
     if taken:
         raise ValueError(f"the manifest's column {', '.join(sorted(taken))} has a name that the store needs; rename it")
     root, rows = profile.data_root, [row for _, row in manifest.iterrows()]

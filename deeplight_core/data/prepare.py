@@ -65,13 +65,17 @@ def prepare(
         raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
     files = [record["file"] for record in records]
     volumes = pd.concat(
-        [pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"]}) for r in records if r["frames"]],
+        [
+            pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"], "block": r["blocks"]})
+            for r in records
+            if r["frames"]
+        ],
         ignore_index=True,
     )
     runs = manifest.assign(unit=unit_names(manifest, profile.data.split_unit), file=files)
     labels = [column for column in manifest.columns if column not in COLUMNS]
     index = volumes.merge(
-        runs[["file", "tr_s", "dataset", "subject", "session", "task", "run", "unit", "split", *labels]],
+        runs[["file", "tr_s", "dataset", "subject", "session", "task", "run", "unit", "family", "split", *labels]],
         on="file",
         how="left",
     )
@@ -82,7 +86,7 @@ def prepare(
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    private = ("made_of", "sources", "frames", "states", "whole")
+    private = ("made_of", "sources", "frames", "states", "blocks", "whole")
     own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
     write_whole(path / "runs.parquet", own.to_parquet)
@@ -214,6 +218,7 @@ def _write_series(
         "n_kept": len(labels.frames), **labels.dropped, **counted, **stored,
         "states_without_events": ", ".join(events.empty), "ignored_events": ", ".join(events.ignored),
         "unknown_events": ", ".join(events.unknown), "frames": labels.frames.tolist(), "states": list(labels.states),
+        "blocks": labels.blocks.tolist(),
     }  # fmt: skip
 
 
@@ -236,7 +241,7 @@ def _write_image(
     return {
         "n_kept": int(kept), "images_without_state": int(not kept), **stored,
         "ignored_events": "" if kept else label, "unknown_events": "", "frames": frames.tolist(),
-        "states": (states or [""])[: int(kept)],
+        "states": (states or [""])[: int(kept)], "blocks": [0] * int(kept),
     }  # fmt: skip
 
 

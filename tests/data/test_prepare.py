@@ -65,6 +65,7 @@ def test_volumes_equal_nilearn(store: Store, dataset: Dataset, tiny_profile: Pro
         assert rows["frame"].tolist() == [frame for frame, _ in kept]
         assert rows["onset_s"].tolist() == [frame * TR_S for frame, _ in kept]
         assert rows["state"].tolist() == [states[i % 2] for _, i in kept]
+        assert rows["block"].tolist() == [i for _, i in kept]
         assert rows["row"].tolist() == list(range(N_KEPT))
         assert set(rows["unit"]) == set(rows["subject"]) == {row.subject}
         assert set(rows["split"]) == {row.split}
@@ -109,6 +110,16 @@ def test_mask_of_a_run_without_one(project: Path, dataset: Dataset, tiny_profile
     manifest = manifest[:1].assign(mask="", image="bold.nii.gz", events="EVs")
     store = prepare(manifest, with_root(tiny_profile, project), jobs=1)
     np.testing.assert_array_equal(store.mask, bold[..., 0] != 0)  # of the first volume
+
+
+def test_the_index_has_its_columns_in_order(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    manifest = dataset[0].assign(family=["f" + s[1] for s in dataset[0]["subject"]], age="40", sex="F")
+    made = prepare(manifest, tiny_profile, jobs=1)
+    assert list(made.index) == [
+        "file", "frame", "onset_s", "state", "block", "dataset", "subject", "session", "task", "run", "unit", "family",
+        "split", "age", "sex", "row",
+    ]  # fmt: skip
+    assert (made.index["family"] == "f" + made.index["subject"].str[1]).all()
 
 
 # ---- runs without events
