@@ -197,6 +197,9 @@ def prepare(
     resample_to: Annotated[
         str | None, typer.Option(help="Grid for all runs: hcp2mm, first (the first run's), or an image.")
     ] = None,
+    keep: Annotated[
+        Literal["labelled", "all"] | None, typer.Option(help="Store the volumes that have a state, or all of them.")
+    ] = None,
     zoom_to: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Shape that all structural images are zoomed to: X Y Z.")
     ] = None,
@@ -214,6 +217,8 @@ def prepare(
 
     A manifest is prepared by the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
 
+    Resting runs have no states: `deeplight prepare rest.csv --store rest.store --keep all`
+
     One job per subject: first `… --plan`, then `… --subject 100307` for each, in the end without either.
     """
     from deeplight_core import experiment
@@ -228,6 +233,8 @@ def prepare(
         settings = settings.model_copy(update=changed)
     if resample_to:
         preprocessing = preprocessing.model_copy(update={"resample_to": resample_to})
+    if keep:
+        preprocessing = preprocessing.model_copy(update={"keep": keep})
     if zoom_to:
         structural = preprocessing.structural.model_copy(update={"zoom_to": zoom_to})
         preprocessing = preprocessing.model_copy(update={"structural": structural})

@@ -155,7 +155,7 @@ class StructuralSettings(Section):
 
 
 class PreprocessingSettings(Section):
-    """From a run to clean labelled volumes, in the paper's order (section 2.1)."""
+    """From a run to clean volumes, in the paper's order (section 2.1)."""
 
     resample_to: str | None = None
     """Grid that all runs are brought to: hcp2mm (91×109×91 at 2 mm), first (that of the first run), or an image with it
@@ -174,10 +174,13 @@ class PreprocessingSettings(Section):
     """A voxel is kept if it lies in at least this share of the runs' masks."""
     crop: bool = False
     """Crop the grid to the mask's bounding box."""
+    keep: Literal["labelled", "all"] = "labelled"
+    """Which volumes are stored: those with a state, or all (e.g. of rest)."""
     storage: Literal["float16", "int8"] = "float16"
     """How volumes are stored; int8 takes half the space and rounds to 1/127 of a run's largest value."""
     structural: StructuralSettings = StructuralSettings()
-    """What is done with structural images instead (only mask_coverage, crop, resample_to and storage apply to them)."""
+    """What is done with structural images instead (of the others, only mask_coverage, crop, resample_to, keep and
+    storage apply to them)."""
 
 
 class ModelSettings(Section):

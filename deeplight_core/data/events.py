@@ -36,10 +36,10 @@ class Events:
 
 @dataclass(frozen=True)
 class Labels:
-    """State and block of each kept volume, and how many were dropped why.
+    """State and block of each kept volume, and how many have none, and why.
 
-    frames : (N,) frame numbers, ascending; states : (N,) their state
-    blocks : (N,) number of their block within the run, from 0 in the order of onsets
+    frames : (N,) frame numbers, ascending; states : (N,) their state, "" for none
+    blocks : (N,) number of their block within the run, from 0 in the order of onsets; -1 for none
     """
 
     frames: np.ndarray
@@ -146,7 +146,8 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
     """Give each volume its block's state and number.
 
     A volume acquired at t (frame × TR) belongs to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes
-    in no block, or in two, are dropped and counted; so are blocks that end after the run or hold no volume.
+    in no block, or in two, have no state: they are counted, and dropped unless the settings keep all. Blocks that end
+    after the run or hold no volume are counted, too.
     """
     times = np.arange(n_frames) * tr_s
     skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
@@ -155,13 +156,15 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
         times[:, None] < start + blocks["duration"].to_numpy(float) - _TIME_TOLERANCE_S
     )
     n_blocks = inside.sum(axis=1)
-    frames, which = np.nonzero(inside & (n_blocks == 1)[:, None])
-    states = blocks["state"].to_numpy(object)[which]
-    numbers = start.argsort(kind="stable").argsort()[which]
+    labelled, which = np.nonzero(inside & (n_blocks == 1)[:, None])
+    states, numbers = np.full(n_frames, "", object), np.full(n_frames, -1)
+    states[labelled] = blocks["state"].to_numpy(object)[which]
+    numbers[labelled] = start.argsort(kind="stable").argsort()[which]
     dropped = {
         "volumes_in_no_block": int((n_blocks == 0).sum()),
         "volumes_in_two_blocks": int((n_blocks > 1).sum()),
         "blocks_past_the_end": int((start + blocks["duration"] > n_frames * tr_s + _TIME_TOLERANCE_S).sum()),
         "blocks_without_volumes": len(blocks) - len(np.unique(which)),
     }
-    return Labels(frames, states, numbers, dropped)
+    frames = np.arange(n_frames) if settings.keep == "all" else labelled
+    return Labels(frames, states[frames], numbers[frames], dropped)

@@ -62,7 +62,10 @@ def prepare(
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)
     if not any(record["frames"] for record in records):
-        raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
+        raise ValueError(
+            "no volume of any run lies in a block; check the events, lag_s and skip_s, or store volumes without a "
+            "state, too, with preprocessing.keep: all (--keep all)"
+        )
     files = [record["file"] for record in records]
     volumes = pd.concat(
         [
@@ -196,7 +199,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
 def _write_series(
     path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
 ) -> dict[str, Any]:
-    """The labelled volumes of a run of fMRI; none of a run without events."""
+    """The volumes of a run of fMRI that are to be kept; those of a run without events have no state."""
     import torch
 
     torch.set_num_threads(1)
@@ -229,7 +232,8 @@ def _write_image(
     import torch
 
     states = [state for state, values in profile.data.events(row["task"]).items() if label in values]
-    kept = not profile.data.label or bool(states)
+    known = not profile.data.label or bool(states)
+    kept = known or profile.preprocessing.keep == "all"
     values = torch.from_numpy(volume.T[planned.mask.T][None])
 
     def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
@@ -239,8 +243,8 @@ def _write_image(
     frames = np.zeros(int(kept), np.int64)
     stored = write_volumes(path, frames, values.shape[1], profile.preprocessing.storage, process)
     return {
-        "n_kept": int(kept), "images_without_state": int(not kept), **stored,
-        "ignored_events": "" if kept else label, "unknown_events": "", "frames": frames.tolist(),
+        "n_kept": int(kept), "images_without_state": int(not known), **stored,
+        "ignored_events": "" if known else label, "unknown_events": "", "frames": frames.tolist(),
         "states": (states or [""])[: int(kept)], "blocks": [0] * int(kept),
     }  # fmt: skip
 

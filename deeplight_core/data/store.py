@@ -1,4 +1,4 @@
-"""The volume store: in-mask volumes of labelled frames, one safetensors file per run, a Parquet index.
+"""The volume store: in-mask volumes, of labelled frames or of all, one safetensors file per run, a Parquet index.
 
 store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
 mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel

@@ -254,6 +254,10 @@ def test_labels_equal_a_plain_loop(
     table = pd.DataFrame([(o / 1000, d / 1000, s) for o, d, s in blocks], columns=["onset", "duration", "state"])
     settings = PreprocessingSettings(lag_s=lag_ms / 1000, skip_s=None if skip_ms is None else skip_ms / 1000)
     labels = label_frames(table, n_frames, tr_ms / 1000, settings)
+    every = label_frames(table, n_frames, tr_ms / 1000, settings.model_copy(update={"keep": "all"}))
+    assert every.frames.tolist() == list(range(n_frames))
+    assert list(zip(every.states, every.blocks, strict=True)) == [expected.get(i, ("", -1)) for i in range(n_frames)]
+    assert every.dropped == labels.dropped
     found = zip(labels.frames.tolist(), zip(labels.states, labels.blocks.tolist(), strict=True), strict=True)
     assert dict(found) == expected
     assert labels.dropped["volumes_in_no_block"] == in_none

@@ -14,12 +14,14 @@ from conftest import (
     EVS,
     IMAGE,
     MASK,
+    N_FRAMES,
     N_KEPT,
     ONSETS_S,
     RUN_FILE,
     SHAPE,
     TR_S,
     Dataset,
+    changed,
     contents,
     flip_bit,
     truncate,
@@ -146,6 +148,28 @@ def test_a_run_without_events_is_no_structural_image_and_counts_what_it_leaves_o
     ] * 6  # fmt: skip
     social = store.runs[store.runs["file"].str.contains("SOCIAL")]
     assert rest["median_tsnr"].tolist() == social["median_tsnr"].tolist()  # smoothed as ever
+    assert verify(made.path) == []
+
+
+def test_every_frame_can_be_kept(project: Path, dataset: Dataset, store: Store, tiny_profile: Profile) -> None:
+    manifest, profile = resting(dataset, tiny_profile)
+    made = prepare(manifest, changed(profile, keep="all"), jobs=1)
+    sizes = made.index.groupby("file").size()
+    assert sizes.tolist() == [N_FRAMES["EMOTION"], N_FRAMES["SOCIAL"]] * 6  # of rest
+    assert made.runs["n_kept"].tolist() == made.runs["n_frames"].tolist()
+    assert (made.index["frame"] == made.index["row"]).all()
+    assert (made.index.loc[made.index["task"] == "rest", ["state", "block"]] == ["", -1]).all(axis=None)
+    columns = ["file", "frame", "onset_s", "state", "block", "split"]
+    labelled = store.index.loc[store.index["task"] == "EMOTION", columns].reset_index(drop=True)
+    in_blocks = made.index[made.index["state"] != ""]
+    pd.testing.assert_frame_equal(in_blocks[columns].reset_index(drop=True), labelled)
+    for file in labelled["file"].unique():
+        rows = in_blocks.loc[in_blocks["file"] == file, "row"].tolist()
+        assert (made.read(file)[rows] == store.read(file)).all()
+    social = store.index[store.index["task"] == "SOCIAL"]  # the same frames are there of rest, which has no blocks
+    for file, rows in social.groupby("file"):
+        rest = made.read(file.replace("SOCIAL", "rest"))
+        assert (rest[rows["frame"].tolist()] == store.read(file)).all()
     assert verify(made.path) == []
 
 
@@ -429,7 +453,7 @@ def test_several_problems_are_reported_together(project: Path, spoilt: Dataset, 
 
 def test_no_volume_in_a_block_is_an_error(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
     preprocessing = tiny_profile.preprocessing.model_copy(update={"skip_s": 60.0})
-    message = "no volume of any run lies in a block"
+    message = r"no volume of any run lies in a block; .*preprocessing\.keep: all"
     with pytest.raises(ValueError, match=message):
         prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": preprocessing}), jobs=1)
     manifest, profile = resting(dataset, tiny_profile)

@@ -13,6 +13,7 @@ from conftest import (
     AFFINE,
     SHAPE,
     Dataset,
+    changed,
     contents,
     data_of,
     unfinished,
@@ -151,6 +152,19 @@ def test_other_label_columns_come_with_the_index(heads: Dataset) -> None:
     assert made.index["sex"].tolist() == list(SEX.values())
     assert set(made.index["block"]) == {0}
     assert made.index["state"].map({"female": "F", "male": "M"}).tolist() == list(SEX.values())
+
+
+def test_images_without_a_state_are_left_out_or_kept(heads: Dataset) -> None:
+    manifest, root = heads
+    manifest.loc[1, "sex"] = ""
+    made = prepare(manifest, of_heads(root), jobs=1)
+    assert made.index["subject"].tolist() == ["h1", "h3", "h4", "h5", "h6"]
+    assert made.runs["images_without_state"].tolist() == [0, 1, 0, 0, 0, 0]
+    profile = changed(of_heads(root), root, store=root.parent / "all", keep="all")
+    every = prepare(manifest, profile, jobs=1)
+    assert every.index["state"].tolist() == ["female", "", "female", "male", "female", "male"]
+    assert every.index["block"].tolist() == [0] * 6
+    assert every.runs["images_without_state"].tolist() == [0, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8"])
