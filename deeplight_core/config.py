@@ -33,6 +33,7 @@ __all__ = [
     "PRECISIONS",
     "ControlSettings",
     "DataSettings",
+    "LaterVersionError",
     "LayerGroup",
     "ModelSettings",
     "PreprocessingSettings",
@@ -80,6 +81,10 @@ def _variant(name: str) -> str:
 
 
 VariantName = Annotated[str, AfterValidator(_variant)]
+
+
+class LaterVersionError(ValueError):
+    """A later version of this program made what is to be read."""
 
 
 class Section(BaseModel):

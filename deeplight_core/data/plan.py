@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings, Profile, digest
+from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.store import FORMAT, read_info
 from deeplight_core.data.structural import zoomed
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
@@ -240,14 +241,13 @@ def software() -> dict[str, str]:
 
 def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, Any]:
     return {
-        **_made_with(manifest, profile), "shape": list(planned.mask.shape), "n_voxels": int(planned.mask.sum()),
-        "plan": planned.identity,
-        "software": software(),
+        "format": FORMAT, **_made_with(manifest, profile), "shape": list(planned.mask.shape),
+        "n_voxels": int(planned.mask.sum()), "plan": planned.identity, "software": software(),
     }  # fmt: skip
 
 
 def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
-    """Whether the store has its index; raises ValueError if it was made with other settings."""
+    """Whether the store has its index, in the present format; raises ValueError if it was made with other settings."""
     path = profile.store
     found = _noted(path)
     if found is None or not (path / "index.parquet").is_file():
@@ -263,10 +263,12 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
 
 
 def _noted(path: Path) -> dict[str, Any] | None:
-    """What store.json says, if it says anything."""
+    """What store.json says, if it says anything in the present format; LaterVersionError if in a later one."""
     try:
-        return dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_info(path)
+    except LaterVersionError:
+        raise
+    except ValueError:
         return None
 
 

@@ -28,7 +28,7 @@ from deeplight_core.data.images import (
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
-from deeplight_core.data.store import Store, open_store, write_volumes
+from deeplight_core.data.store import FORMAT, Store, open_store, write_volumes
 from deeplight_core.data.structural import scaled
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape, stamps
@@ -155,8 +155,8 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
         refuse_escape(root, name)
     label = str(row[profile.data.label]) if structural and profile.data.label else ""
     made_of = digest(
-        *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label, settings,
-        profile.data.events(row["task"]), planned.identity, software(),
+        FORMAT, *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label,
+        settings, profile.data.events(row["task"]), planned.identity, software(),
     )  # fmt: skip
     try:
         sources = stamps(root, names)

@@ -1,6 +1,6 @@
 """The volume store: in-mask volumes, of labelled frames or of all, one safetensors file per run, a Parquet index.
 
-store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
+store.json           format, grid, TR, settings, manifest hash, versions: refused if they differ from what is asked for
 mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel
 runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
 runs/<run>.json      the run's record: what its file was made of, its sha256, what was kept and what was left out
@@ -21,12 +21,14 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from deeplight_core.config import digest
+from deeplight_core.config import LaterVersionError, digest
 from deeplight_core.data.images import UNREADABLE
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
 
-__all__ = ["Store", "open_store", "verify", "volume_reader", "write_volumes"]
+__all__ = ["FORMAT", "Store", "open_store", "read_info", "verify", "volume_reader", "write_volumes"]
+
+FORMAT = 2  # of what is described above
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,55 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a whole store; raises ValueError if it is missing, unfinished or unreadable."""
+    """Open a whole store; raises ValueError if it is missing, unfinished, unreadable, or in another format."""
     path = Path(path)
     if not (path / "index.parquet").is_file():
         state = "is not finished" if path.exists() else "does not exist"
         raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
+    info = read_info(path)
     try:
-        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
-        if lacking := [key for key in needed if not isinstance(info, dict) or key not in info]:
-            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
         index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
         image = nib.load(path / "mask.nii.gz")
         mask = np.asarray(image.dataobj) > 0
     except UNREADABLE as error:
-        raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
+        raise _damaged(path, error) from error
     return Store(path, info, mask, image.affine, index, runs)
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What a store's store.json says.
+
+    Raises
+    ------
+    LaterVersionError
+        If it has a later format.
+    ValueError
+        If it is missing, unreadable, or has an earlier format.
+    """
+    try:
+        read = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        info: dict[str, Any] = read if isinstance(read, dict) else {}
+        found = info["format"] if isinstance(info.get("format"), int) else 1
+        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
+        if found <= FORMAT and (lacking := [key for key in needed if key not in info]):
+            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
+    except UNREADABLE as error:
+        raise _damaged(path, error) from error
+    if found > FORMAT:
+        raise LaterVersionError(
+            f"store {path} was made by a later version of deeplight-core (format {found}, this one knows {FORMAT}); "
+            "update it, or name another store"
+        )
+    if found < FORMAT:
+        raise ValueError(
+            f"store {path} was made by an earlier version (format {found}, not {FORMAT}); "
+            "`deeplight prepare` makes it anew"
+        )
+    return info
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again")
 
 
 def verify(path: str | Path) -> list[str]:

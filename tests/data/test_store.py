@@ -5,7 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import N_KEPT, RUN_FILE, SHAPE, Dataset, changed, flip_bit, truncate
+from conftest import (
+    N_KEPT,
+    RUN_FILE,
+    SHAPE,
+    Dataset,
+    changed,
+    contents,
+    edit_info,
+    flip_bit,
+    truncate,
+)
 
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
@@ -76,6 +86,38 @@ def test_open_store_says_what_is_missing(copied: Path) -> None:
         open_store(copied)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         open_store(copied / "nowhere")
+
+
+def test_a_store_of_an_earlier_format_is_refused_and_made_anew(
+    project: Path, store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("store", "plan", "prepare"):
+            patch.setattr(f"deeplight_core.data.{module}.FORMAT", 1)
+        old = prepare(dataset[0], tiny_profile, jobs=1).path
+    edit_info(old, lambda info: info.pop("format"))  # which the first format did not name
+    before, times = contents(old), {path: path.stat().st_mtime_ns for path in old.glob("runs/*")}
+    for refused in (open_store, verify):
+        with pytest.raises(ValueError, match=r"earlier version \(format 1, not 2\); `deeplight prepare` makes it anew"):
+            refused(old)
+    assert contents(old) == before
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert contents(old) == contents(store.path)
+    assert all(path.stat().st_mtime_ns != time for path, time in times.items())
+
+
+def test_a_store_of_a_later_format_is_left_alone(copied: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    edit_info(copied, lambda info: info.update(format=3))
+    edit_info(copied, lambda info: info.pop("shape"))  # whatever else may have changed
+    before = contents(copied)
+    for refused in (open_store, lambda path: prepare(dataset[0], tiny_profile, jobs=1)):
+        with pytest.raises(
+            ValueError, match=r"was made by a later version .*\(format 3, this one knows 2\); update it"
+        ):
+            refused(copied)
+        (copied / "runs.parquet").unlink(missing_ok=True)
+        before.pop("runs.parquet", None)
+        assert contents(copied) == before
 
 
 # ---- int8
