@@ -138,7 +138,7 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
 REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
-MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation and PROFILE.simulation.model_dump(), PROFILE.preprocessing)
+MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation, PROFILE.preprocessing)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
 SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
 ON_A_GPU = ""

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -48,6 +48,7 @@ __all__ = [
     "load_profile",
     "project_root",
     "read_states",
+    "recorded_settings",
 ]
 
 
@@ -91,6 +92,9 @@ class Section(BaseModel):
     """Base of all settings: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataSettings(Section):
@@ -393,8 +397,11 @@ def project_root() -> Path:
 
 
 def digest(*values: object) -> str:
-    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter."""
-    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter.
+
+    Settings that have their defaults are left out: one that a later version adds changes no digest.
+    """
+    plain = [v.model_dump(mode="json", exclude_defaults=True) if isinstance(v, BaseModel) else v for v in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -417,6 +424,29 @@ def load_profile(path: str | Path) -> Profile:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, found {type(content).__name__}")
     return _validated(content, str(path))
+
+
+def recorded_settings(section: type[AnySection], content: object, where: str) -> AnySection:
+    """Settings as a store or checkpoint records them; those that its version did not have get their defaults.
+
+    Raises
+    ------
+    LaterVersionError
+        If they hold settings that this version does not have; the message begins with `where`, as does
+    ValueError
+        if they are no such settings.
+    """
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        problems = {".".join(map(str, problem["loc"])): problem for problem in error.errors()}
+        if unknown := [key for key, problem in problems.items() if problem["type"] == "extra_forbidden"]:
+            raise LaterVersionError(
+                f"{where} was made by a later version, with settings that this one does not know: "
+                f"{', '.join(unknown)}; update deeplight-core"
+            ) from None
+        cannot_be = "; ".join(f"{key}: {problem['msg']}, got {problem['input']!r}" for key, problem in problems.items())
+        raise ValueError(f"{where} is damaged, its settings cannot be: {cannot_be}") from None
 
 
 def read_states(path: Path) -> dict[str, dict[str, list[str]]]:

@@ -185,6 +185,16 @@ def test_digest_depends_on_values_not_on_order() -> None:
     assert len(digest(1)) == 12
 
 
+def test_a_setting_that_comes_later_changes_no_digest_where_it_has_its_default() -> None:
+    class Later(SimulationSettings):
+        motion_mm: float = 0.5
+
+    for contrast in (1.0, 2.0):
+        assert digest(Later(contrast=contrast)) == digest(SimulationSettings(contrast=contrast))
+    assert digest(Later(motion_mm=1)) != digest(Later())
+    assert digest(Profile(pretraining=TrainingSettings())) != digest(Profile(finetuning=TrainingSettings()))
+
+
 def test_differences_lists_what_is_not_the_papers() -> None:
     mine = Profile(
         name="mine",

@@ -263,7 +263,7 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
 
 
 def _noted(path: Path) -> dict[str, Any] | None:
-    """What store.json says, if it says anything in the present format; LaterVersionError if in a later one."""
+    """What store.json says, if it can be read and is not of an earlier format; LaterVersionError if of a later one."""
     try:
         return read_info(path)
     except LaterVersionError:

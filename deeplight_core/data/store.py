@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from deeplight_core.config import LaterVersionError, digest
+from deeplight_core.config import LaterVersionError, PreprocessingSettings, digest, recorded_settings
 from deeplight_core.data.images import UNREADABLE
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
@@ -49,9 +49,14 @@ class Store:
     runs: pd.DataFrame
 
     @property
+    def preprocessing(self) -> PreprocessingSettings:
+        """What its runs went through."""
+        return PreprocessingSettings.model_validate(self.info["preprocessing"])
+
+    @property
     def box(self) -> tuple[slice, slice, slice]:
         """The part of the grid (X, Y, Z) that the model sees: all of it, or the mask's bounding box."""
-        if not self.info["preprocessing"]["crop"]:
+        if not self.preprocessing.crop:
             return tuple(slice(0, n) for n in self.mask.shape)  # type: ignore[return-value]
         corners = [np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         return tuple(slice(int(c[0]), int(c[-1]) + 1) for c in corners)  # type: ignore[return-value]
@@ -64,7 +69,8 @@ class Store:
     @property
     def identity(self) -> str:
         """A hash of all that the store holds."""
-        return digest(self.info, list(self.runs["sha256"]))
+        others = {key: value for key, value in self.info.items() if key != "preprocessing"}
+        return digest(self.preprocessing, others, list(self.runs["sha256"]))
 
     def read(self, file: str) -> Any:
         """A run's volumes (N, V) as they are stored, memory-mapped; times `scales[file]` they are what they stand for.
@@ -92,7 +98,7 @@ class Store:
 
     def statistics(self) -> tuple[Any, Any] | None:
         """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
-        if self.info["tr_s"] is not None or not self.info["preprocessing"]["structural"]["z_score"]:
+        if self.info["tr_s"] is not None or not self.preprocessing.structural.z_score:
             return None
         path = self.path / "statistics.safetensors"
         if not path.is_file():
@@ -139,12 +145,12 @@ def open_store(path: str | Path) -> Store:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What a store's store.json says.
+    """What a store's store.json says, with the defaults of settings that its version did not have.
 
     Raises
     ------
     LaterVersionError
-        If it has a later format.
+        If it has a later format, or settings that this version does not have.
     ValueError
         If it is missing, unreadable, or has an earlier format.
     """
@@ -159,15 +165,16 @@ def read_info(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if found > FORMAT:
         raise LaterVersionError(
-            f"store {path} was made by a later version of deeplight-core (format {found}, this one knows {FORMAT}); "
-            "update it, or name another store"
+            f"store {path} was made by a later version (format {found}, this one knows {FORMAT}); "
+            "update deeplight-core, or name another store"
         )
     if found < FORMAT:
         raise ValueError(
             f"store {path} was made by an earlier version (format {found}, not {FORMAT}); "
             "`deeplight prepare` makes it anew"
         )
-    return info
+    settings = recorded_settings(PreprocessingSettings, info["preprocessing"], f"store {path}")
+    return {**info, "preprocessing": settings.model_dump(mode="json")}
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -2,6 +2,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from conftest import (
     edit_info,
     flip_bit,
     truncate,
+    unfinished,
 )
 
-from deeplight_core.config import Profile
+from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, open_store, verify
 from deeplight_core.training.examples import select_rows
@@ -111,13 +113,81 @@ def test_a_store_of_a_later_format_is_left_alone(copied: Path, dataset: Dataset,
     edit_info(copied, lambda info: info.pop("shape"))  # whatever else may have changed
     before = contents(copied)
     for refused in (open_store, lambda path: prepare(dataset[0], tiny_profile, jobs=1)):
-        with pytest.raises(
-            ValueError, match=r"was made by a later version .*\(format 3, this one knows 2\); update it"
-        ):
+        with pytest.raises(ValueError, match=r"was made by a later version .*\(format 3, this one knows 2\); update"):
             refused(copied)
         (copied / "runs.parquet").unlink(missing_ok=True)
         before.pop("runs.parquet", None)
         assert contents(copied) == before
+
+
+# ---- settings that other versions have
+
+
+class Later(PreprocessingSettings):
+    """The settings of a version that has one more."""
+
+    denoise: int = 0
+
+
+def forget_some_settings(info: dict[str, Any]) -> None:
+    """As if the store's version did not have them; they have their defaults."""
+    del info["preprocessing"]["keep"], info["preprocessing"]["structural"]["z_score"]
+
+
+def test_settings_that_came_later_with_their_defaults_make_no_store_other(
+    copied: Path, store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    edit_info(copied, forget_some_settings)
+    opened = open_store(copied)
+    assert (opened.info, opened.identity) == (store.info, store.identity)
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*")}
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
+    unfinished(copied)
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert {p: before[p] for p in before if "parquet" not in p.name} == {
+        p: p.stat().st_mtime_ns for p in before if "parquet" not in p.name
+    }
+    assert open_store(copied).identity == store.identity
+
+
+def test_a_later_version_finds_the_store_and_its_runs(
+    copied: Path, store: Store, dataset: Dataset, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplight_core.data.store.PreprocessingSettings", Later)
+    later = tiny_profile.model_copy(update={"preprocessing": Later()})
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*")}
+    assert prepare(dataset[0], later, jobs=1).identity == store.identity
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
+    unfinished(copied)
+    prepare(dataset[0], later, jobs=1)
+    assert all(p.stat().st_mtime_ns == before[p] for p in copied.glob("runs/*"))
+    with pytest.raises(ValueError, match=r'other preprocessing.*"denoise": 0.*"denoise": 1'):
+        prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": Later(denoise=1)}), jobs=1)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_settings_that_only_a_later_version_knows_are_named(
+    copied: Path, dataset: Dataset, tiny_profile: Profile, finished: bool
+) -> None:
+    edit_info(copied, lambda info: info["preprocessing"].update(denoise=0, structural={"skull": True}))
+    if not finished:
+        unfinished(copied)
+    before = contents(copied)
+    for refused in [lambda: prepare(dataset[0], tiny_profile, jobs=1), *([lambda: open_store(copied)] * finished)]:
+        with pytest.raises(
+            ValueError, match=rf"{copied} was made by a later version, .*structural.skull, denoise; update"
+        ):
+            refused()
+    assert contents(copied) == before
+
+
+def test_recorded_settings_that_cannot_be_are_named(copied: Path) -> None:
+    edit_info(copied, lambda info: info["preprocessing"].update(fwhm_mm=-3))
+    with pytest.raises(
+        ValueError, match=rf"store {copied} is damaged, its settings cannot be: fwhm_mm: .*greater than 0, got -3"
+    ):
+        open_store(copied)
 
 
 # ---- int8
