@@ -67,6 +67,32 @@ class Store:
         return tuple(s.stop - s.start for s in self.box)
 
     @property
+    def box_affine(self) -> np.ndarray:
+        """Affine (4, 4) of the volumes that the model sees."""
+        corner = np.eye(4)
+        corner[:3, 3] = [s.start for s in self.box]
+        return self.affine @ corner
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point to, e.g. LAS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether it holds structural images instead of runs of fMRI."""
+        return self.info["tr_s"] is None
+
+    @property
+    def normalisation(self) -> str:
+        """What the values that the model sees are."""
+        if not self.is_structural:
+            return "z-scores of each voxel over its run"
+        if self.preprocessing.structural.z_score:
+            return "z-scores of each voxel over the training images"
+        return "scaled to [0, 1] in each image"
+
+    @property
     def identity(self) -> str:
         """A hash of all that the store holds."""
         others = {key: value for key, value in self.info.items() if key != "preprocessing"}
@@ -98,7 +124,7 @@ class Store:
 
     def statistics(self) -> tuple[Any, Any] | None:
         """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
-        if self.info["tr_s"] is not None or not self.preprocessing.structural.z_score:
+        if not self.is_structural or not self.preprocessing.structural.z_score:
             return None
         path = self.path / "statistics.safetensors"
         if not path.is_file():

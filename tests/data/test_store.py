@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import (
@@ -43,6 +44,42 @@ def test_shape_that_the_model_sees(store: Store, crop: bool) -> None:
     store = replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": crop}})
     assert store.shape == ((5, 5, 7) if crop else SHAPE)
     assert store.mask[store.box].sum() == store.mask.sum()
+
+
+def cropped(store: Store) -> Store:
+    return replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": True}})
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_boxes_of_one_size_at_other_places_have_other_affines(store: Store, axis: int) -> None:
+    one = cropped(store)
+    other = replace(one, mask=np.roll(one.mask, 1, axis))
+    assert one.shape == other.shape == (5, 5, 7)
+    np.testing.assert_array_equal(one.affine, other.affine)
+    for its in (one, other):
+        whole = nib.Nifti1Image(its.mask.astype(np.uint8), its.affine)
+        np.testing.assert_allclose(its.box_affine, whole.slicer[its.box].affine)
+    moved_mm = other.box_affine[:3, 3] - one.box_affine[:3, 3]
+    np.testing.assert_allclose(moved_mm, store.affine[:3, axis])
+
+
+def test_the_box_of_a_store_that_is_not_cropped_is_its_grid(store: Store) -> None:
+    np.testing.assert_array_equal(store.box_affine, store.affine)
+
+
+def test_a_store_says_where_its_axes_point_to_and_what_its_values_are(store: Store) -> None:
+    assert store.orientation == "LAS"
+    assert replace(store, affine=store.affine[:, [1, 0, 2, 3]]).orientation == "ALS"
+    assert not store.is_structural
+    assert store.normalisation == "z-scores of each voxel over its run"
+    images = replace(store, info={**store.info, "tr_s": None})
+    assert images.is_structural
+    assert images.normalisation == "scaled to [0, 1] in each image"
+    settings = {**store.info["preprocessing"], "structural": {"z_score": True}}
+    z_scored = replace(images, info={**images.info, "preprocessing": settings})
+    assert z_scored.normalisation == "z-scores of each voxel over the training images"
+    runs = replace(store, info={**store.info, "preprocessing": settings})
+    assert runs.normalisation == store.normalisation
 
 
 # ---- damaged stores
