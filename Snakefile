@@ -201,13 +201,14 @@ if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and ke
             root=str(PROFILE.data_root),
             unit=PROFILE.data.split_unit,
             n=PROFILE.data.n_validation,
+            n_test=PROFILE.data.n_test,
             seed=PROFILE.data.split_seed,
         threads: 0
         resources:
             cpus_per_task=1,
         shell:
             "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
-            "--seed {params.seed} --output {output}"
+            "--test {params.n_test} --seed {params.seed} --output {output}"
 
 
 rule plan:

@@ -128,10 +128,11 @@ def make_manifest(
     ] = None,
     split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
+    test: Annotated[int, typer.Option(help="Others to hold out as a third split, test.", min=0)] = 0,
     stratify: Annotated[str, typer.Option(help="Hold out the same mixture of this label's values.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
 ) -> None:
-    """List a dataset's runs or structural images in a manifest, with a fixed train/validation split.
+    """List a dataset's runs or structural images in a manifest, with fixed splits: train, validation and test.
 
     Beside it, `….left-out.csv` lists what was left out and why, and `….source.json` says where the data are.
 
@@ -175,7 +176,7 @@ def make_manifest(
     if subjects:
         found = manifest.add_subject_columns(found, subjects, labels or [])
     if not (found["split"] != "").all():
-        found = manifest.assign_splits(found, unit, validation, seed, stratify)
+        found = manifest.assign_splits(found, unit, validation, seed, stratify, test)
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # what would be refused later is refused now
     known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
@@ -185,6 +186,7 @@ def make_manifest(
     if len(left_out):
         print(f"{len(left_out)} warning(s), all of them in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
+    counts = counts.reindex([split for split in manifest.SPLITS if split in counts])
     kind = "structural images" if manifest.is_structural(found).all() else "runs"
     print(f"{output}: {len(found)} {kind}; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
 

@@ -112,9 +112,11 @@ class DataSettings(Section):
     """What the splits, fractions and statistics count: subjects, or runs where there is one subject only."""
     n_validation: int = Field(100, ge=1)
     """Units that `deeplight manifest` holds out; a manifest that exists keeps its own split."""
+    n_test: int = Field(0, ge=0)
+    """Units that it holds out beside these, for a third split that nothing is chosen by."""
     split_seed: int = 0
     """Seed of that draw."""
-    max_units: dict[Literal["train", "validation"], Annotated[int, Field(ge=1)]] | None = None
+    max_units: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
     """Use the first so many units of a split (not named, or None: all)."""
     source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
     """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
@@ -378,6 +380,7 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
                 "layout",
                 "max_units",
                 "n_validation",
+                "n_test",
                 "store",
             ):
                 rows[f"{section}.{key}"] = (_stated(one.get(key)), _stated(two.get(key)))

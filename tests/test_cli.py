@@ -201,6 +201,19 @@ def test_structural_images_of_real_people_become_volumes(tmp_path, monkeypatch):
     assert store.index[["age", "sex"]].notna().all(axis=None)
 
 
+def test_a_manifest_has_a_third_split_where_one_is_asked_for(tmp_path, monkeypatch, capsys):
+    lines = ["subject,image"]
+    for n in range(9):
+        nib.save(nib.Nifti1Image(np.full((2, 3, 4), n, np.int16), np.eye(4)), tmp_path / f"{n}.nii")
+        lines.append(f"{n},{n}.nii")
+    (tmp_path / "mine.csv").write_text("\n".join(lines) + "\n")
+    command = ["manifest", "--table", str(tmp_path / "mine.csv"), "--validation", "2", "--test", "3"]
+    assert call(monkeypatch, *command, "-o", str(tmp_path / "m.csv")) == 0
+    shown = capsys.readouterr().out
+    assert "9 structural images; 4 subjects for train, 2 subjects for validation, 3 subjects for test" in shown
+    assert pd.read_csv(tmp_path / "m.csv")["split"].value_counts().to_dict() == {"train": 4, "test": 3, "validation": 2}
+
+
 def test_a_table_is_not_overwritten(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.csv"
     path.write_text("subject,image\n1,x.nii\n")

@@ -85,7 +85,7 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("data: {source: {WM: [body]}}", r"\('WM', 'body'\)\] are in both source and target"),
         ("data: {source: {x: {a: [e1], b: [e2, e1]}}}", "x: e1 named more than once; an event belongs to one state"),
         ("data: {max_units: {train: 0}}", "data.max_units.train: .* greater than or equal to 1, got 0"),
-        ("data: {max_units: {test: 1}}", "data.max_units.test.*'train' or 'validation'"),
+        ("data: {max_units: {tset: 1}}", "data.max_units.tset.*'train', 'validation' or 'test'"),
         ("model: {conv_dropout: [0, 0.2, 1.4]}", "model.conv_dropout.2: .* less than 1, got 1.4"),
         ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
         ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from deeplight_core.config import LaterVersionError, PreprocessingSettings, digest, recorded_settings
 from deeplight_core.data.images import UNREADABLE
+from deeplight_core.data.manifest import SPLITS
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
 
@@ -77,6 +78,11 @@ class Store:
     def orientation(self) -> str:
         """Where the axes point to, e.g. LAS."""
         return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that it has volumes of."""
+        return [split for split in SPLITS if (self.index["split"] == split).any()]
 
     @property
     def is_structural(self) -> bool:

@@ -128,8 +128,8 @@ TABLE = (
 )  # of 3 people
 odd = st.sampled_from([
     "", " ", "0", "1", "-1", "2.16", " 2.16", "1_0", "٢", "nan", "inf", "1e1", "0x2", "12.0", "5\n", "a\n", "\n", ".",
-    "..", "a/../b", "/etc/x", "a/./b", "train", "validation", "Train", "sim001", "sim002", "F1", "LR", "WM", "é",
-    "\x00", '"', ",", "\ufeff", "0a" * 32, "0A" * 32, "0a" * 32 + "\n", "a" * 300,
+    "..", "a/../b", "/etc/x", "a/./b", "train", "validation", "test", "Train", "sim001", "sim002", "F1", "LR", "WM",
+    "é", "\x00", '"', ",", "\ufeff", "0a" * 32, "0A" * 32, "0a" * 32 + "\n", "a" * 300,
 ])  # fmt: skip
 mutations = st.lists(
     st.tuples(st.integers(0, len(TABLE) - 1), st.sampled_from(COLUMNS), odd | st.text(max_size=6)),
@@ -172,7 +172,7 @@ def test_any_manifest_names_its_bad_rows_or_holds(folder: Path, mutations: list[
         assert found[column].map(lambda cell: bool(re.fullmatch(r"[\w.+-]+", cell))).all()
     assert found["session"].map(lambda cell: bool(re.fullmatch(r"[\w.+-]*", cell))).all()
     assert (found["dataset"].str.strip() != "").all()
-    assert set(found["split"]) <= {"train", "validation"}
+    assert set(found["split"]) <= {"train", "validation", "test"}
     structural = found["tr_s"].isna()
     assert (found.loc[structural, "events"] == "").all()
     assert found.loc[~structural, "tr_s"].between(0.1, 20).all()

@@ -82,6 +82,14 @@ def test_a_store_says_where_its_axes_point_to_and_what_its_values_are(store: Sto
     assert runs.normalisation == store.normalisation
 
 
+def test_a_store_says_which_splits_it_has(store: Store) -> None:
+    assert store.splits == ["train", "validation"]
+    subjects = store.index["subject"]
+    for third, expected in (("s5", ["train", "validation", "test"]), (("s5", "s6"), ["train", "test"])):
+        split = store.index["split"].mask(subjects.isin([*third] if isinstance(third, tuple) else [third]), "test")
+        assert replace(store, index=store.index.assign(split=split)).splits == expected
+
+
 # ---- damaged stores
 
 
