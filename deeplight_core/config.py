@@ -469,13 +469,18 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     return states
 
 
-def from_parameters(name: str, **sections: dict[str, Any] | None) -> Profile:
-    """The profile of a notebook: `profiles/<name>.yaml`, with the non-empty `sections` in the place of the file's.
+def from_parameters(name: str, **sections: Any) -> Profile:
+    """The profile of a notebook: `profiles/<name>.yaml`, with the `sections` that are given in the place of the file's.
+
+    A section is not given if it is `...`; empty ones are what they say. A simulation belongs to its data: with `data`
+    goes the `simulation` that is given with it, or none, never the file's.
 
     `papermill … -f profiles/demo.yaml` injects all sections, `papermill … -p name demo` none; both give the same.
     """
     shipped = project_root() / "profiles" / f"{name}.yaml"
-    given = {key: value for key, value in sections.items() if value}
+    given = {key: value for key, value in sections.items() if value is not ...}
+    if "data" in given:
+        given.setdefault("simulation", None)
     base = load_profile(shipped).model_dump(mode="json") if shipped.is_file() else {"name": name}
     if not shipped.is_file() and not given:
         load_profile(shipped)  # raises, and lists the shipped ones

@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,10 +133,42 @@ def test_settings_are_frozen(section: BaseModel) -> None:
 
 
 def test_parameters_take_the_place_of_the_files_sections(project: Path) -> None:
-    profile = from_parameters("tiny", pretraining={"epochs": 7}, finetuning={}, simulation=None)
+    profile = from_parameters("tiny", pretraining={"epochs": 7}, data=..., simulation=...)
     expected = load_profile("profiles/tiny.yaml").model_dump() | {"pretraining": TrainingSettings(epochs=7)}
     assert profile == Profile.model_validate(expected)
     assert from_parameters("tiny") == from_parameters(**yaml.safe_load(TINY))
+
+
+def test_parameters_that_are_nothing_are_what_they_say(project: Path) -> None:
+    assert from_parameters("tiny").simulation is not None
+    assert from_parameters("tiny", simulation=None).simulation is None
+    assert from_parameters("tiny", simulation={}).simulation == SimulationSettings()
+    assert from_parameters("tiny", pretraining={}).pretraining == Profile().pretraining
+    with pytest.raises(ValueError, match=r"(?s)parameters of profile tiny has 1 problem.* data: .* got None"):
+        from_parameters("tiny", data=None)
+
+
+@pytest.mark.parametrize("given", [{}, {"simulation": None}, {"simulation": ...}])
+def test_nobody_elses_data_are_simulated(project: Path, given: dict[str, object]) -> None:
+    """A profile of real data that has the name of a shipped one."""
+    mine = {"root": "/data/mine", "manifest": "mine.csv"}
+    profile = from_parameters("tiny", data=mine, **given)
+    assert profile.data.root == "/data/mine"
+    assert profile.simulation is None
+    assert profile.preprocessing.lag_s == 5  # all else is the shipped one's
+    assert from_parameters("tiny", data=mine, simulation={"seed": 8}).simulation == SimulationSettings(seed=8)
+
+
+def test_the_sections_of_notebooks_are_not_given() -> None:
+    """Their parameters' cells leave every section to the profile."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        parameters: dict[str, object] = {}
+        exec("".join(cell["source"]), parameters)
+        sections = [name for name in parameters if name in Profile.model_fields and name != "name"]
+        assert sections
+        assert {name: parameters[name] for name in sections} == dict.fromkeys(sections, ...), path.name
 
 
 def test_wrong_parameters_are_refused_by_name(project: Path) -> None:
