@@ -138,7 +138,7 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
 REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
-MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation and PROFILE.simulation.model_dump(), PROFILE.preprocessing)
+MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation, PROFILE.preprocessing)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
 SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
 ON_A_GPU = ""
@@ -201,13 +201,14 @@ if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and ke
             root=str(PROFILE.data_root),
             unit=PROFILE.data.split_unit,
             n=PROFILE.data.n_validation,
+            n_test=PROFILE.data.n_test,
             seed=PROFILE.data.split_seed,
         threads: 0
         resources:
             cpus_per_task=1,
         shell:
             "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
-            "--seed {params.seed} --output {output}"
+            "--test {params.n_test} --seed {params.seed} --output {output}"
 
 
 rule plan:

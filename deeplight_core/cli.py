@@ -128,10 +128,11 @@ def make_manifest(
     ] = None,
     split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
+    test: Annotated[int, typer.Option(help="Others to hold out as a third split, test.", min=0)] = 0,
     stratify: Annotated[str, typer.Option(help="Hold out the same mixture of this label's values.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
 ) -> None:
-    """List a dataset's runs or structural images in a manifest, with a fixed train/validation split.
+    """List a dataset's runs or structural images in a manifest, with fixed splits: train, validation and test.
 
     Beside it, `….left-out.csv` lists what was left out and why, and `….source.json` says where the data are.
 
@@ -175,7 +176,7 @@ def make_manifest(
     if subjects:
         found = manifest.add_subject_columns(found, subjects, labels or [])
     if not (found["split"] != "").all():
-        found = manifest.assign_splits(found, unit, validation, seed, stratify)
+        found = manifest.assign_splits(found, unit, validation, seed, stratify, test)
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # what would be refused later is refused now
     known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
@@ -185,6 +186,7 @@ def make_manifest(
     if len(left_out):
         print(f"{len(left_out)} warning(s), all of them in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
+    counts = counts.reindex([split for split in manifest.SPLITS if split in counts])
     kind = "structural images" if manifest.is_structural(found).all() else "runs"
     print(f"{output}: {len(found)} {kind}; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
 
@@ -196,6 +198,9 @@ def prepare(
     store: Annotated[Path | None, typer.Option(help="Folder of the store instead of the profile's.")] = None,
     resample_to: Annotated[
         str | None, typer.Option(help="Grid for all runs: hcp2mm, first (the first run's), or an image.")
+    ] = None,
+    keep: Annotated[
+        Literal["labelled", "all"] | None, typer.Option(help="Store the volumes that have a state, or all of them.")
     ] = None,
     zoom_to: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Shape that all structural images are zoomed to: X Y Z.")
@@ -214,6 +219,8 @@ def prepare(
 
     A manifest is prepared by the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
 
+    Resting runs have no states: `deeplight prepare rest.csv --store rest.store --keep all`
+
     One job per subject: first `… --plan`, then `… --subject 100307` for each, in the end without either.
     """
     from deeplight_core import experiment
@@ -228,6 +235,8 @@ def prepare(
         settings = settings.model_copy(update=changed)
     if resample_to:
         preprocessing = preprocessing.model_copy(update={"resample_to": resample_to})
+    if keep:
+        preprocessing = preprocessing.model_copy(update={"keep": keep})
     if zoom_to:
         structural = preprocessing.structural.model_copy(update={"zoom_to": zoom_to})
         preprocessing = preprocessing.model_copy(update={"structural": structural})

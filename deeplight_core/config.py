@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -33,6 +33,7 @@ __all__ = [
     "PRECISIONS",
     "ControlSettings",
     "DataSettings",
+    "LaterVersionError",
     "LayerGroup",
     "ModelSettings",
     "PreprocessingSettings",
@@ -47,6 +48,7 @@ __all__ = [
     "load_profile",
     "project_root",
     "read_states",
+    "recorded_settings",
 ]
 
 
@@ -82,10 +84,17 @@ def _variant(name: str) -> str:
 VariantName = Annotated[str, AfterValidator(_variant)]
 
 
+class LaterVersionError(ValueError):
+    """A later version of this program made what is to be read."""
+
+
 class Section(BaseModel):
     """Base of all settings: immutable, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataSettings(Section):
@@ -103,9 +112,11 @@ class DataSettings(Section):
     """What the splits, fractions and statistics count: subjects, or runs where there is one subject only."""
     n_validation: int = Field(100, ge=1)
     """Units that `deeplight manifest` holds out; a manifest that exists keeps its own split."""
+    n_test: int = Field(0, ge=0)
+    """Units that it holds out beside these, for a third split that nothing is chosen by."""
     split_seed: int = 0
     """Seed of that draw."""
-    max_units: dict[Literal["train", "validation"], Annotated[int, Field(ge=1)]] | None = None
+    max_units: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
     """Use the first so many units of a split (not named, or None: all)."""
     source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
     """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
@@ -155,7 +166,7 @@ class StructuralSettings(Section):
 
 
 class PreprocessingSettings(Section):
-    """From a run to clean labelled volumes, in the paper's order (section 2.1)."""
+    """From a run to clean volumes, in the paper's order (section 2.1)."""
 
     resample_to: str | None = None
     """Grid that all runs are brought to: hcp2mm (91×109×91 at 2 mm), first (that of the first run), or an image with it
@@ -174,10 +185,13 @@ class PreprocessingSettings(Section):
     """A voxel is kept if it lies in at least this share of the runs' masks."""
     crop: bool = False
     """Crop the grid to the mask's bounding box."""
+    keep: Literal["labelled", "all"] = "labelled"
+    """Which volumes are stored: those with a state, or all (e.g. of rest)."""
     storage: Literal["float16", "int8"] = "float16"
     """How volumes are stored; int8 takes half the space and rounds to 1/127 of a run's largest value."""
     structural: StructuralSettings = StructuralSettings()
-    """What is done with structural images instead (only mask_coverage, crop, resample_to and storage apply to them)."""
+    """What is done with structural images instead (of the others, only mask_coverage, crop, resample_to, keep and
+    storage apply to them)."""
 
 
 class ModelSettings(Section):
@@ -366,6 +380,7 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
                 "layout",
                 "max_units",
                 "n_validation",
+                "n_test",
                 "store",
             ):
                 rows[f"{section}.{key}"] = (_stated(one.get(key)), _stated(two.get(key)))
@@ -385,8 +400,11 @@ def project_root() -> Path:
 
 
 def digest(*values: object) -> str:
-    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter."""
-    plain = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in values]
+    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter.
+
+    Settings that have their defaults are left out: one that a later version adds changes no digest.
+    """
+    plain = [v.model_dump(mode="json", exclude_defaults=True) if isinstance(v, BaseModel) else v for v in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -411,6 +429,29 @@ def load_profile(path: str | Path) -> Profile:
     return _validated(content, str(path))
 
 
+def recorded_settings(section: type[AnySection], content: object, where: str) -> AnySection:
+    """Settings as a store or checkpoint records them; those that its version did not have get their defaults.
+
+    Raises
+    ------
+    LaterVersionError
+        If they hold settings that this version does not have; the message begins with `where`, as does
+    ValueError
+        if they are no such settings.
+    """
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        problems = {".".join(map(str, problem["loc"])): problem for problem in error.errors()}
+        if unknown := [key for key, problem in problems.items() if problem["type"] == "extra_forbidden"]:
+            raise LaterVersionError(
+                f"{where} was made by a later version, with settings that this one does not know: "
+                f"{', '.join(unknown)}; update deeplight-core"
+            ) from None
+        cannot_be = "; ".join(f"{key}: {problem['msg']}, got {problem['input']!r}" for key, problem in problems.items())
+        raise ValueError(f"{where} is damaged, its settings cannot be: {cannot_be}") from None
+
+
 def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     """Task → state → event names, from a YAML file of `{task: {state: [trial types]}}`.
 
@@ -428,13 +469,18 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     return states
 
 
-def from_parameters(name: str, **sections: dict[str, Any] | None) -> Profile:
-    """The profile of a notebook: `profiles/<name>.yaml`, with the non-empty `sections` in the place of the file's.
+def from_parameters(name: str, **sections: Any) -> Profile:
+    """The profile of a notebook: `profiles/<name>.yaml`, with the `sections` that are given in the place of the file's.
+
+    A section is not given if it is `...`; empty ones are what they say. A simulation belongs to its data: with `data`
+    goes the `simulation` that is given with it, or none, never the file's.
 
     `papermill … -f profiles/demo.yaml` injects all sections, `papermill … -p name demo` none; both give the same.
     """
     shipped = project_root() / "profiles" / f"{name}.yaml"
-    given = {key: value for key, value in sections.items() if value}
+    given = {key: value for key, value in sections.items() if value is not ...}
+    if "data" in given:
+        given.setdefault("simulation", None)
     base = load_profile(shipped).model_dump(mode="json") if shipped.is_file() else {"name": name}
     if not shipped.is_file() and not given:
         load_profile(shipped)  # raises, and lists the shipped ones

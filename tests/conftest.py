@@ -1,10 +1,13 @@
 """A hand-made HCP-layout dataset on a 7×8×9 grid, small enough that every test can afford it, and its store."""
 
+import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -159,6 +162,13 @@ def changed(profile: Profile, root: Path | None = None, store: Path | None = Non
 def unfinished(store: Path) -> None:
     """Take away what is written last."""
     (store / "index.parquet").unlink()
+
+
+def edit_info(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a store's store.json says."""
+    info = json.loads((store / "store.json").read_text())
+    change(info)
+    (store / "store.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
 def data_of(files: dict[str, bytes]) -> dict[str, bytes]:

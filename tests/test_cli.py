@@ -145,6 +145,30 @@ def test_a_manifest_is_prepared_whole_or_subject_by_subject(tmp_path, monkeypatc
     assert pd.read_parquet("other.store/runs.parquet")["resampled"].sum() == 0
 
 
+def test_resting_runs_become_a_store(tmp_path, monkeypatch, capsys):
+    use_threads(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    random, affine = np.random.default_rng(0), np.diag([3, 3.5, 4, 1])
+    for subject in ("01", "02", "03"):
+        folder = tmp_path / f"rest/sub-{subject}/func"
+        folder.mkdir(parents=True)
+        image = nib.Nifti1Image(random.normal(100, 1, (5, 6, 7, 40)).astype(np.float32), affine)
+        image.header.set_zooms((3, 3.5, 4, 2))
+        image.header.set_xyzt_units("mm", "sec")
+        nib.save(image, folder / f"sub-{subject}_task-rest_bold.nii.gz")
+    assert call(monkeypatch, "manifest", "--bids", "rest", "--validation", "1", "-o", "rest.csv") == 0
+    assert "3 runs; 2 subjects for train, 1 subjects for validation" in capsys.readouterr().out
+    assert call(monkeypatch, "prepare", "rest.csv", "--store", "s", "--jobs", "1") == 2
+    assert "preprocessing.keep: all (--keep all)" in capsys.readouterr().err
+    assert call(monkeypatch, "prepare", "rest.csv", "--store", "s", "--keep", "all", "--jobs", "1") == 0
+    assert "120 volumes of 3 runs, 210 voxels each" in capsys.readouterr().out
+    index = open_store("s").index
+    assert index.groupby("subject")["frame"].apply(list).tolist() == [list(range(40))] * 3
+    assert (index["onset_s"] == 2.0 * index["frame"]).all()
+    assert (index[["task", "state", "block"]] == ["rest", "", -1]).all(axis=None)
+    assert call(monkeypatch, "prepare", "rest.csv", "--store", "s", "--keep", "some") == 2
+
+
 def test_states_are_pooled_as_a_file_says(tmp_path, monkeypatch, capsys):
     use_threads(monkeypatch)
     root = real_data("haxby2001-vt")
@@ -175,6 +199,19 @@ def test_structural_images_of_real_people_become_volumes(tmp_path, monkeypatch):
     expected = zoom(image / image.max(), 0.5, order=1, mode="nearest").T[store.mask.T]
     np.testing.assert_allclose(store.read(row["file"])[0].numpy(), expected, atol=2**-11)
     assert store.index[["age", "sex"]].notna().all(axis=None)
+
+
+def test_a_manifest_has_a_third_split_where_one_is_asked_for(tmp_path, monkeypatch, capsys):
+    lines = ["subject,image"]
+    for n in range(9):
+        nib.save(nib.Nifti1Image(np.full((2, 3, 4), n, np.int16), np.eye(4)), tmp_path / f"{n}.nii")
+        lines.append(f"{n},{n}.nii")
+    (tmp_path / "mine.csv").write_text("\n".join(lines) + "\n")
+    command = ["manifest", "--table", str(tmp_path / "mine.csv"), "--validation", "2", "--test", "3"]
+    assert call(monkeypatch, *command, "-o", str(tmp_path / "m.csv")) == 0
+    shown = capsys.readouterr().out
+    assert "9 structural images; 4 subjects for train, 2 subjects for validation, 3 subjects for test" in shown
+    assert pd.read_csv(tmp_path / "m.csv")["split"].value_counts().to_dict() == {"train": 4, "test": 3, "validation": 2}
 
 
 def test_a_table_is_not_overwritten(tmp_path, monkeypatch, capsys):

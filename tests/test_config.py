@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("data: {source: {WM: [body]}}", r"\('WM', 'body'\)\] are in both source and target"),
         ("data: {source: {x: {a: [e1], b: [e2, e1]}}}", "x: e1 named more than once; an event belongs to one state"),
         ("data: {max_units: {train: 0}}", "data.max_units.train: .* greater than or equal to 1, got 0"),
-        ("data: {max_units: {test: 1}}", "data.max_units.test.*'train' or 'validation'"),
+        ("data: {max_units: {tset: 1}}", "data.max_units.tset.*'train', 'validation' or 'test'"),
         ("model: {conv_dropout: [0, 0.2, 1.4]}", "model.conv_dropout.2: .* less than 1, got 1.4"),
         ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
         ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),
@@ -132,10 +133,42 @@ def test_settings_are_frozen(section: BaseModel) -> None:
 
 
 def test_parameters_take_the_place_of_the_files_sections(project: Path) -> None:
-    profile = from_parameters("tiny", pretraining={"epochs": 7}, finetuning={}, simulation=None)
+    profile = from_parameters("tiny", pretraining={"epochs": 7}, data=..., simulation=...)
     expected = load_profile("profiles/tiny.yaml").model_dump() | {"pretraining": TrainingSettings(epochs=7)}
     assert profile == Profile.model_validate(expected)
     assert from_parameters("tiny") == from_parameters(**yaml.safe_load(TINY))
+
+
+def test_parameters_that_are_nothing_are_what_they_say(project: Path) -> None:
+    assert from_parameters("tiny").simulation is not None
+    assert from_parameters("tiny", simulation=None).simulation is None
+    assert from_parameters("tiny", simulation={}).simulation == SimulationSettings()
+    assert from_parameters("tiny", pretraining={}).pretraining == Profile().pretraining
+    with pytest.raises(ValueError, match=r"(?s)parameters of profile tiny has 1 problem.* data: .* got None"):
+        from_parameters("tiny", data=None)
+
+
+@pytest.mark.parametrize("given", [{}, {"simulation": None}, {"simulation": ...}])
+def test_nobody_elses_data_are_simulated(project: Path, given: dict[str, object]) -> None:
+    """A profile of real data that has the name of a shipped one."""
+    mine = {"root": "/data/mine", "manifest": "mine.csv"}
+    profile = from_parameters("tiny", data=mine, **given)
+    assert profile.data.root == "/data/mine"
+    assert profile.simulation is None
+    assert profile.preprocessing.lag_s == 5  # all else is the shipped one's
+    assert from_parameters("tiny", data=mine, simulation={"seed": 8}).simulation == SimulationSettings(seed=8)
+
+
+def test_the_sections_of_notebooks_are_not_given() -> None:
+    """Their parameters' cells leave every section to the profile."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        parameters: dict[str, object] = {}
+        exec("".join(cell["source"]), parameters)
+        sections = [name for name in parameters if name in Profile.model_fields and name != "name"]
+        assert sections
+        assert {name: parameters[name] for name in sections} == dict.fromkeys(sections, ...), path.name
 
 
 def test_wrong_parameters_are_refused_by_name(project: Path) -> None:
@@ -154,6 +187,13 @@ def test_state_lists_stand_for_hcps_event_files() -> None:
     assert data.source == {"EMOTION": {"fear": ["fear"]}, "viewing": {"cat": ["cat"]}}
     assert data.events("WM") == {"all": ["0bk_body"]}
     assert data.states("source") == [("EMOTION", "fear"), ("viewing", "cat")]
+
+
+@pytest.mark.parametrize("none", [[], {}])
+def test_a_task_may_have_no_states(none: object) -> None:
+    data = DataSettings(source={"rest": none, "EMOTION": ["fear"]})
+    assert data.source == {"rest": {}, "EMOTION": {"fear": ["fear"]}}
+    assert data.states("source") == [("EMOTION", "fear")]
 
 
 def test_a_task_may_serve_source_and_target_with_different_states() -> None:
@@ -176,6 +216,16 @@ def test_digest_depends_on_values_not_on_order() -> None:
     assert digest({"a": 1, "b": 2}, Profile()) == digest({"b": 2, "a": 1}, Profile())
     assert digest(Profile()) != digest(Profile(pretraining=TrainingSettings(epochs=41)))
     assert len(digest(1)) == 12
+
+
+def test_a_setting_that_comes_later_changes_no_digest_where_it_has_its_default() -> None:
+    class Later(SimulationSettings):
+        motion_mm: float = 0.5
+
+    for contrast in (1.0, 2.0):
+        assert digest(Later(contrast=contrast)) == digest(SimulationSettings(contrast=contrast))
+    assert digest(Later(motion_mm=1)) != digest(Later())
+    assert digest(Profile(pretraining=TrainingSettings())) != digest(Profile(finetuning=TrainingSettings()))
 
 
 def test_differences_lists_what_is_not_the_papers() -> None:

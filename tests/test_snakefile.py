@@ -201,6 +201,14 @@ def test_the_cluster_profile_names_rules_that_exist(project):
     assert set(settings["set-resources"]) <= rules
 
 
+def test_a_manifest_is_made_with_the_splits_of_the_profile(project):
+    (project / "mine").mkdir()
+    data = {"manifest": "mine/m.csv", "root": "mine", "layout": "bids", "n_validation": 3, "n_test": 2}
+    (project / "profiles/mine.yaml").write_text(yaml.safe_dump({"name": "mine", "data": data}))
+    said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
+    assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 --output mine/m.csv", said)
+
+
 def test_a_wrong_number_is_one_message(project):
     with pytest.raises(AssertionError, match="snakemake: devices must be a whole number from 1, got 'two'"):
         plan(project, options="devices=two")

@@ -36,21 +36,24 @@ class Events:
 
 @dataclass(frozen=True)
 class Labels:
-    """State of each kept volume, and how many were dropped why.
+    """State and block of each kept volume, and how many have none, and why.
 
-    frames : (N,) frame numbers, ascending; states : (N,) their state
+    frames : (N,) frame numbers, ascending; states : (N,) their state, "" for none
+    blocks : (N,) number of their block within the run, from 0 in the order of onsets; -1 for none
     """
 
     frames: np.ndarray
     states: np.ndarray
+    blocks: np.ndarray
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
+def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> Events:
     """Blocks of the wanted states, from an HCP EV folder (three-column text) or a BIDS `_events.tsv`.
 
     Parameters
     ----------
+    path : None for a run without events (rest)
     wanted : state → the EV stems or trial types that are pooled for it
     task : the run's task; for HCP's tasks it tells which other EV files are known
 
@@ -59,6 +62,8 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     ValueError
         If the file, or a wanted EV file, is missing or has a row that is not numbers, or no wanted event is left.
     """
+    if path is None:
+        return Events(pd.DataFrame(columns=["onset", "duration", "state"]), {}, [], list(wanted))
     if not path.exists():
         raise ValueError(f"{path} does not exist; correct the manifest or fetch the events")
     names = {name: state for state, stems in wanted.items() for name in stems}
@@ -80,7 +85,7 @@ def read_events(path: Path, wanted: dict[str, list[str]], task: str) -> Events:
     blocks = pd.DataFrame(
         sorted((o, d, names[name]) for o, d, name in rows if name in names), columns=["onset", "duration", "state"]
     )
-    if blocks.empty:
+    if wanted and blocks.empty:
         raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
     empty = [state for state in wanted if state not in set(blocks["state"])]
     return Events(blocks, ignored, unknown, empty)
@@ -138,10 +143,11 @@ def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
 
 
 def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
-    """Give each volume its block's state.
+    """Give each volume its block's state and number.
 
     A volume acquired at t (frame × TR) belongs to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes
-    in no block, or in two, are dropped and counted; so are blocks that end after the run or hold no volume.
+    in no block, or in two, have no state: they are counted, and dropped unless the settings keep all. Blocks that end
+    after the run or hold no volume are counted, too.
     """
     times = np.arange(n_frames) * tr_s
     skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
@@ -150,12 +156,15 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
         times[:, None] < start + blocks["duration"].to_numpy(float) - _TIME_TOLERANCE_S
     )
     n_blocks = inside.sum(axis=1)
-    frames = np.flatnonzero(n_blocks == 1)
-    states = blocks["state"].to_numpy(object)[inside[frames].argmax(axis=1)] if len(frames) else np.empty(0, object)
+    labelled, which = np.nonzero(inside & (n_blocks == 1)[:, None])
+    states, numbers = np.full(n_frames, "", object), np.full(n_frames, -1)
+    states[labelled] = blocks["state"].to_numpy(object)[which]
+    numbers[labelled] = start.argsort(kind="stable").argsort()[which]
     dropped = {
         "volumes_in_no_block": int((n_blocks == 0).sum()),
         "volumes_in_two_blocks": int((n_blocks > 1).sum()),
         "blocks_past_the_end": int((start + blocks["duration"] > n_frames * tr_s + _TIME_TOLERANCE_S).sum()),
-        "blocks_without_volumes": int((~inside[frames].any(axis=0)).sum()) if len(frames) else len(blocks),
+        "blocks_without_volumes": len(blocks) - len(np.unique(which)),
     }
-    return Labels(frames, states, dropped)
+    frames = np.arange(n_frames) if settings.keep == "all" else labelled
+    return Labels(frames, states[frames], numbers[frames], dropped)

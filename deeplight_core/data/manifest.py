@@ -1,6 +1,7 @@
 """The manifest: what exists and who is in which split. Fixed here, never drawn inside training.
 
-One row per run of fMRI, or per structural image: that has no events and no repetition time, and is one volume.
+One row per run of fMRI, or per structural image: one volume, without events and repetition time. A run may have no
+events, too: rest.
 """
 
 import json
@@ -16,6 +17,7 @@ from deeplight_core.system.files import read_table, write_whole
 
 __all__ = [
     "COLUMNS",
+    "SPLITS",
     "add_subject_columns",
     "assign_splits",
     "is_structural",
@@ -33,7 +35,7 @@ COLUMNS = (
     "dataset", "subject", "session", "task", "run", "image", "events", "mask",
     "tr_s", "n_volumes", "split", "family", "sha256",
 )  # fmt: skip
-SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 
 
 def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "subject") -> pd.DataFrame:
@@ -106,16 +108,13 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
 
 def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
     """Rows that are neither a run of fMRI nor a structural image."""
-    rows = list(zip(table["events"], table["tr_s"], table["n_volumes"], strict=True))
-    rules = [
-        ("tr_s = '' must be seconds; only a structural image, which has no events, has none",
-         [events != "" and tr_s == "" for events, tr_s, _ in rows]),
-        ("events = '' must name the run's events; a structural image has none, but then it has no tr_s either",
-         [events == "" and tr_s != "" for events, tr_s, _ in rows]),
-        ("n_volumes must be 1 of a structural image (one without events)",
-         [events == "" and tr_s == "" and n != "1" for events, tr_s, n in rows]),
+    rows = zip(table["events"], table["tr_s"], table["n_volumes"], strict=True)
+    return [
+        (row, f"tr_s = '' must be seconds, with events = {events!r} and n_volumes = {n!r}; "
+              "only a structural image, which has no events and one volume, has no repetition time")
+        for row, (events, tr_s, n) in enumerate(rows)
+        if tr_s == "" and (events, n) != ("", "1")
     ]  # fmt: skip
-    return [(int(row), message) for message, broken in rules for row in np.flatnonzero(broken)]
 
 
 def _is_tr(cell: str) -> bool:
@@ -147,9 +146,9 @@ def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str
     return problems
 
 
-def is_structural(table: pd.DataFrame) -> pd.Series:
-    """Which rows are structural images."""
-    return table["events"] == ""
+def is_structural(rows: pd.DataFrame | pd.Series) -> Any:
+    """Which rows of a manifest are structural images, or whether a row is one: they have no repetition time."""
+    return pd.isna(pd.to_numeric(rows["tr_s"]))
 
 
 def write_manifest(table: pd.DataFrame, path: str | Path) -> None:
@@ -184,9 +183,9 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
         for split in SPLITS:
             keep |= set(sorted(units[chosen["split"] == split].unique())[: data.max_units.get(split)])
         chosen = chosen[units.isin(keep)]
-    for split in SPLITS:
-        if split not in set(chosen["split"]):
-            raise ValueError(f"the manifest leaves no {split} runs for tasks {', '.join(sorted(tasks))}")
+    for needed in (["train"], ["validation", "test"]):
+        if not chosen["split"].isin(needed).any():
+            raise ValueError(f"the manifest leaves no {' or '.join(needed)} runs for tasks {', '.join(sorted(tasks))}")
     return chosen.reset_index(drop=True)
 
 
@@ -217,9 +216,14 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
 
 
 def assign_splits(
-    table: pd.DataFrame, split_unit: Literal["subject", "run"], n_validation: int, seed: int, stratify: str = ""
+    table: pd.DataFrame,
+    split_unit: Literal["subject", "run"],
+    n_validation: int,
+    seed: int,
+    stratify: str = "",
+    n_test: int = 0,
 ) -> pd.DataFrame:
-    """Hold out `n_validation` units, drawn with `seed`; members of a family stay together.
+    """Hold out `n_validation` units, then `n_test` others, drawn with `seed`; members of a family stay together.
 
     Parameters
     ----------
@@ -231,17 +235,19 @@ def assign_splits(
     stratum = _strata(table, stratify) if stratify else pd.Series("", index=table.index)
     counts = pd.crosstab(groups, stratum, values=units, aggfunc="nunique").fillna(0)  # of units, per group
     total = units.nunique()
-    share = counts.sum() * n_validation / total  # of each stratum that is to be held out
-    held_out = counts.iloc[:0]
+    splits = pd.Series("train", index=counts.index)
     order = np.random.default_rng(seed).permutation(sorted(groups.unique()))
-    for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share first, then what is lacking
-        for name in order:
-            taken = held_out.sum()
-            if taken.sum() < n_validation and name not in held_out.index and (taken + counts.loc[name] <= limit).all():
-                held_out = counts.loc[[*held_out.index, name]]
-    if len(held_out) == len(counts):
-        raise ValueError(f"holding out {n_validation} of {total} {split_unit}s leaves none to train on; ask for fewer")
-    return table.assign(split=np.where(groups.isin(held_out.index), "validation", "train"))
+    for split, n in (("validation", n_validation), ("test", n_test)):
+        share = counts.sum() * n / total  # of each stratum that is to be held out
+        for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share, then what is lacking
+            for name in order:
+                taken = counts[splits == split].sum()
+                if taken.sum() < n and splits[name] == "train" and (taken + counts.loc[name] <= limit).all():
+                    splits[name] = split
+    if not (splits == "train").any():
+        asked = f"{n_validation} + {n_test}" if n_test else n_validation
+        raise ValueError(f"holding out {asked} of {total} {split_unit}s leaves none to train on; ask for fewer")
+    return table.assign(split=groups.map(splits))
 
 
 def _strata(table: pd.DataFrame, column: str) -> pd.Series:

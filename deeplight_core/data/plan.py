@@ -14,9 +14,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings, Profile, digest
+from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.store import FORMAT, read_info
 from deeplight_core.data.structural import zoomed
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
@@ -67,7 +68,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     structural = is_structural(manifest)
     if structural.any() and not structural.all():
         raise ValueError("structural images and runs of fMRI are in one manifest; name the tasks of one kind only")
-    taken = {"file", "frame", "onset_s", "state", "unit", "row", "label"} & {*manifest.columns}
+    taken = {"file", "frame", "onset_s", "state", "block", "unit", "row", "label"} & {*manifest.columns}
     if taken:
         raise ValueError(f"the manifest's column {', '.join(sorted(taken))} has a name that the store needs; rename it")
     root, rows = profile.data_root, [row for _, row in manifest.iterrows()]
@@ -144,7 +145,7 @@ def _header_of(root: Any, row: pd.Series) -> Header | str:
 
 def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: PreprocessingSettings) -> str:
     """How a run does not fit the first one; empty if it does."""
-    structural = row["events"] == ""
+    structural = is_structural(row)
     length = header.shape[3] if len(header.shape) == 4 else 1
     if (not structural and len(header.shape) != 4) or length != row["n_volumes"]:
         return f"{row['image']}: shape {header.shape}, but the manifest says {row['n_volumes']} volumes"
@@ -212,7 +213,7 @@ def on_grid(
 ) -> np.ndarray:
     """A mask (bool) or structural image (X, Y, Z) on the common grid: as it is, zoomed, or resampled."""
     is_mask = volume.dtype == bool
-    if row["events"] == "" and settings.structural.zoom_to:
+    if is_structural(row) and settings.structural.zoom_to:
         moved = zoomed(volume, grid[0])
     elif same_grid(header.grid, grid):
         moved = volume
@@ -240,14 +241,13 @@ def software() -> dict[str, str]:
 
 def _info(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> dict[str, Any]:
     return {
-        **_made_with(manifest, profile), "shape": list(planned.mask.shape), "n_voxels": int(planned.mask.sum()),
-        "plan": planned.identity,
-        "software": software(),
+        "format": FORMAT, **_made_with(manifest, profile), "shape": list(planned.mask.shape),
+        "n_voxels": int(planned.mask.sum()), "plan": planned.identity, "software": software(),
     }  # fmt: skip
 
 
 def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
-    """Whether the store has its index; raises ValueError if it was made with other settings."""
+    """Whether the store has its index, in the present format; raises ValueError if it was made with other settings."""
     path = profile.store
     found = _noted(path)
     if found is None or not (path / "index.parquet").is_file():
@@ -263,10 +263,12 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
 
 
 def _noted(path: Path) -> dict[str, Any] | None:
-    """What store.json says, if it says anything."""
+    """What store.json says, if it can be read and is not of an earlier format; LaterVersionError if of a later one."""
     try:
-        return dict(json.loads((path / "store.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_info(path)
+    except LaterVersionError:
+        raise
+    except ValueError:
         return None
 
 

@@ -28,7 +28,7 @@ from deeplight_core.data.images import (
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
-from deeplight_core.data.store import Store, open_store, write_volumes
+from deeplight_core.data.store import FORMAT, Store, open_store, write_volumes
 from deeplight_core.data.structural import scaled
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape, stamps
@@ -62,16 +62,23 @@ def prepare(
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)
     if not any(record["frames"] for record in records):
-        raise ValueError("no volume of any run lies in a block; check the events, lag_s and skip_s")
+        raise ValueError(
+            "no volume of any run lies in a block; check the events, lag_s and skip_s, or store volumes without a "
+            "state, too, with preprocessing.keep: all (--keep all)"
+        )
     files = [record["file"] for record in records]
     volumes = pd.concat(
-        [pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"]}) for r in records if r["frames"]],
+        [
+            pd.DataFrame({"file": r["file"], "frame": r["frames"], "state": r["states"], "block": r["blocks"]})
+            for r in records
+            if r["frames"]
+        ],
         ignore_index=True,
     )
     runs = manifest.assign(unit=unit_names(manifest, profile.data.split_unit), file=files)
     labels = [column for column in manifest.columns if column not in COLUMNS]
     index = volumes.merge(
-        runs[["file", "tr_s", "dataset", "subject", "session", "task", "run", "unit", "split", *labels]],
+        runs[["file", "tr_s", "dataset", "subject", "session", "task", "run", "unit", "family", "split", *labels]],
         on="file",
         how="left",
     )
@@ -82,7 +89,7 @@ def prepare(
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    private = ("made_of", "sources", "frames", "states", "whole")
+    private = ("made_of", "sources", "frames", "states", "blocks", "whole")
     own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
     write_whole(path / "runs.parquet", own.to_parquet)
@@ -141,15 +148,15 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
         If a file of the run is missing, damaged, or not what the manifest or the plan says.
     """
     store, root, settings = profile.store, profile.data_root, profile.preprocessing
-    file, structural = f"runs/{run_key(row)}.safetensors", row["events"] == ""
+    file, structural = f"runs/{run_key(row)}.safetensors", is_structural(row)
     note = (store / file).with_suffix(".json")
     names = [name for name in (row["image"], row["events"], row["mask"]) if name]
     for name in names:
         refuse_escape(root, name)
     label = str(row[profile.data.label]) if structural and profile.data.label else ""
     made_of = digest(
-        *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label, settings,
-        profile.data.events(row["task"]), planned.identity, software(),
+        FORMAT, *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label,
+        settings, profile.data.events(row["task"]), planned.identity, software(),
     )  # fmt: skip
     try:
         sources = stamps(root, names)
@@ -192,12 +199,13 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
 def _write_series(
     path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
 ) -> dict[str, Any]:
-    """The labelled volumes of a run of fMRI."""
+    """The volumes of a run of fMRI that are to be kept; those of a run without events have no state."""
     import torch
 
     torch.set_num_threads(1)
     settings, source = profile.preprocessing, folder / row["image"]
-    events = read_events(folder / row["events"], profile.data.events(row["task"]), row["task"])
+    events_path = folder / row["events"] if row["events"] else None
+    events = read_events(events_path, profile.data.events(row["task"]), row["task"])
     labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
     counted: dict[str, Any] = {}
 
@@ -213,6 +221,7 @@ def _write_series(
         "n_kept": len(labels.frames), **labels.dropped, **counted, **stored,
         "states_without_events": ", ".join(events.empty), "ignored_events": ", ".join(events.ignored),
         "unknown_events": ", ".join(events.unknown), "frames": labels.frames.tolist(), "states": list(labels.states),
+        "blocks": labels.blocks.tolist(),
     }  # fmt: skip
 
 
@@ -223,7 +232,8 @@ def _write_image(
     import torch
 
     states = [state for state, values in profile.data.events(row["task"]).items() if label in values]
-    kept = not profile.data.label or bool(states)
+    known = not profile.data.label or bool(states)
+    kept = known or profile.preprocessing.keep == "all"
     values = torch.from_numpy(volume.T[planned.mask.T][None])
 
     def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
@@ -233,9 +243,9 @@ def _write_image(
     frames = np.zeros(int(kept), np.int64)
     stored = write_volumes(path, frames, values.shape[1], profile.preprocessing.storage, process)
     return {
-        "n_kept": int(kept), "images_without_state": int(not kept), **stored,
-        "ignored_events": "" if kept else label, "unknown_events": "", "frames": frames.tolist(),
-        "states": (states or [""])[: int(kept)],
+        "n_kept": int(kept), "images_without_state": int(not known), **stored,
+        "ignored_events": "" if known else label, "unknown_events": "", "frames": frames.tolist(),
+        "states": (states or [""])[: int(kept)], "blocks": [0] * int(kept),
     }  # fmt: skip
 
 

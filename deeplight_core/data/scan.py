@@ -112,7 +112,8 @@ def scan_bids(
     states : task → state → trial types; runs without any of them are left out
 
     The mask is the `*_mask.nii[.gz]` in the image's folder whose entities are all the image's, where there is exactly
-    one. Left out are runs without events, in several spaces, and copies of other runs.
+    one. Left out are runs without events (unless their task's name begins with `rest`, as BIDS has it, or `states` asks
+    for none of it), in several spaces, and copies of other runs.
     """
     raw_root, root = located(root), common_root(root, derivatives)
     base = raw_root / derivatives if derivatives else raw_root
@@ -151,20 +152,23 @@ def scan_bids(
             left_out.append((names[0], "kept, but without mask: several fit; name one in the manifest"))
         mask = masks[0] if len(masks) == 1 else None
         if anat:
-            _add_row(rows, left_out, root, dataset, subject, session, task, run, image, None, mask)
+            _add_row(rows, left_out, root, dataset, subject, session, task, run, image, None, mask, structural=True)
             continue
         raw = {key: value for key, value in entities.items() if key not in _DERIVED_ENTITIES}
         parts = [f"sub-{subject}", *([f"ses-{session}"] if session else []), "func"]
         folders = [raw_root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
         events = _inherited(raw, folders, "*events.tsv")
-        if not events:
-            left_out.append((names[0], "no events.tsv applies to it"))
-            continue
-        if problem := _no_event(events[-1], None if states is None else states.get(task, {})):
+        problem = "no events.tsv applies to it"
+        if events:
+            problem = _no_event(events[-1], None if states is None else states.get(task, {}))
+        if problem and not (task.startswith("rest") or (states and states.get(task) == {})):
             left_out.append((names[0], problem))
             continue
+        if problem and events:
+            left_out.append((names[0], f"kept, but without events: {problem}"))
         sidecars = [*_inherited(raw, folders, "*bold.json"), *_inherited(entities, [image.parent], "*bold.json")]
-        _add_row(rows, left_out, root, dataset, subject, session, task, run, image, events[-1], mask, sidecars)
+        _add_row(rows, left_out, root, dataset, subject, session, task, run, image,
+                 None if problem else events[-1], mask, sidecars, structural=False)  # fmt: skip
     what = f"BIDS {'images' if anat else 'runs'} ({Path(derivatives) / f'sub-*/{kind}/*_{suffix}.nii.gz'})"
     table, left_out = _scanned(rows, left_out, root, what)
     return table, _listed(left_out)
@@ -181,9 +185,9 @@ def common_root(root: Any, derivatives: str = "") -> Any:
 def scan_table(path: Path, root: Any, image: str = "") -> Found:
     """The rows of somebody's own table (CSV or TSV) as a manifest; other columns are kept as labels.
 
-    It needs `subject` (or `participant_id`) and `image`; `events` makes a row a run of fMRI, without them it is a
-    structural image. What is missing is filled in: `task` and `run` are counted, `tr_s` and `n_volumes` are read from
-    the image. Rows whose files are missing or unreadable, and copies, are left out.
+    It needs `subject` (or `participant_id`) and `image`. Rows with `events` or `tr_s`, and images of several volumes,
+    are runs of fMRI; other images are structural. What is missing is filled in: `task` and `run` are counted, `tr_s`
+    and `n_volumes` are read from the image. Rows whose files are missing or unreadable, and copies, are left out.
 
     Parameters
     ----------
@@ -295,20 +299,26 @@ def _bids_name(root: Any) -> str:
 def _add_row(
     rows: list[dict[str, Any]], left_out: LeftOut, root: Any, dataset: str, subject: str, session: str, task: str,
     run: str, image: Any, events: Any = None, mask: Any = None, sidecars: Iterable[Any] = (), tr_s: str = "",
+    structural: bool | None = None,
 ) -> None:  # fmt: skip
-    """Add an image's row to those found; if it is of no use, to what is left out."""
+    """Add an image's row to those found; if it is of no use, to what is left out.
+
+    structural : None: it is, if it has neither events nor a repetition time of its own, and one volume
+    """
     name = str(image.relative_to(root))
     try:
         for file in filter(None, (image, events, mask)):
             refuse_escape(root, str(file.relative_to(root)))
         header = read_header(image)
-        if events is None:
-            if len(header.shape) == 4 and header.shape[3] != 1:
-                raise ValueError(f"{header.shape[3]} volumes and no events; a structural image has one volume")
-            time: float | str = ""
-        else:
-            if len(header.shape) != 4:
-                raise ValueError(f"not a readable 4-D image: its shape is {header.shape}")
+        n_volumes = header.shape[3] if len(header.shape) == 4 else 1
+        if structural is None:
+            structural = events is None and not tr_s and n_volumes == 1
+        if structural and n_volumes != 1:
+            raise ValueError(f"{n_volumes} volumes; a structural image has one")
+        if not structural and len(header.shape) != 4:
+            raise ValueError(f"not a readable 4-D image: its shape is {header.shape}")
+        time: float | str = ""
+        if not structural:
             time = _repetition_time(float(tr_s) if tr_s else header.tr_s, sidecars)
     except ValueError as error:
         left_out.append((name, str(error).replace(str(image), "").strip(" :")))
@@ -317,7 +327,7 @@ def _add_row(
         "dataset": dataset, "subject": subject, "session": session, "task": task, "run": run, "image": name,
         "events": "" if events is None else str(events.relative_to(root)),
         "mask": "" if mask is None else str(mask.relative_to(root)), "tr_s": time,
-        "n_volumes": 1 if events is None else header.shape[3], "split": "", "family": "", "sha256": "",
+        "n_volumes": n_volumes, "split": "", "family": "", "sha256": "",
     })  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The volume store: in-mask volumes of labelled frames, one safetensors file per run, a Parquet index.
+"""The volume store: in-mask volumes, of labelled frames or of all, one safetensors file per run, a Parquet index.
 
-store.json           grid, TR, settings, manifest hash, versions: refused when they differ from what is asked for
+store.json           format, grid, TR, settings, manifest hash, versions: refused if they differ from what is asked for
 mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel
 runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
 runs/<run>.json      the run's record: what its file was made of, its sha256, what was kept and what was left out
@@ -21,12 +21,15 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from deeplight_core.config import digest
+from deeplight_core.config import LaterVersionError, PreprocessingSettings, digest, recorded_settings
 from deeplight_core.data.images import UNREADABLE
+from deeplight_core.data.manifest import SPLITS
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
 
-__all__ = ["Store", "open_store", "verify", "volume_reader", "write_volumes"]
+__all__ = ["FORMAT", "Store", "open_store", "read_info", "verify", "volume_reader", "write_volumes"]
+
+FORMAT = 2  # of what is described above
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,14 @@ class Store:
     runs: pd.DataFrame
 
     @property
+    def preprocessing(self) -> PreprocessingSettings:
+        """What its runs went through."""
+        return PreprocessingSettings.model_validate(self.info["preprocessing"])
+
+    @property
     def box(self) -> tuple[slice, slice, slice]:
         """The part of the grid (X, Y, Z) that the model sees: all of it, or the mask's bounding box."""
-        if not self.info["preprocessing"]["crop"]:
+        if not self.preprocessing.crop:
             return tuple(slice(0, n) for n in self.mask.shape)  # type: ignore[return-value]
         corners = [np.flatnonzero(self.mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         return tuple(slice(int(c[0]), int(c[-1]) + 1) for c in corners)  # type: ignore[return-value]
@@ -60,9 +68,41 @@ class Store:
         return tuple(s.stop - s.start for s in self.box)
 
     @property
+    def box_affine(self) -> np.ndarray:
+        """Affine (4, 4) of the volumes that the model sees."""
+        corner = np.eye(4)
+        corner[:3, 3] = [s.start for s in self.box]
+        return self.affine @ corner
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes point to, e.g. LAS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that it has volumes of."""
+        return [split for split in SPLITS if (self.index["split"] == split).any()]
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether it holds structural images instead of runs of fMRI."""
+        return self.info["tr_s"] is None
+
+    @property
+    def normalisation(self) -> str:
+        """What the values that the model sees are."""
+        if not self.is_structural:
+            return "z-scores of each voxel over its run"
+        if self.preprocessing.structural.z_score:
+            return "z-scores of each voxel over the training images"
+        return "scaled to [0, 1] in each image"
+
+    @property
     def identity(self) -> str:
         """A hash of all that the store holds."""
-        return digest(self.info, list(self.runs["sha256"]))
+        others = {key: value for key, value in self.info.items() if key != "preprocessing"}
+        return digest(self.preprocessing, others, list(self.runs["sha256"]))
 
     def read(self, file: str) -> Any:
         """A run's volumes (N, V) as they are stored, memory-mapped; times `scales[file]` they are what they stand for.
@@ -90,7 +130,7 @@ class Store:
 
     def statistics(self) -> tuple[Any, Any] | None:
         """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
-        if self.info["tr_s"] is not None or not self.info["preprocessing"]["structural"]["z_score"]:
+        if not self.is_structural or not self.preprocessing.structural.z_score:
             return None
         path = self.path / "statistics.safetensors"
         if not path.is_file():
@@ -121,22 +161,56 @@ class Store:
 
 
 def open_store(path: str | Path) -> Store:
-    """Open a whole store; raises ValueError if it is missing, unfinished or unreadable."""
+    """Open a whole store; raises ValueError if it is missing, unfinished, unreadable, or in another format."""
     path = Path(path)
     if not (path / "index.parquet").is_file():
         state = "is not finished" if path.exists() else "does not exist"
         raise ValueError(f"store {path} {state}; run `deeplight prepare` (or notebook 01_data) first")
+    info = read_info(path)
     try:
-        info = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
-        if lacking := [key for key in needed if not isinstance(info, dict) or key not in info]:
-            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
         index, runs = pd.read_parquet(path / "index.parquet"), pd.read_parquet(path / "runs.parquet")
         image = nib.load(path / "mask.nii.gz")
         mask = np.asarray(image.dataobj) > 0
     except UNREADABLE as error:
-        raise ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again") from error
+        raise _damaged(path, error) from error
     return Store(path, info, mask, image.affine, index, runs)
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What a store's store.json says, with the defaults of settings that its version did not have.
+
+    Raises
+    ------
+    LaterVersionError
+        If it has a later format, or settings that this version does not have.
+    ValueError
+        If it is missing, unreadable, or has an earlier format.
+    """
+    try:
+        read = json.loads((path / "store.json").read_text(encoding="utf-8"))
+        info: dict[str, Any] = read if isinstance(read, dict) else {}
+        found = info["format"] if isinstance(info.get("format"), int) else 1
+        needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
+        if found <= FORMAT and (lacking := [key for key in needed if key not in info]):
+            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
+    except UNREADABLE as error:
+        raise _damaged(path, error) from error
+    if found > FORMAT:
+        raise LaterVersionError(
+            f"store {path} was made by a later version (format {found}, this one knows {FORMAT}); "
+            "update deeplight-core, or name another store"
+        )
+    if found < FORMAT:
+        raise ValueError(
+            f"store {path} was made by an earlier version (format {found}, not {FORMAT}); "
+            "`deeplight prepare` makes it anew"
+        )
+    settings = recorded_settings(PreprocessingSettings, info["preprocessing"], f"store {path}")
+    return {**info, "preprocessing": settings.model_dump(mode="json")}
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again")
 
 
 def verify(path: str | Path) -> list[str]:

@@ -174,6 +174,8 @@ def frames_of(
     table = pd.DataFrame(blocks, columns=["onset", "duration", "state"])
     labels = label_frames(table, n_frames, 2.0, PreprocessingSettings(**settings))
     assert (np.diff(labels.frames) > 0).all()
+    in_time = table.sort_values("onset", kind="stable", ignore_index=True)
+    assert labels.states.tolist() == in_time["state"][labels.blocks].tolist()
     frames = {state: labels.frames[labels.states == state].tolist() for state in dict.fromkeys(table["state"])}
     return frames, {reason: n for reason, n in labels.dropped.items() if n}
 
@@ -238,12 +240,13 @@ def test_labels_equal_a_plain_loop(
     blocks: list[tuple[int, int, str]], n_frames: int, tr_ms: int, lag_ms: int, skip_ms: int | None
 ) -> None:
     expected, in_none, in_two = {}, 0, 0
+    in_time = sorted(range(len(blocks)), key=lambda i: blocks[i][0])
     for frame in range(n_frames):
         owners = []
-        for onset, duration, state in blocks:
+        for i, (onset, duration, state) in enumerate(blocks):
             first = onset + lag_ms + (2 * tr_ms if skip_ms is None else skip_ms)
             if first <= frame * tr_ms < onset + lag_ms + duration:
-                owners.append(state)
+                owners.append((state, in_time.index(i)))
         if len(owners) == 1:
             expected[frame] = owners[0]
         in_none += not owners
@@ -251,7 +254,12 @@ def test_labels_equal_a_plain_loop(
     table = pd.DataFrame([(o / 1000, d / 1000, s) for o, d, s in blocks], columns=["onset", "duration", "state"])
     settings = PreprocessingSettings(lag_s=lag_ms / 1000, skip_s=None if skip_ms is None else skip_ms / 1000)
     labels = label_frames(table, n_frames, tr_ms / 1000, settings)
-    assert dict(zip(labels.frames.tolist(), labels.states, strict=True)) == expected
+    every = label_frames(table, n_frames, tr_ms / 1000, settings.model_copy(update={"keep": "all"}))
+    assert every.frames.tolist() == list(range(n_frames))
+    assert list(zip(every.states, every.blocks, strict=True)) == [expected.get(i, ("", -1)) for i in range(n_frames)]
+    assert every.dropped == labels.dropped
+    found = zip(labels.frames.tolist(), zip(labels.states, labels.blocks.tolist(), strict=True), strict=True)
+    assert dict(found) == expected
     assert labels.dropped["volumes_in_no_block"] == in_none
     assert labels.dropped["volumes_in_two_blocks"] == in_two
     past = sum(onset + lag_ms + duration > n_frames * tr_ms for onset, duration, _ in blocks)

@@ -9,6 +9,7 @@ from deeplight_core.data.manifest import (
     COLUMNS,
     add_subject_columns,
     assign_splits,
+    is_structural,
     read_left_out,
     read_manifest,
     read_notes,
@@ -64,7 +65,7 @@ def test_all_problems_are_reported_together_each_with_its_row(table: pd.DataFram
     cells: dict[tuple[int, str], object] = {
         (2, "tr_s"): -1, (3, "tr_s"): "fast", (4, "tr_s"): "", (5, "tr_s"): "nan", (6, "n_volumes"): "many",
         (7, "n_volumes"): "0", (8, "n_volumes"): "12.5", (9, "image"): "/etc/x.nii.gz", (10, "events"): "../EVs",
-        (11, "mask"): "a/../../b.nii.gz", (12, "split"): "test", (13, "sha256"): "abc", (14, "subject"): "",
+        (11, "mask"): "a/../../b.nii.gz", (12, "split"): "held-out", (13, "sha256"): "abc", (14, "subject"): "",
         (15, "run"): "L R", (16, "dataset"): "", (17, "task"): "a/b", (18, "image"): "",
     }  # fmt: skip
     with pytest.raises(ValueError, match="problem") as error:
@@ -73,7 +74,7 @@ def test_all_problems_are_reported_together_each_with_its_row(table: pd.DataFram
     for (row, column), value in cells.items():
         assert any(line.startswith(f"  row {row}: {column} = {str(value)!r}") for line in lines), (row, column)
     assert len(lines) == len(cells) + 1
-    assert "  row 12: subject sim002 is in split test, but in train in an earlier row" in str(error.value)
+    assert "  row 12: subject sim002 is in split held-out, but in train in an earlier row" in str(error.value)
 
 
 @pytest.mark.parametrize("column", ["subject", "family"])
@@ -84,6 +85,14 @@ def test_nobody_is_in_two_splits(table: pd.DataFrame, tmp_path: Path, column: st
     else:
         cells, bad, who = {(8, "split"): "validation"}, 8, "subject sim001"
     with pytest.raises(ValueError, match=rf"1 problem\(s\):\n  row {bad}: {who} is in split validation, but in train"):
+        read_manifest(changed(table, cells, tmp_path))
+
+
+def test_nobody_is_in_the_third_split_and_another(table: pd.DataFrame, tmp_path: Path) -> None:
+    cells: dict[tuple[int, str], object] = {(row, "split"): "test" for row in range(2, 9)}
+    assert set(read_manifest(changed(table, cells, tmp_path))["split"]) == {"train", "validation", "test"}
+    cells |= {(9, "subject"): "sim001", (9, "run"): "RL"}
+    with pytest.raises(ValueError, match="row 9: subject sim001 is in split train, but in test in an earlier row"):
         read_manifest(changed(table, cells, tmp_path))
 
 
@@ -169,8 +178,19 @@ def test_select_counts_runs_where_runs_are_the_unit() -> None:
 def test_select_refuses_what_is_not_there(table: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="no runs of rest; it has EMOTION, GAMBLING"):
         select(table, DataSettings(source={"rest": ["rest"]}))
-    with pytest.raises(ValueError, match="leaves no validation runs for tasks EMOTION, "):
+    with pytest.raises(ValueError, match="leaves no validation or test runs for tasks EMOTION, "):
         select(table[:14], DataSettings())
+    with pytest.raises(ValueError, match="leaves no train runs for tasks EMOTION, "):
+        select(table[14:], DataSettings())
+    assert len(select(table.replace({"split": {"validation": "test"}}), DataSettings())) == len(table)
+
+
+def test_select_takes_the_first_units_of_a_third_split_too() -> None:
+    table = assign_splits(plan(9, 0), "subject", 3, 0, n_test=4)
+    chosen = select(table, DataSettings(max_units={"test": 2, "validation": 1}))
+    assert chosen.groupby("split")["subject"].nunique().to_dict() == {"train": 2, "validation": 1, "test": 2}
+    first = sorted(table.loc[table["split"] == "test", "subject"].unique())[:2]
+    assert sorted(chosen.loc[chosen["split"] == "test", "subject"].unique()) == first
 
 
 def held_out(table: pd.DataFrame, seed: int, n: int = 6) -> set[str]:
@@ -205,6 +225,36 @@ def test_families_stay_together() -> None:
 def test_too_many_held_out_is_refused() -> None:
     with pytest.raises(ValueError, match="holding out 3 of 3 subjects leaves none to train on"):
         assign_splits(plan(3, 0), "subject", 3, 0)
+
+
+def splits_of(table: pd.DataFrame) -> dict[str, set[str]]:
+    return {str(split): {*rows["subject"]} for split, rows in table.groupby("split")}
+
+
+def test_a_third_split_leaves_the_draw_of_the_second_as_it_is() -> None:
+    table = plan(20, 0, runs=("LR",)).assign(split="")
+    for seed in range(5):
+        two, three = (splits_of(assign_splits(table, "subject", 6, seed, n_test=n)) for n in (0, 5))
+        assert set(two) == {"train", "validation"}
+        assert {split: len(subjects) for split, subjects in three.items()} == {"train": 9, "validation": 6, "test": 5}
+        assert three["validation"] == two["validation"]
+        assert three["train"] | three["test"] == two["train"]
+    assert splits_of(assign_splits(table, "subject", 6, 0, n_test=5)) == splits_of(
+        assign_splits(table.sample(frac=1, random_state=1), "subject", 6, 0, n_test=5)
+    )
+
+
+def test_the_draw_of_two_splits_is_what_it_always_was() -> None:
+    """Drawn by the program before there was a third split."""
+    assert held_out(plan(20, 0, runs=("LR",)), 0) == {"sim003", "sim005", "sim007", "sim014", "sim017", "sim020"}
+    families = crowd().assign(family=[f"f{i // 3}" for i in range(60)])
+    split = assign_splits(families, "subject", 12, 3, "sex")
+    assert sorted({*split.loc[split["split"] == "validation", "family"]}) == ["f16", "f2", "f6", "f8"]
+
+
+def test_too_many_for_two_splits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"holding out 2 \+ 2 of 4 subjects leaves none to train on; ask for fewer"):
+        assign_splits(plan(4, 0), "subject", 2, 0, n_test=2)
 
 
 # ---- families, labels, strata
@@ -278,6 +328,19 @@ def test_families_stay_together_in_strata() -> None:
     assert 12 <= (split["split"] == "validation").sum() <= 14
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_families_and_strata_hold_in_three_splits(seed: int) -> None:
+    rows = crowd()
+    split = assign_splits(rows, "subject", 12, seed, "sex", n_test=15)
+    counts = pd.crosstab(split["split"], split["sex"])
+    assert counts.loc["validation"].to_dict() == {"F": 4, "M": 8}
+    assert counts.loc["test"].to_dict() == {"F": 5, "M": 10}
+    families = rows.assign(family=[f"f{i // 3}" for i in range(60)])
+    split = assign_splits(families, "subject", 12, seed, n_test=15)
+    assert split.groupby("family")["split"].nunique().max() == 1
+    assert split["split"].value_counts().to_dict() == {"train": 33, "validation": 12, "test": 15}
+
+
 def test_strata_that_cannot_be_are_named() -> None:
     rows = crowd()
     with pytest.raises(ValueError, match="has no column height to stratify by"):
@@ -286,16 +349,31 @@ def test_strata_that_cannot_be_are_named() -> None:
         assign_splits(rows.assign(sex=["", *rows["sex"][1:]]), "subject", 12, 0, "sex")
 
 
-def test_a_run_has_events_and_a_repetition_time_and_a_structural_image_has_neither(tmp_path: Path) -> None:
+def test_a_row_without_a_repetition_time_is_structural_and_a_run_may_have_no_events(tmp_path: Path) -> None:
     rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
     rows.loc[0, ["events", "tr_s", "n_volumes"]] = ["", "", "1"]
     rows.loc[8, "events"] = ""
+    write_manifest(rows, tmp_path / "m.csv")
+    table = read_manifest(tmp_path / "m.csv")
+    assert is_structural(table).tolist() == [True] + [False] * 13
+    assert is_structural(table.iloc[0])
+    assert not is_structural(table.iloc[8])
+    assert is_structural(rows).tolist() == [True] + [False] * 13  # as a scan leaves it, before it is written
+
+
+def test_what_a_structural_image_cannot_have_is_named(tmp_path: Path) -> None:
+    rows = plan(2, 1, 2.16, ("LR",))[:14].astype(object)
     rows.loc[9, "tr_s"] = ""
-    rows.loc[10, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
+    rows.loc[10, ["tr_s", "n_volumes"]] = ["", "1"]
+    rows.loc[11, ["events", "tr_s", "n_volumes"]] = ["", "", "2"]
     write_manifest(rows, tmp_path / "m.csv")
     with pytest.raises(ValueError, match=r"3 problem\(s\)") as error:
         read_manifest(tmp_path / "m.csv")
-    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["row 10", "row 11", "row 12"]
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == ["row 11", "row 12", "row 13"]
+    for line, events, n in zip(lines, (rows["events"][9], rows["events"][10], ""), ("95", "1", "2"), strict=True):
+        assert "tr_s = '' must be seconds" in line
+        assert f"events = {events!r} and n_volumes = {n!r}" in line
 
 
 def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:

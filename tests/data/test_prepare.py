@@ -14,12 +14,14 @@ from conftest import (
     EVS,
     IMAGE,
     MASK,
+    N_FRAMES,
     N_KEPT,
     ONSETS_S,
     RUN_FILE,
     SHAPE,
     TR_S,
     Dataset,
+    changed,
     contents,
     flip_bit,
     truncate,
@@ -65,6 +67,7 @@ def test_volumes_equal_nilearn(store: Store, dataset: Dataset, tiny_profile: Pro
         assert rows["frame"].tolist() == [frame for frame, _ in kept]
         assert rows["onset_s"].tolist() == [frame * TR_S for frame, _ in kept]
         assert rows["state"].tolist() == [states[i % 2] for _, i in kept]
+        assert rows["block"].tolist() == [i for _, i in kept]
         assert rows["row"].tolist() == list(range(N_KEPT))
         assert set(rows["unit"]) == set(rows["subject"]) == {row.subject}
         assert set(rows["split"]) == {row.split}
@@ -109,6 +112,83 @@ def test_mask_of_a_run_without_one(project: Path, dataset: Dataset, tiny_profile
     manifest = manifest[:1].assign(mask="", image="bold.nii.gz", events="EVs")
     store = prepare(manifest, with_root(tiny_profile, project), jobs=1)
     np.testing.assert_array_equal(store.mask, bold[..., 0] != 0)  # of the first volume
+
+
+def test_the_index_has_its_columns_in_order(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    manifest = dataset[0].assign(family=["f" + s[1] for s in dataset[0]["subject"]], age="40", sex="F")
+    made = prepare(manifest, tiny_profile, jobs=1)
+    assert list(made.index) == [
+        "file", "frame", "onset_s", "state", "block", "dataset", "subject", "session", "task", "run", "unit", "family",
+        "split", "age", "sex", "row",
+    ]  # fmt: skip
+    assert (made.index["family"] == "f" + made.index["subject"].str[1]).all()
+
+
+# ---- runs without events
+
+
+def resting(dataset: Dataset, profile: Profile) -> tuple[pd.DataFrame, Profile]:
+    """The SOCIAL runs as rest, without events, of a task that has no states."""
+    manifest = dataset[0].copy()
+    manifest.loc[manifest["task"] == "SOCIAL", ["task", "events"]] = ["rest", ""]
+    data = profile.data.model_copy(update={"target": {"rest": {}}})
+    return manifest, profile.model_copy(update={"data": data})
+
+
+def test_a_run_without_events_is_no_structural_image_and_counts_what_it_leaves_out(
+    project: Path, dataset: Dataset, store: Store, tiny_profile: Profile
+) -> None:
+    made = prepare(*resting(dataset, tiny_profile), jobs=1)
+    assert set(made.index["task"]) == {"EMOTION"}
+    np.testing.assert_array_equal(made.mask, store.mask)
+    runs = made.runs.set_index("file")
+    rest = runs[runs.index.str.contains("task-rest")]
+    assert rest[["n_frames", "n_kept", "volumes_in_no_block", "blocks_without_volumes"]].to_numpy().tolist() == [
+        [44, 0, 44, 0]
+    ] * 6  # fmt: skip
+    social = store.runs[store.runs["file"].str.contains("SOCIAL")]
+    assert rest["median_tsnr"].tolist() == social["median_tsnr"].tolist()  # smoothed as ever
+    assert verify(made.path) == []
+
+
+def test_every_frame_can_be_kept(project: Path, dataset: Dataset, store: Store, tiny_profile: Profile) -> None:
+    manifest, profile = resting(dataset, tiny_profile)
+    made = prepare(manifest, changed(profile, keep="all"), jobs=1)
+    sizes = made.index.groupby("file").size()
+    assert sizes.tolist() == [N_FRAMES["EMOTION"], N_FRAMES["SOCIAL"]] * 6  # of rest
+    assert made.runs["n_kept"].tolist() == made.runs["n_frames"].tolist()
+    assert (made.index["frame"] == made.index["row"]).all()
+    assert (made.index.loc[made.index["task"] == "rest", ["state", "block"]] == ["", -1]).all(axis=None)
+    columns = ["file", "frame", "onset_s", "state", "block", "split"]
+    labelled = store.index.loc[store.index["task"] == "EMOTION", columns].reset_index(drop=True)
+    in_blocks = made.index[made.index["state"] != ""]
+    pd.testing.assert_frame_equal(in_blocks[columns].reset_index(drop=True), labelled)
+    for file in labelled["file"].unique():
+        rows = in_blocks.loc[in_blocks["file"] == file, "row"].tolist()
+        assert (made.read(file)[rows] == store.read(file)).all()
+    social = store.index[store.index["task"] == "SOCIAL"]  # the same frames are there of rest, which has no blocks
+    for file, rows in social.groupby("file"):
+        rest = made.read(file.replace("SOCIAL", "rest"))
+        assert (rest[rows["frame"].tolist()] == store.read(file)).all()
+    assert verify(made.path) == []
+
+
+def test_events_of_a_task_without_states_are_ignored(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    data = tiny_profile.data.model_copy(update={"target": {"SOCIAL": {}}})
+    made = prepare(dataset[0], tiny_profile.model_copy(update={"data": data}), jobs=1)
+    social = made.runs[made.runs["file"].str.contains("SOCIAL")]
+    assert set(social["n_kept"]) == {0}
+    assert set(social["ignored_events"]) == {"mental, rnd"}
+
+
+def test_a_run_without_events_of_a_task_with_states_says_which_it_lacks(
+    project: Path, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    manifest = dataset[0].copy()
+    manifest.loc[manifest["image"] == IMAGE, "events"] = ""
+    made = prepare(manifest, tiny_profile, jobs=1)
+    run = made.runs.set_index("file").loc[RUN_FILE]
+    assert (run["n_kept"], run["states_without_events"]) == (0, "interaction, no interaction")
 
 
 # ---- interrupted, and made twice
@@ -373,8 +453,12 @@ def test_several_problems_are_reported_together(project: Path, spoilt: Dataset, 
 
 def test_no_volume_in_a_block_is_an_error(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
     preprocessing = tiny_profile.preprocessing.model_copy(update={"skip_s": 60.0})
-    with pytest.raises(ValueError, match="no volume of any run lies in a block"):
+    message = r"no volume of any run lies in a block; .*preprocessing\.keep: all"
+    with pytest.raises(ValueError, match=message):
         prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": preprocessing}), jobs=1)
+    manifest, profile = resting(dataset, tiny_profile)
+    with pytest.raises(ValueError, match=message):
+        prepare(manifest[manifest["task"] == "rest"], profile, jobs=1)
     assert not (tiny_profile.store / "index.parquet").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import real_data
 
 from deeplight_core.config import SimulationSettings
-from deeplight_core.data.manifest import assign_splits, read_manifest, write_manifest
+from deeplight_core.data.manifest import assign_splits, is_structural, read_manifest, write_manifest
 from deeplight_core.data.scan import common_root, scan_bids, scan_hcp, scan_table, states_of
 from deeplight_core.tasks import TASKS
 
@@ -75,7 +75,7 @@ def save_bold(path: Path, tr: float = 1.5, unit: str = "sec", shape: tuple[int, 
 
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
-    """Two subjects, one with sessions and a run 10 beside run 1; a resting run that has no events."""
+    """Two subjects, one with sessions and a run 10 beside run 1; a run that has no events."""
     (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "mine"}))
     for stem in (
         "sub-01/func/sub-01_task-faces_run-1", "sub-01/func/sub-01_task-faces_run-10",
@@ -83,7 +83,7 @@ def bids(tmp_path: Path) -> Path:
     ):  # fmt: skip
         save_bold(tmp_path / f"{stem}_bold.nii.gz")
         (tmp_path / f"{stem}_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tface\n")
-    save_bold(tmp_path / "sub-01/func/sub-01_task-rest_bold.nii.gz")
+    save_bold(tmp_path / "sub-01/func/sub-01_task-movie_bold.nii.gz")
     return tmp_path
 
 
@@ -96,7 +96,7 @@ def test_scan_bids_reads_entities_and_header(bids: Path, tmp_path: Path) -> None
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
     assert set(found["tr_s"]) == {1.5}
     assert set(found["n_volumes"]) == {5}
-    assert pairs(left_out) == [("sub-01/func/sub-01_task-rest_bold.nii.gz", "no events.tsv applies to it")]
+    assert pairs(left_out) == [("sub-01/func/sub-01_task-movie_bold.nii.gz", "no events.tsv applies to it")]
     split = assign_splits(found, "subject", 1, 0)
     write_manifest(split, tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), split)
@@ -145,7 +145,7 @@ def test_scan_bids_finds_what_fmriprep_made_and_the_events_of_the_raw_tree(fmrip
     assert found["mask"][2] == found["image"][2].replace("desc-preproc_bold", "desc-brain_mask")
     assert found["events"][2] == "sub-02/ses-a/func/sub-02_ses-a_task-faces_events.tsv"
     assert len(left_out) == 1
-    assert "task-rest" in left_out["path"][0]
+    assert "task-movie" in left_out["path"][0]
 
 
 def test_scan_bids_names_a_run_that_has_no_image_in_the_space(fmriprep: Path) -> None:
@@ -182,6 +182,38 @@ def test_scan_bids_takes_events_and_sidecars_from_higher_folders(bids: Path) -> 
         ["1", "sub-02/ses-a/func/sub-02_ses-a_task-tones_events.tsv", 0.7],
     ]
     assert ("sub-01/func/sub-01_task-faces_run-10_bold.nii.gz", "no event in its events.tsv") in pairs(left_out)
+
+
+def test_resting_runs_need_no_events(bids: Path, tmp_path: Path) -> None:
+    for task in ("rest", "restEyesOpen", "restless", "restBad", "forest"):
+        save_bold(bids / f"sub-01/func/sub-01_task-{task}_bold.nii.gz")
+    save_bold(bids / "sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz", shape=(7, 8, 9))
+    (bids / "sub-01/func/sub-01_task-restless_events.tsv").write_text("onset\tduration\ttrial_type\n1\t2\tjerk\n")
+    (bids / "sub-01/func/sub-01_task-restBad_events.tsv").write_text("onset\tduration\n1\t2\n")
+    found, left_out = scan_bids(bids)
+    resting = found[found["task"].str.startswith("rest")].set_index("task")
+    events = "sub-01/func/sub-01_task-restless_events.tsv"
+    assert resting["events"].to_dict() == {"rest": "", "restEyesOpen": "", "restless": events, "restBad": ""}
+    assert resting[["tr_s", "n_volumes"]].drop_duplicates().to_numpy().tolist() == [[1.5, 5]]
+    reasons = dict(pairs(left_out))
+    assert reasons.pop("sub-01/func/sub-01_task-restBad_bold.nii.gz").startswith("kept, but without events: ")
+    assert reasons.pop("sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz").startswith("not a readable 4-D image")
+    assert reasons == dict.fromkeys(
+        [f"sub-01/func/sub-01_task-{task}_bold.nii.gz" for task in ("movie", "forest")], "no events.tsv applies to it"
+    )
+    assert states_of(found, bids) == {
+        "faces": {"face": ["face"]}, "tones": {"face": ["face"]}, "rest": {}, "restEyesOpen": {}, "restBad": {},
+        "restless": {"jerk": ["jerk"]},
+    }  # fmt: skip
+    split = assign_splits(found, "subject", 1, 0)
+    write_manifest(split, tmp_path / "manifest.csv")
+    assert not is_structural(read_manifest(tmp_path / "manifest.csv")).any()
+
+
+def test_a_task_that_is_to_have_no_states_needs_no_events(bids: Path) -> None:
+    found, left_out = scan_bids(bids, states={"movie": {}, "faces": {"face": ["face"]}})
+    assert found.set_index("task").at["movie", "events"] == ""
+    assert not left_out["path"].str.contains("movie").any()
 
 
 def test_derivatives_that_are_not_there_are_named(bids: Path) -> None:
@@ -261,6 +293,14 @@ def test_scan_bids_finds_structural_images(bids: Path) -> None:
     assert found["mask"].tolist() == ["sub-01/anat/sub-01_desc-brain_mask.nii.gz", ""]
 
 
+def test_an_anatomical_image_of_several_volumes_is_left_out(bids: Path) -> None:
+    save_bold(bids / "sub-01/anat/sub-01_T1w.nii.gz", shape=(7, 8, 9))
+    save_bold(bids / "sub-01/anat/sub-01_run-2_T1w.nii.gz", shape=(7, 8, 9, 5))
+    found, left_out = scan_bids(bids, anat="T1w")
+    assert found["run"].tolist() == ["1"]
+    assert pairs(left_out) == [("sub-01/anat/sub-01_run-2_T1w.nii.gz", "5 volumes; a structural image has one")]
+
+
 def test_a_copied_run_is_left_out_under_its_second_name(bids: Path) -> None:
     copy = "sub-02/ses-a/func/sub-02_ses-a_task-faces_bold.nii.gz"
     (bids / copy).write_bytes((bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz").read_bytes())
@@ -316,6 +356,21 @@ def test_a_table_of_ones_own(bids: Path, tmp_path_factory: pytest.TempPathFactor
         ["mine", "01", "faces", "1", 1.5, 5, "left"], ["mine", "01", "faces", "2", 0.9, 5, "left"],
     ]  # fmt: skip
     assert pairs(left_out) == [(run.format(3), "image does not exist")]
+
+
+def test_in_a_table_volumes_and_repetition_times_tell_runs_without_events_from_structural_images(
+    tmp_path: Path,
+) -> None:
+    shapes = {"run": (7, 8, 9, 5), "flat": (7, 8, 9), "one": (7, 8, 9, 1), "single": (7, 8, 9, 1), "wrong": (7, 8, 9)}
+    for name, shape in shapes.items():
+        save_bold(tmp_path / f"{name}.nii.gz", shape=shape)
+    lines = [f"{name},{name}.nii.gz,{'2.5' if name in ('single', 'wrong') else ''}" for name in shapes]
+    (tmp_path / "mine.csv").write_text("\n".join(["subject,image,tr_s", *lines]) + "\n")
+    found, left_out = scan_table(tmp_path / "mine.csv", tmp_path)
+    assert found[["subject", "events", "tr_s", "n_volumes"]].to_numpy().tolist() == [
+        ["run", "", 1.5, 5], ["flat", "", "", 1], ["one", "", "", 1], ["single", "", 2.5, 1],
+    ]  # fmt: skip
+    assert pairs(left_out) == [("wrong.nii.gz", "not a readable 4-D image: its shape is (7, 8, 9)")]
 
 
 @pytest.mark.parametrize(

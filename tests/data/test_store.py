@@ -2,12 +2,25 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
-from conftest import N_KEPT, RUN_FILE, SHAPE, Dataset, changed, flip_bit, truncate
+from conftest import (
+    N_KEPT,
+    RUN_FILE,
+    SHAPE,
+    Dataset,
+    changed,
+    contents,
+    edit_info,
+    flip_bit,
+    truncate,
+    unfinished,
+)
 
-from deeplight_core.config import Profile
+from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, open_store, verify
 from deeplight_core.training.examples import select_rows
@@ -31,6 +44,50 @@ def test_shape_that_the_model_sees(store: Store, crop: bool) -> None:
     store = replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": crop}})
     assert store.shape == ((5, 5, 7) if crop else SHAPE)
     assert store.mask[store.box].sum() == store.mask.sum()
+
+
+def cropped(store: Store) -> Store:
+    return replace(store, info={**store.info, "preprocessing": {**store.info["preprocessing"], "crop": True}})
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_boxes_of_one_size_at_other_places_have_other_affines(store: Store, axis: int) -> None:
+    one = cropped(store)
+    other = replace(one, mask=np.roll(one.mask, 1, axis))
+    assert one.shape == other.shape == (5, 5, 7)
+    np.testing.assert_array_equal(one.affine, other.affine)
+    for its in (one, other):
+        whole = nib.Nifti1Image(its.mask.astype(np.uint8), its.affine)
+        np.testing.assert_allclose(its.box_affine, whole.slicer[its.box].affine)
+    moved_mm = other.box_affine[:3, 3] - one.box_affine[:3, 3]
+    np.testing.assert_allclose(moved_mm, store.affine[:3, axis])
+
+
+def test_the_box_of_a_store_that_is_not_cropped_is_its_grid(store: Store) -> None:
+    np.testing.assert_array_equal(store.box_affine, store.affine)
+
+
+def test_a_store_says_where_its_axes_point_to_and_what_its_values_are(store: Store) -> None:
+    assert store.orientation == "LAS"
+    assert replace(store, affine=store.affine[:, [1, 0, 2, 3]]).orientation == "ALS"
+    assert not store.is_structural
+    assert store.normalisation == "z-scores of each voxel over its run"
+    images = replace(store, info={**store.info, "tr_s": None})
+    assert images.is_structural
+    assert images.normalisation == "scaled to [0, 1] in each image"
+    settings = {**store.info["preprocessing"], "structural": {"z_score": True}}
+    z_scored = replace(images, info={**images.info, "preprocessing": settings})
+    assert z_scored.normalisation == "z-scores of each voxel over the training images"
+    runs = replace(store, info={**store.info, "preprocessing": settings})
+    assert runs.normalisation == store.normalisation
+
+
+def test_a_store_says_which_splits_it_has(store: Store) -> None:
+    assert store.splits == ["train", "validation"]
+    subjects = store.index["subject"]
+    for third, expected in (("s5", ["train", "validation", "test"]), (("s5", "s6"), ["train", "test"])):
+        split = store.index["split"].mask(subjects.isin([*third] if isinstance(third, tuple) else [third]), "test")
+        assert replace(store, index=store.index.assign(split=split)).splits == expected
 
 
 # ---- damaged stores
@@ -76,6 +133,106 @@ def test_open_store_says_what_is_missing(copied: Path) -> None:
         open_store(copied)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         open_store(copied / "nowhere")
+
+
+def test_a_store_of_an_earlier_format_is_refused_and_made_anew(
+    project: Path, store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("store", "plan", "prepare"):
+            patch.setattr(f"deeplight_core.data.{module}.FORMAT", 1)
+        old = prepare(dataset[0], tiny_profile, jobs=1).path
+    edit_info(old, lambda info: info.pop("format"))  # which the first format did not name
+    before, times = contents(old), {path: path.stat().st_mtime_ns for path in old.glob("runs/*")}
+    for refused in (open_store, verify):
+        with pytest.raises(ValueError, match=r"earlier version \(format 1, not 2\); `deeplight prepare` makes it anew"):
+            refused(old)
+    assert contents(old) == before
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert contents(old) == contents(store.path)
+    assert all(path.stat().st_mtime_ns != time for path, time in times.items())
+
+
+def test_a_store_of_a_later_format_is_left_alone(copied: Path, dataset: Dataset, tiny_profile: Profile) -> None:
+    edit_info(copied, lambda info: info.update(format=3))
+    edit_info(copied, lambda info: info.pop("shape"))  # whatever else may have changed
+    before = contents(copied)
+    for refused in (open_store, lambda path: prepare(dataset[0], tiny_profile, jobs=1)):
+        with pytest.raises(ValueError, match=r"was made by a later version .*\(format 3, this one knows 2\); update"):
+            refused(copied)
+        (copied / "runs.parquet").unlink(missing_ok=True)
+        before.pop("runs.parquet", None)
+        assert contents(copied) == before
+
+
+# ---- settings that other versions have
+
+
+class Later(PreprocessingSettings):
+    """The settings of a version that has one more."""
+
+    denoise: int = 0
+
+
+def forget_some_settings(info: dict[str, Any]) -> None:
+    """As if the store's version did not have them; they have their defaults."""
+    del info["preprocessing"]["keep"], info["preprocessing"]["structural"]["z_score"]
+
+
+def test_settings_that_came_later_with_their_defaults_make_no_store_other(
+    copied: Path, store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    edit_info(copied, forget_some_settings)
+    opened = open_store(copied)
+    assert (opened.info, opened.identity) == (store.info, store.identity)
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*")}
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
+    unfinished(copied)
+    prepare(dataset[0], tiny_profile, jobs=1)
+    assert {p: before[p] for p in before if "parquet" not in p.name} == {
+        p: p.stat().st_mtime_ns for p in before if "parquet" not in p.name
+    }
+    assert open_store(copied).identity == store.identity
+
+
+def test_a_later_version_finds_the_store_and_its_runs(
+    copied: Path, store: Store, dataset: Dataset, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplight_core.data.store.PreprocessingSettings", Later)
+    later = tiny_profile.model_copy(update={"preprocessing": Later()})
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*")}
+    assert prepare(dataset[0], later, jobs=1).identity == store.identity
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
+    unfinished(copied)
+    prepare(dataset[0], later, jobs=1)
+    assert all(p.stat().st_mtime_ns == before[p] for p in copied.glob("runs/*"))
+    with pytest.raises(ValueError, match=r'other preprocessing.*"denoise": 0.*"denoise": 1'):
+        prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": Later(denoise=1)}), jobs=1)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_settings_that_only_a_later_version_knows_are_named(
+    copied: Path, dataset: Dataset, tiny_profile: Profile, finished: bool
+) -> None:
+    edit_info(copied, lambda info: info["preprocessing"].update(denoise=0, structural={"skull": True}))
+    if not finished:
+        unfinished(copied)
+    before = contents(copied)
+    for refused in [lambda: prepare(dataset[0], tiny_profile, jobs=1), *([lambda: open_store(copied)] * finished)]:
+        with pytest.raises(
+            ValueError, match=rf"{copied} was made by a later version, .*structural.skull, denoise; update"
+        ):
+            refused()
+    assert contents(copied) == before
+
+
+def test_recorded_settings_that_cannot_be_are_named(copied: Path) -> None:
+    edit_info(copied, lambda info: info["preprocessing"].update(fwhm_mm=-3))
+    with pytest.raises(
+        ValueError, match=rf"store {copied} is damaged, its settings cannot be: fwhm_mm: .*greater than 0, got -3"
+    ):
+        open_store(copied)
 
 
 # ---- int8

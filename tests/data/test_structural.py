@@ -13,6 +13,7 @@ from conftest import (
     AFFINE,
     SHAPE,
     Dataset,
+    changed,
     contents,
     data_of,
     unfinished,
@@ -137,7 +138,7 @@ def test_nan_outside_the_mask_does_no_harm(heads: Dataset) -> None:
     assert data_of(contents(prepare(manifest, profile, jobs=1).path)) == expected
 
 
-@pytest.mark.parametrize("name", ["file", "frame", "onset_s", "state", "unit", "row", "label"])
+@pytest.mark.parametrize("name", ["file", "frame", "onset_s", "state", "block", "unit", "row", "label"])
 def test_a_label_column_whose_name_the_store_needs_is_refused(heads: Dataset, name: str) -> None:
     manifest, root = heads
     with pytest.raises(ValueError, match=f"column {name} has a name that the store needs; rename it"):
@@ -149,7 +150,21 @@ def test_other_label_columns_come_with_the_index(heads: Dataset) -> None:
     made = prepare(manifest.assign(**{"n_kept": "7", "scale": "x", "Größe": "1,80 m"}), of_heads(root), jobs=1)
     assert made.index[["n_kept", "scale", "Größe"]].drop_duplicates().to_numpy().tolist() == [["7", "x", "1,80 m"]]
     assert made.index["sex"].tolist() == list(SEX.values())
+    assert set(made.index["block"]) == {0}
     assert made.index["state"].map({"female": "F", "male": "M"}).tolist() == list(SEX.values())
+
+
+def test_images_without_a_state_are_left_out_or_kept(heads: Dataset) -> None:
+    manifest, root = heads
+    manifest.loc[1, "sex"] = ""
+    made = prepare(manifest, of_heads(root), jobs=1)
+    assert made.index["subject"].tolist() == ["h1", "h3", "h4", "h5", "h6"]
+    assert made.runs["images_without_state"].tolist() == [0, 1, 0, 0, 0, 0]
+    profile = changed(of_heads(root), root, store=root.parent / "all", keep="all")
+    every = prepare(manifest, profile, jobs=1)
+    assert every.index["state"].tolist() == ["female", "", "female", "male", "female", "male"]
+    assert every.index["block"].tolist() == [0] * 6
+    assert every.runs["images_without_state"].tolist() == [0, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8"])
