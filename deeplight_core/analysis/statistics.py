@@ -1,7 +1,10 @@
-"""From one tidy table of subject accuracies to tests, intervals and effect sizes. Subjects are the unit.
+"""From one tidy table of subject scores to tests, intervals and effect sizes. Subjects are the unit.
 
-Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. A seed
-is a repetition with its own training subjects, so variants are compared over the seeds that they share.
+Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. The
+scores are of one measure, level and target, as `only` takes them from the results table. The measure (accuracy, if the
+table has no such column) says which way is better: a difference is always a − b, and `better` whether it speaks for a.
+A seed is a repetition with its own training subjects, so variants are compared over the seeds that they share. All is
+of the fixed split (fold 0), but for `compare_folds`.
 """
 
 import warnings
@@ -10,12 +13,15 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from deeplight_core.analysis.measures import ACCURACY, MEASURES, Measure
+
 __all__ = [
     "against_chance",
     "balanced",
     "compare",
     "compare_cells",
     "mean_intervals",
+    "only",
     "seed_model",
     "subject_means",
     "subjects_saved",
@@ -24,22 +30,69 @@ __all__ = [
 _RESAMPLES = 9999
 
 
+def only(
+    results: pd.DataFrame, measure: str = "accuracy", level: str = "volume", target: str | None = None
+) -> pd.DataFrame:
+    """The rows of the results table that are of one measure, level and target; None takes the only target there is.
+
+    Raises
+    ------
+    ValueError
+        If none fits, or several targets do. A table without any row is given back.
+    """
+    fits = (results["measure"] == measure) & (results["level"] == level)
+    targets = [target] if target is not None else list(results.loc[fits, "target"].unique())
+    if len(targets) > 1:
+        raise ValueError(f"{measure} of {level}s is there of targets {', '.join(targets)}: name one of them")
+    chosen = results[fits & results["target"].isin(targets)]
+    if chosen.empty and len(results):
+        known = results[["measure", "level", "target"]].drop_duplicates().agg(", ".join, axis=1)
+        asked = ", ".join([measure, level, *targets])
+        raise ValueError(f"no results of {asked}; there are {'; '.join(known)}")
+    return chosen
+
+
+def _measure(results: pd.DataFrame) -> Measure:
+    """The one measure of a table."""
+    values = {name: results[name].unique() for name in ("measure", "level", "target") if name in results}
+    if mixed := [f"several {name}s ({', '.join(found)})" for name, found in values.items() if len(found) > 1]:
+        raise ValueError(f"these results are of {' and '.join(mixed)}: take one with `only`")
+    return MEASURES[values["measure"][0]] if len(values.get("measure", ())) else ACCURACY
+
+
+def _is_better(measure: Measure, difference: float) -> bool:
+    return bool(difference > 0 if measure.higher_is_better else difference < 0)
+
+
+def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
+    """The rows of no fold, and their measure."""
+    measure = _measure(results)
+    if "fold" not in results:
+        return results, measure
+    fixed = results[results["fold"] == 0]
+    if fixed.empty and len(results):
+        folds = ", ".join(map(str, sorted(results["fold"].unique())))
+        raise ValueError(f"these results are of folds {folds} only, not of the fixed split: take `compare_folds`")
+    return fixed, measure
+
+
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of those seeds that, at their fraction and task, all variants have; an unfinished grid has others."""
+    results, _ = _fixed_split(results)
     cell = ["fraction", "task"]
     variants = results.groupby(cell)["variant"].transform("nunique")
     return results[results.groupby([*cell, "seed"])["variant"].transform("nunique") == variants]
 
 
 def subject_means(results: pd.DataFrame) -> pd.DataFrame:
-    """One accuracy per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
+    """One score per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
     keys = ["variant", "fraction", "subject"]
     means = balanced(results).groupby(keys, as_index=False)
     return means.agg(score=("score", "mean"), n_subjects=("n_subjects", "first"))
 
 
 def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean accuracy over subjects with its t interval, per variant and fraction.
+    """Mean score over subjects with its t interval, per variant and fraction.
 
     Returns
     -------
@@ -53,13 +106,14 @@ def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
 
 
 def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
-    """Two-sided t-tests of the mean accuracy against chance, per variant and fraction, Bonferroni over all rows.
+    """Two-sided t-tests of the mean score against chance, per variant and fraction, Bonferroni over all rows.
 
     Returns
     -------
-    the columns of `mean_intervals`, then `t, p, p_bonferroni`
+    the columns of `mean_intervals`, then `better` (than chance), `t, p, p_bonferroni`
     """
-    table = mean_intervals(results)
+    table, measure = mean_intervals(results), _measure(results)
+    table["better"] = [_is_better(measure, mean - chance) for mean in table["mean"]]
     tests = []
     for row in table.itertuples():
         own = (results["variant"] == row.variant) & (results["fraction"] == row.fraction)
@@ -77,7 +131,7 @@ def compare(
     Parameters
     ----------
     results : the results table; the seeds that both variants have are averaged per subject first
-    a, b : the variants; a positive difference means that `a` is better
+    a, b : the variants; differences are a − b
     alpha : family-wise error rate; a fraction is significant if p < alpha / number of tests (Bonferroni, the paper's
         rule)
     n_tests : tests that were planned, if more than those here: those of a grid that is not finished, or other tests of
@@ -85,13 +139,14 @@ def compare(
 
     Returns
     -------
-    `fraction, n_subjects, n_seeds, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference), `t,
-    dof, p`; `p_permutation`: two-sided, over the signs of the differences (all of them up to 13 subjects, else 9,999
-    random ones); `bf10`: Bayes factor of a difference against none (JZS, Cauchy prior of scale √2/2, Rouder et al.
-    2009); `d`: standardised mean difference (mean over SD of the paired differences), with `d_low, d_high`, its 95%
-    bootstrap interval (BCa, Efron 1987; too narrow for few subjects), and `d_t_low, d_t_high`, from the noncentral t
-    distribution (Steiger & Fouladi 1997; exact where differences are normal); `p_bonferroni`, `p_holm` (Holm 1979),
-    `significant`, `significant_holm`. Where all differences are equal there is no test: NaN.
+    `fraction, n_subjects, n_seeds, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference);
+    `better`: whether the mean of `a` is the better one; `t, dof, p`; `p_permutation`: two-sided, over the signs of the
+    differences (all of them up to 13 subjects, else 9,999 random ones); `bf10`: Bayes factor of a difference against
+    none (JZS, Cauchy prior of scale √2/2, Rouder et al. 2009); `d`: standardised mean difference (mean over SD of the
+    paired differences), with `d_low, d_high`, its 95% bootstrap interval (BCa, Efron 1987; too narrow for few
+    subjects), and `d_t_low, d_t_high`, from the noncentral t distribution (Steiger & Fouladi 1997; exact where
+    differences are normal); `p_bonferroni`, `p_holm` (Holm 1979), `significant`, `significant_holm`. Where all
+    differences are equal there is no test: NaN.
 
     Raises
     ------
@@ -120,8 +175,8 @@ def compare(
 
 
 _COLUMNS = (
-    "n_subjects", "n_seeds", "n", "mean_a", "mean_b", "difference", "low", "high", "t", "dof", "p", "p_permutation",
-    "bf10", "d", "d_low", "d_high", "d_t_low", "d_t_high",
+    "n_subjects", "n_seeds", "n", "mean_a", "mean_b", "difference", "low", "high", "better", "t", "dof", "p",
+    "p_permutation", "bf10", "d", "d_low", "d_high", "d_t_low", "d_t_high",
 )  # fmt: skip
 
 
@@ -135,6 +190,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     """
     import pingouin as pg
 
+    results, measure = _fixed_split(results)
     cells = [results[(results["variant"] == v) & (results["fraction"] == f)] for v, f in (a, b)]
     if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), cells, strict=True) if one.empty]:
         raise ValueError(f"no results of {' and '.join(absent)}")
@@ -152,7 +208,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     row = {
         "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n_seeds": len(seeds), "n": n,
         "mean_a": first.mean(), "mean_b": second.mean(), "difference": difference.mean(), "low": low, "high": high,
-        "t": t, "dof": n - 1, "p": p,
+        "better": _is_better(measure, difference.mean()), "t": t, "dof": n - 1, "p": p,
     }  # fmt: skip
     if np.isnan(t):
         return {name: row.get(name, np.nan) for name in _COLUMNS}
@@ -177,15 +233,15 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
 
     Returns
     -------
-    `fraction, n_subjects, n_seeds, n, difference, low, high, dof, p, sd_subject, sd_seed, sd_rest`; fractions with one
-    seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
+    `fraction, n_subjects, n_seeds, n, difference, low, high, better, dof, p, sd_subject, sd_seed, sd_rest`; fractions
+    with one seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
 
     Raises
     ------
     ValueError
         If a seed has results of one variant only, or on other subjects.
     """
-    rows = []
+    (results, measure), rows = _fixed_split(results), []
     for fraction in sorted(results["fraction"].unique().tolist()):
         group = results[results["variant"].isin([a, b]) & (results["fraction"] == fraction)]
         means = group.groupby(["subject", "seed", "variant"])["score"].mean().unstack()
@@ -211,9 +267,10 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
         sd = {f"sd_{name}": np.sqrt(variance) for name, variance in variances.items()}
         rows.append(
             {"fraction": fraction, "n_subjects": group["n_subjects"].iloc[0], "n_seeds": seeds, "n": n,
-             "difference": mean, "low": mean - half, "high": mean + half, "dof": dof, "p": p, **sd}
+             "difference": mean, "low": mean - half, "high": mean + half, "better": _is_better(measure, mean),
+             "dof": dof, "p": p, **sd}
         )  # fmt: skip
-    names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "dof", "p"]
+    names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "better", "dof", "p"]
     return pd.DataFrame(rows, columns=[*names, "sd_subject", "sd_seed", "sd_rest"])
 
 
@@ -245,14 +302,14 @@ def subjects_saved(
 ) -> pd.DataFrame:
     """How many training subjects `b` needs to be as good as `a` is with n: what pre-training is worth, in subjects.
 
-    The mean accuracy of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size that
-    reaches the accuracy counts. Intervals are 95% percentile bootstraps over the held-out subjects.
+    The mean score of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size that is
+    as good counts. Intervals are 95% percentile bootstraps over the held-out subjects.
 
     Returns
     -------
     `n_subjects, score, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
-    where `b` never reaches the accuracy. Where the smallest size of `b` has reached it already, that size stands for
-    "at most so many" and `at_most` is true.
+    where `b` is never as good. Where the smallest size of `b` is as good already, that size stands for "at most so
+    many" and `at_most` is true.
     """
     means = (
         subject_means(results[results["variant"].isin([a, b])])
@@ -265,12 +322,13 @@ def subjects_saved(
     sizes = curves[1].index.to_numpy(float)
     draws = np.random.default_rng(0).integers(0, curves[0].shape[1], (n_resamples, curves[0].shape[1]))
     draws = np.vstack([np.arange(curves[0].shape[1]), draws])  # the first is the sample itself
-    targets, reached = (curve.to_numpy()[:, draws].mean(axis=2) for curve in curves)  # (sizes, resamples)
+    up = 1 if _measure(results).higher_is_better else -1
+    goals, reached = (up * curve.to_numpy()[:, draws].mean(axis=2) for curve in curves)  # (sizes, resamples)
     rows = []
-    for n, accuracy in zip(curves[0].index, targets, strict=True):
-        equivalent = np.array([_first_reached(y, goal, sizes) for y, goal in zip(reached.T, accuracy, strict=True)])
+    for n, goal in zip(curves[0].index, goals, strict=True):
+        equivalent = np.array([_first_reached(y, g, sizes) for y, g in zip(reached.T, goal, strict=True)])
         low, high = np.quantile(equivalent[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append((n, accuracy[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= accuracy[0]))
+        rows.append((n, up * goal[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= goal[0]))
     return pd.DataFrame(rows, columns=["n_subjects", "score", "equivalent", "low", "high", "saved", "at_most"])
 
 

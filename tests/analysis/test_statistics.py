@@ -15,6 +15,7 @@ from deeplight_core.analysis.statistics import (
     compare,
     compare_cells,
     mean_intervals,
+    only,
     seed_model,
     subject_means,
     subjects_saved,
@@ -385,3 +386,84 @@ def test_unpaired_subjects_are_refused():
     table = results({1.0: 0.1})
     with pytest.raises(ValueError, match=r"same subjects.*s3"):
         compare(table[~((table["subject"] == "s3") & (table["variant"] == "scratch"))])
+
+
+# ---- one measure, level and target; the fixed split
+
+
+def measured(table: pd.DataFrame, measure="accuracy", level="volume", target="state", fold=0) -> pd.DataFrame:
+    return table.assign(measure=measure, level=level, target=target, fold=fold)
+
+
+def as_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """The same results as an error: what was high is low."""
+    return measured(table.assign(score=10 * (1 - table["score"])), "absolute_error", target="age")
+
+
+def test_only_takes_one_measure_level_and_target():
+    table = results({1.0: 0.1})
+    blocks, errors = measured(table, level="block"), as_errors(table)
+    everything = pd.concat([measured(table), blocks, errors], ignore_index=True)
+    assert only(everything).equals(everything[:24])
+    assert only(everything, level="block")["score"].tolist() == blocks["score"].tolist()
+    assert only(everything, "absolute_error")["score"].tolist() == errors["score"].tolist()
+    assert only(everything, "absolute_error", target="age")["score"].tolist() == errors["score"].tolist()
+    assert only(everything[:0]).empty  # nothing has been trained yet
+
+
+def test_only_names_what_is_there():
+    table = results({1.0: 0.1})
+    everything = pd.concat([measured(table), as_errors(table)])
+    there = r"there are accuracy, volume, state; absolute_error, volume, age"
+    for asked in ({"level": "block"}, {"measure": "r2"}, {"target": "age"}):
+        with pytest.raises(ValueError, match=there):
+            only(everything, **asked)
+    two = pd.concat([as_errors(table), as_errors(table).assign(target="weight")])
+    with pytest.raises(ValueError, match=r"targets age, weight: name one of them"):
+        only(two, "absolute_error")
+
+
+def test_tables_of_several_measures_levels_or_targets_are_refused():
+    table = results({1.0: 0.1}, seeds=(1, 2))
+    mixed = pd.concat([measured(table), measured(table, level="block")])
+    for use in (subject_means, compare, seed_model, subjects_saved):
+        with pytest.raises(ValueError, match=r"several levels \(volume, block\): take one with `only`"):
+            use(mixed)
+    with pytest.raises(ValueError, match=r"measures \(accuracy, absolute_error\) and several targets \(state, age\)"):
+        compare_cells(pd.concat([measured(table), as_errors(table)]), ("pretrained", 1.0), ("scratch", 1.0))
+
+
+def test_of_an_error_less_is_better():
+    """Every number of 10 × (1 − accuracy) follows from that of the accuracy; `better` stays as it is."""
+    table = results({0.1: 0.2, 0.5: -0.1, 1.0: 0.0}, seeds=(1, 2, 3))
+    for test in (compare, seed_model):
+        high, low = test(measured(table)), test(as_errors(table))
+        assert low["better"].tolist() == high["better"].tolist() == (high["difference"] > 0).tolist()
+        assert low["better"].nunique() == 2
+        assert low["difference"].to_numpy() == pytest.approx(-10 * high["difference"].to_numpy())
+        assert low["low"].to_numpy() == pytest.approx(-10 * high["high"].to_numpy())
+        assert low["p"].to_numpy() == pytest.approx(high["p"].to_numpy())
+    guessed, wrong = against_chance(measured(table), 0.5), against_chance(as_errors(table), 5)
+    assert wrong["better"].tolist() == guessed["better"].tolist() == (guessed["mean"] > 0.5).tolist()
+    assert wrong["better"].nunique() == 2
+    assert wrong["t"].to_numpy() == pytest.approx(-guessed["t"].to_numpy())
+
+
+def test_subjects_are_saved_of_an_error_too():
+    table = curves([0.2, 0.5, 0.6, 0.9], [0.3, 0.4, 0.6, 0.8], np.random.default_rng(3))
+    high, low = subjects_saved(measured(table)), subjects_saved(as_errors(table))
+    assert low["score"].to_numpy() == pytest.approx(10 * (1 - high["score"].to_numpy()))
+    columns = ["n_subjects", "equivalent", "low", "high", "saved", "at_most"]
+    assert low[columns].to_numpy(float) == pytest.approx(high[columns].to_numpy(float))
+
+
+def test_the_fixed_split_is_not_mixed_with_folds():
+    table = results({0.1: 0.2, 1.0: 0.1}, seeds=(1, 2))
+    fixed = measured(table)
+    with_folds = pd.concat([fixed, *(measured(table.assign(score=0.0), fold=fold) for fold in (1, 2))])
+    for use in (subject_means, mean_intervals, compare, seed_model, subjects_saved):
+        assert use(with_folds).equals(use(fixed)), use.__name__
+    cells = ("pretrained", 0.1), ("scratch", 1.0)
+    assert compare_cells(with_folds, *cells) == compare_cells(fixed, *cells)
+    with pytest.raises(ValueError, match=r"folds 1, 2 .*`compare_folds`"):
+        compare(with_folds[with_folds["fold"] > 0])
