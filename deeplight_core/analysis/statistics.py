@@ -114,10 +114,8 @@ def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
     """
     table, measure = mean_intervals(results), _measure(results)
     table["better"] = [_is_better(measure, mean - chance) for mean in table["mean"]]
-    tests = []
-    for row in table.itertuples():
-        own = (results["variant"] == row.variant) & (results["fraction"] == row.fraction)
-        tests.append(_t_test(subject_means(results[own])["score"].to_numpy() - chance))
+    cells = subject_means(results).groupby(["variant", "fraction"], sort=False)["score"]
+    tests = [_t_test(scores.to_numpy() - chance) for _, scores in cells]
     table["t"], table["p"] = zip(*tests, strict=True) if tests else ([], [])
     table["p_bonferroni"] = np.minimum(1.0, table["p"] * len(table))
     return table

@@ -133,6 +133,14 @@ def test_chance_is_tested_as_scipy_does():
         assert row.p_bonferroni == pytest.approx(min(1, 4 * expected.pvalue))
 
 
+def test_chance_is_tested_over_the_seeds_that_the_means_are_of():
+    table = results({0.1: 0.1}, seeds=(1, 2))
+    table.loc[table["seed"] == 2, "score"] += 0.2
+    unfinished = table[(table["seed"] == 1) | (table["variant"] == "scratch")]
+    columns = ["variant", "mean", "low", "high", "t", "p"]
+    assert against_chance(unfinished, 0.5)[columns].equals(against_chance(table[table["seed"] == 1], 0.5)[columns])
+
+
 # ---- seeds
 
 
