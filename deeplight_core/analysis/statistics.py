@@ -20,6 +20,7 @@ __all__ = [
     "balanced",
     "compare",
     "compare_cells",
+    "compare_folds",
     "mean_intervals",
     "only",
     "seed_model",
@@ -78,8 +79,11 @@ def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
 
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of those seeds that, at their fraction and task, all variants have; an unfinished grid has others."""
-    results, _ = _fixed_split(results)
-    cell = ["fraction", "task"]
+    return _of_shared_seeds(_fixed_split(results)[0], ["fraction", "task"])
+
+
+def _of_shared_seeds(results: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """The rows of those seeds that, in their cell, all variants have."""
     variants = results.groupby(cell)["variant"].transform("nunique")
     return results[results.groupby([*cell, "seed"])["variant"].transform("nunique") == variants]
 
@@ -151,24 +155,34 @@ def compare(
     ValueError
         If a variant is absent, or the two were not tested on the same subjects.
     """
-    import pingouin as pg
+    both = balanced(_of_variants(results, a, b))
+    rows = [{"fraction": f, **compare_cells(both, (a, f), (b, f))} for f in _common_fractions(both, a, b)]
+    table = _corrected(pd.DataFrame(rows, columns=["fraction", *_COLUMNS]), n_tests)
+    table["significant"] = table["p_bonferroni"] < alpha
+    table["significant_holm"] = table["p_holm"] < alpha
+    return table
 
+
+def _of_variants(results: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     if absent := [v for v in (a, b) if v not in set(results["variant"])]:
         there = ", ".join(results["variant"].unique()) or "none"
         raise ValueError(f"no results of variant {', '.join(absent)}; there are {there}")
-    both = balanced(results[results["variant"].isin([a, b])])
-    rows = []
-    for fraction in sorted(set.intersection(*(set(both.loc[both["variant"] == v, "fraction"]) for v in (a, b)))):
-        rows.append({"fraction": fraction, **compare_cells(both, (a, fraction), (b, fraction))})
-    columns = ["fraction", *_COLUMNS, "p_bonferroni", "p_holm", "significant", "significant_holm"]
-    table = pd.DataFrame(rows, columns=columns)
+    return results[results["variant"].isin([a, b])]
+
+
+def _common_fractions(results: pd.DataFrame, a: str, b: str) -> list[float]:
+    return sorted(set.intersection(*(set(results.loc[results["variant"] == v, "fraction"]) for v in (a, b))))
+
+
+def _corrected(table: pd.DataFrame, n_tests: int) -> pd.DataFrame:
+    """A table of tests with `p_bonferroni` and `p_holm` beside its `p`."""
+    import pingouin as pg
+
     p = np.ones(max(n_tests, len(table)))  # a test that could not be made counts as one that asks
     p[: len(table)] = table["p"].fillna(1)
     for method in ("bonferroni", "holm"):
         corrected = pg.multicomp(p, method=method)[1][: len(table)] if len(table) else np.nan
         table[f"p_{method}"] = np.where(table["p"].isna(), np.nan, corrected)
-    table["significant"] = table["p_bonferroni"] < alpha
-    table["significant_holm"] = table["p_holm"] < alpha
     return table
 
 
@@ -219,6 +233,69 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
         "p_permutation": float(signs.pvalue), "bf10": float(pg.bayesfactor_ttest(t, n, paired=True)),
         "d": t / np.sqrt(n), "d_low": d_low, "d_high": d_high, "d_t_low": d_t_low, "d_t_high": d_t_high,
     }  # fmt: skip
+
+
+def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", n_tests: int = 0) -> pd.DataFrame:
+    """Corrected resampled t-tests of two variants over the folds of a cross-validation, one per fraction.
+
+    Folds share training subjects, so a t-test over them finds differences where there are none. Nadeau & Bengio (2003)
+    put 1/J + n_test/n_train in the place of 1/J, for the J differences of repeats × folds (Bouckaert & Frank 2004).
+    That assumes training on all that is not held out; on a fraction folds share less, and the test is conservative.
+
+    Parameters
+    ----------
+    results : rows with a `fold` from 1; per fold, the seeds that both variants have are averaged per subject, then
+        subjects
+    a, b : the variants; differences are a − b
+    n_tests : tests that were planned, if more than those here
+
+    Returns
+    -------
+    `fraction, n_subjects, n_folds, difference, low, high` (95%), `better, t, dof, p, p_bonferroni, p_holm`; n_subjects
+    and n_test/n_train are means over folds. With one fold, or where all differences are equal, there is no test: NaN.
+
+    Raises
+    ------
+    ValueError
+        If a variant is absent or lacks a fold, or the two have no seed in common there, or were not tested on the same
+        subjects.
+    """
+    measure, folds = _measure(results), _of_variants(results, a, b)
+    folds = folds[folds["fold"] > 0]
+    folds = folds[folds["fraction"].isin(_common_fractions(folds, a, b))]
+    if folds.empty:
+        raise ValueError(f"{a} and {b} have no results of folds at the same fraction; `compare` is for the fixed split")
+    rows = []
+    for fraction, of_fold in _fold_differences(folds, a, b).groupby("fraction"):
+        difference, n = of_fold["difference"].to_numpy(), len(of_fold)
+        mean, n_train, t, reach = difference.mean(), of_fold["n_train"].mean(), np.nan, np.nan
+        if n > 1:
+            error = np.sqrt((1 / n + of_fold["n_test"].mean() / n_train) * difference.var(ddof=1))
+            reach = stats.t.ppf(0.975, n - 1) * error
+            t = mean / error if np.ptp(difference) > 1e-12 else np.nan
+        rows.append(
+            {"fraction": fraction, "n_subjects": round(n_train), "n_folds": n, "difference": mean, "low": mean - reach,
+             "high": mean + reach, "better": _is_better(measure, mean), "t": t, "dof": n - 1,
+             "p": 2 * stats.t.sf(abs(t), n - 1)}
+        )  # fmt: skip
+    return _corrected(pd.DataFrame(rows), n_tests)
+
+
+def _fold_differences(folds: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Per (fraction, fold): mean `difference` of a − b over its subjects, their number `n_test`, and `n_train`."""
+    cell = ["fraction", "fold"]
+    shared = _of_shared_seeds(folds, [*cell, "task"])
+    means = [shared[shared["variant"] == v].groupby([*cell, "subject"])[["score", "n_subjects"]].mean() for v in (a, b)]
+    whole = set.intersection(*({(fraction, fold) for fraction, fold, _ in one.index} for one in means))
+    if alone := sorted(set(folds.set_index(cell).index) - whole):
+        named = ", ".join(f"fold {fold} at {100 * fraction:g}%" for fraction, fold in alone)
+        raise ValueError(f"{a} and {b} must have a seed in common in every fold; they have none in {named}")
+    if unpaired := sorted(set(means[0].index) ^ set(means[1].index)):
+        named = ", ".join(f"{subject} (fold {fold} at {100 * fraction:g}%)" for fraction, fold, subject in unpaired)
+        raise ValueError(f"{a} and {b} were not tested on the same subjects: {named}")
+    difference = (means[0]["score"] - means[1]["score"]).groupby(cell)
+    n_train = means[0]["n_subjects"].groupby(cell).first()
+    return pd.DataFrame({"difference": difference.mean(), "n_test": difference.size(), "n_train": n_train})
 
 
 def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> pd.DataFrame:

@@ -14,6 +14,7 @@ from deeplight_core.analysis.statistics import (
     against_chance,
     compare,
     compare_cells,
+    compare_folds,
     mean_intervals,
     only,
     seed_model,
@@ -475,3 +476,102 @@ def test_the_fixed_split_is_not_mixed_with_folds():
     assert compare_cells(with_folds, *cells) == compare_cells(fixed, *cells)
     with pytest.raises(ValueError, match=r"folds 1, 2 .*`compare_folds`"):
         compare(with_folds[with_folds["fold"] > 0])
+
+
+# ---- cross-validation
+
+
+def cross_validated(differences: list[float], seeds=(1, 2), fraction=1.0, n_subjects=4) -> pd.DataFrame:
+    """Two subjects per fold, which lie 0.1 above and below its difference, as do the seeds."""
+    rows = [
+        (variant, fraction, n_subjects, seed, fold, "WM", f"s{2 * fold + i}",
+         0.4 + (variant == "pretrained") * (difference + 0.1 * (-1) ** i + 0.1 * (-1) ** seed))
+        for fold, difference in enumerate(differences, start=1) for i in (0, 1) for seed in seeds
+        for variant in ("pretrained", "scratch")
+    ]  # fmt: skip
+    columns = ["variant", "fraction", "n_subjects", "seed", "fold", "task", "subject", "score"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(measure="accuracy", level="volume", target="state")
+
+
+def test_folds_of_a_case_computed_by_hand():
+    """Differences 0.1 … 0.4: mean 0.25, variance 1/60; (1/4 + 2/4) / 60 = 1/80, so t = 0.25 √80 = √5, three dof."""
+    table = pd.concat([cross_validated([0.1, 0.2, 0.3, 0.4]), cross_validated([0.3, -0.1], fraction=0.5, n_subjects=2)])
+    half, whole = compare_folds(table).to_dict("records")
+    assert (whole["n_subjects"], whole["n_folds"], whole["dof"], whole["better"]) == (4, 4, 3, True)
+    assert whole["difference"] == pytest.approx(0.25)
+    assert whole["t"] == pytest.approx(np.sqrt(5))
+    assert whole["p"] == pytest.approx(2 * stats.t.sf(np.sqrt(5), 3))
+    reach = stats.t.ppf(0.975, 3) / np.sqrt(80)
+    assert (whole["low"], whole["high"]) == pytest.approx((0.25 - reach, 0.25 + reach))
+    assert half["t"] == pytest.approx(0.1 / np.sqrt((1 / 2 + 2 / 2) * 0.08))
+    assert whole["p_bonferroni"] == pytest.approx(2 * whole["p"])
+    assert (half["p_holm"], whole["p_holm"]) == pytest.approx((max(half["p"], 2 * whole["p"]), 2 * whole["p"]))
+    assert compare_folds(table, n_tests=5)["p_bonferroni"].iloc[1] == pytest.approx(5 * whole["p"])
+    others = [table.assign(fold=0, score=0.0), table[table["variant"] == "scratch"].assign(fraction=0.1)]
+    assert compare_folds(pd.concat([table, *others])).equals(compare_folds(table))
+
+
+def test_folds_of_an_error_have_the_other_sign():
+    table = cross_validated([0.1, 0.2, 0.3, 0.4])
+    high, low = compare_folds(table).iloc[0], compare_folds(as_errors(table).assign(fold=table["fold"])).iloc[0]
+    assert (low["difference"], low["t"], low["better"]) == pytest.approx((-10 * high["difference"], -high["t"], True))
+
+
+def test_folds_that_cannot_be_compared_are_named():
+    table = cross_validated([0.1, 0.2, 0.3])
+    scratch = table["variant"] == "scratch"
+    with pytest.raises(ValueError, match=r"seed in common .* none in fold 2 at 100%, fold 3 at 100%$"):
+        compare_folds(table[~(scratch & (table["fold"] > 1))])
+    with pytest.raises(ValueError, match=r"seed in common .* none in fold 2 at 100%$"):
+        compare_folds(table[(table["fold"] != 2) | (scratch == (table["seed"] == 1))])
+    with pytest.raises(ValueError, match=r"not tested on the same subjects: s5 \(fold 2 at 100%\)"):
+        compare_folds(table[~(scratch & (table["subject"] == "s5"))])
+    with pytest.raises(ValueError, match="no results of variant linear"):
+        compare_folds(table, "linear")
+    with pytest.raises(ValueError, match="no results of folds"):
+        compare_folds(table.assign(fold=0))
+
+
+def test_seeds_that_a_fold_has_of_one_variant_only_are_left_out():
+    table = cross_validated([0.1, 0.2, 0.3, 0.4])
+    unfinished = table[(table["fold"] != 2) | (table["seed"] == 1) | (table["variant"] == "scratch")]
+    assert compare_folds(unfinished)["difference"].iloc[0] == pytest.approx((0.1 + 0.1 + 0.3 + 0.4) / 4)
+
+
+def test_one_fold_or_equal_folds_have_no_test():
+    row = compare_folds(cross_validated([0.2])).iloc[0]
+    assert row["difference"] == pytest.approx(0.2)
+    assert np.isnan(row[["low", "high", "t", "p", "p_holm"]].to_numpy(float)).all()
+    row = compare_folds(cross_validated([0.2, 0.2, 0.2])).iloc[0]
+    assert np.isnan(row[["t", "p"]].to_numpy(float)).all()
+    assert (row["low"], row["high"]) == pytest.approx((0.2, 0.2))
+
+
+def test_folds_keep_the_level_where_the_plain_test_does_not():
+    """Two ridge regressions of equal worth: one sees half of the predictors, one the other half. Each study, at a
+    "fraction" of its own, has 40 subjects in five folds, four times."""
+    random, n, n_studies = np.random.default_rng(0), 40, 400
+    rows = []
+    for study in range(1, n_studies + 1):
+        x = random.normal(size=(n, 8))
+        y = x.mean(axis=1) * np.sqrt(8) + random.normal(size=n)
+        folds = np.concatenate([repeat * 5 + random.permutation(np.arange(n) % 5) for repeat in range(4)]).reshape(4, n)
+        for fold in range(20):
+            held_out = folds[fold // 5] == fold
+            for variant, half in (("pretrained", x[:, :4]), ("scratch", x[:, 4:])):
+                seen = half[~held_out]
+                weights = np.linalg.solve(seen.T @ seen + np.eye(4), seen.T @ y[~held_out])
+                errors = np.abs(y[held_out] - half[held_out] @ weights)
+                rows += [
+                    (variant, study, fold + 1, s, e) for s, e in zip(np.flatnonzero(held_out), errors, strict=True)
+                ]
+    table = pd.DataFrame(rows, columns=["variant", "fraction", "fold", "subject", "score"])
+    table = table.assign(n_subjects=32, seed=1, task="", measure="absolute_error", level="volume", target="age")
+    corrected = compare_folds(table)
+    error = np.sqrt(0.05 * 0.95 / n_studies)
+    assert corrected["n_folds"].tolist() == [20] * n_studies
+    assert (corrected["p"] < 0.05).mean() == pytest.approx(0.05, abs=3 * error)
+    means = table.groupby(["fraction", "fold", "variant"])["score"].mean().unstack()
+    plain = stats.ttest_1samp((means["pretrained"] - means["scratch"]).to_numpy().reshape(n_studies, 20), 0, axis=1)
+    assert (plain.pvalue < 0.05).mean() > 0.2
