@@ -112,6 +112,15 @@ def test_class_counts_add_up():
     )
     axes = plots.class_counts(index).axes[0]
     assert sum(bar.get_width() for bar in axes.patches) == 5
+    assert axes.get_xlabel() == "labelled volumes (solid: training, pale: validation)"
+
+
+def test_class_counts_show_the_splits_that_are_there_and_no_volume_without_a_state():
+    index = pd.DataFrame({"task": "A", "state": ["x", "y", "y", ""], "split": ["test", "train", "test", "test"]})
+    axes = plots.class_counts(index).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 0), (0, 1), (0, 1), (1, 1)]
+    assert axes.get_xlabel() == "labelled volumes (solid: training, palest: test)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a: x", "a: y"]
 
 
 def test_carpet_shows_voxels_as_rows_and_survives_constant_ones():
