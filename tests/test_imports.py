@@ -73,6 +73,7 @@ def test_settings_and_command_load_nothing_slow(module: str, tmp_path: Path) -> 
                 "prepare",
             )
         ),
+        "analysis.measures",
         "analysis.statistics",
     ],
 )

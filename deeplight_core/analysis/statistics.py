@@ -1,7 +1,10 @@
-"""From one tidy table of subject accuracies to tests, intervals and effect sizes. Subjects are the unit.
+"""From one tidy table of subject scores to tests, intervals and effect sizes. Subjects are the unit.
 
-Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. A seed
-is a repetition with its own training subjects, so variants are compared over the seeds that they share.
+Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. The
+scores are of one measure, level and target, as `only` takes them from the results table. The measure (accuracy, if the
+table has no such column) says which way is better: a difference is always a − b, and `better` whether it speaks for a.
+A seed is a repetition with its own training subjects, so variants are compared over the seeds that they share. All is
+of the fixed split (fold 0), but for `compare_folds`.
 """
 
 import warnings
@@ -10,12 +13,16 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from deeplight_core.analysis.measures import ACCURACY, MEASURES, Measure
+
 __all__ = [
     "against_chance",
     "balanced",
     "compare",
     "compare_cells",
+    "compare_folds",
     "mean_intervals",
+    "only",
     "seed_model",
     "subject_means",
     "subjects_saved",
@@ -24,22 +31,72 @@ __all__ = [
 _RESAMPLES = 9999
 
 
+def only(
+    results: pd.DataFrame, measure: str = "accuracy", level: str = "volume", target: str | None = None
+) -> pd.DataFrame:
+    """The rows of the results table that are of one measure, level and target; None takes the only target there is.
+
+    Raises
+    ------
+    ValueError
+        If none fits, or several targets do. A table without any row is given back.
+    """
+    fits = (results["measure"] == measure) & (results["level"] == level)
+    targets = [target] if target is not None else list(results.loc[fits, "target"].unique())
+    if len(targets) > 1:
+        raise ValueError(f"{measure} of {level}s is there of targets {', '.join(targets)}: name one of them")
+    chosen = results[fits & results["target"].isin(targets)]
+    if chosen.empty and len(results):
+        known = results[["measure", "level", "target"]].drop_duplicates().agg(", ".join, axis=1)
+        asked = ", ".join([measure, level, *targets])
+        raise ValueError(f"no results of {asked}; there are {'; '.join(known)}")
+    return chosen
+
+
+def _measure(results: pd.DataFrame) -> Measure:
+    """The one measure of a table."""
+    values = {name: results[name].unique() for name in ("measure", "level", "target") if name in results}
+    if mixed := [f"several {name}s ({', '.join(found)})" for name, found in values.items() if len(found) > 1]:
+        raise ValueError(f"these results are of {' and '.join(mixed)}: take one with `only`")
+    return MEASURES[values["measure"][0]] if len(values.get("measure", ())) else ACCURACY
+
+
+def _is_better(measure: Measure, difference: float) -> bool:
+    return bool(difference > 0 if measure.higher_is_better else difference < 0)
+
+
+def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
+    """The rows of no fold, and their measure."""
+    measure = _measure(results)
+    if "fold" not in results:
+        return results, measure
+    fixed = results[results["fold"] == 0]
+    if fixed.empty and len(results):
+        folds = ", ".join(map(str, sorted(results["fold"].unique())))
+        raise ValueError(f"these results are of folds {folds} only, not of the fixed split: take `compare_folds`")
+    return fixed, measure
+
+
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of those seeds that, at their fraction and task, all variants have; an unfinished grid has others."""
-    cell = ["fraction", "task"]
+    return _of_shared_seeds(_fixed_split(results)[0], ["fraction", "task"])
+
+
+def _of_shared_seeds(results: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """The rows of those seeds that, in their cell, all variants have."""
     variants = results.groupby(cell)["variant"].transform("nunique")
     return results[results.groupby([*cell, "seed"])["variant"].transform("nunique") == variants]
 
 
 def subject_means(results: pd.DataFrame) -> pd.DataFrame:
-    """One accuracy per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
+    """One score per variant, fraction and subject: the mean over the tasks and `balanced` seeds."""
     keys = ["variant", "fraction", "subject"]
     means = balanced(results).groupby(keys, as_index=False)
     return means.agg(score=("score", "mean"), n_subjects=("n_subjects", "first"))
 
 
 def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean accuracy over subjects with its t interval, per variant and fraction.
+    """Mean score over subjects with its t interval, per variant and fraction.
 
     Returns
     -------
@@ -53,17 +110,16 @@ def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
 
 
 def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
-    """Two-sided t-tests of the mean accuracy against chance, per variant and fraction, Bonferroni over all rows.
+    """Two-sided t-tests of the mean score against chance, per variant and fraction, Bonferroni over all rows.
 
     Returns
     -------
-    the columns of `mean_intervals`, then `t, p, p_bonferroni`
+    the columns of `mean_intervals`, then `better` (than chance), `t, p, p_bonferroni`
     """
-    table = mean_intervals(results)
-    tests = []
-    for row in table.itertuples():
-        own = (results["variant"] == row.variant) & (results["fraction"] == row.fraction)
-        tests.append(_t_test(subject_means(results[own])["score"].to_numpy() - chance))
+    table, measure = mean_intervals(results), _measure(results)
+    table["better"] = [_is_better(measure, mean - chance) for mean in table["mean"]]
+    cells = subject_means(results).groupby(["variant", "fraction"], sort=False)["score"]
+    tests = [_t_test(scores.to_numpy() - chance) for _, scores in cells]
     table["t"], table["p"] = zip(*tests, strict=True) if tests else ([], [])
     table["p_bonferroni"] = np.minimum(1.0, table["p"] * len(table))
     return table
@@ -77,7 +133,7 @@ def compare(
     Parameters
     ----------
     results : the results table; the seeds that both variants have are averaged per subject first
-    a, b : the variants; a positive difference means that `a` is better
+    a, b : the variants; differences are a − b
     alpha : family-wise error rate; a fraction is significant if p < alpha / number of tests (Bonferroni, the paper's
         rule)
     n_tests : tests that were planned, if more than those here: those of a grid that is not finished, or other tests of
@@ -85,43 +141,54 @@ def compare(
 
     Returns
     -------
-    `fraction, n_subjects, n_seeds, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference), `t,
-    dof, p`; `p_permutation`: two-sided, over the signs of the differences (all of them up to 13 subjects, else 9,999
-    random ones); `bf10`: Bayes factor of a difference against none (JZS, Cauchy prior of scale √2/2, Rouder et al.
-    2009); `d`: standardised mean difference (mean over SD of the paired differences), with `d_low, d_high`, its 95%
-    bootstrap interval (BCa, Efron 1987; too narrow for few subjects), and `d_t_low, d_t_high`, from the noncentral t
-    distribution (Steiger & Fouladi 1997; exact where differences are normal); `p_bonferroni`, `p_holm` (Holm 1979),
-    `significant`, `significant_holm`. Where all differences are equal there is no test: NaN.
+    `fraction, n_subjects, n_seeds, n, mean_a, mean_b, difference, low, high` (95% t interval of the difference);
+    `better`: whether the mean of `a` is the better one; `t, dof, p`; `p_permutation`: two-sided, over the signs of the
+    differences (all of them up to 13 subjects, else 9,999 random ones); `bf10`: Bayes factor of a difference against
+    none (JZS, Cauchy prior of scale √2/2, Rouder et al. 2009); `d`: standardised mean difference (mean over SD of the
+    paired differences), with `d_low, d_high`, its 95% bootstrap interval (BCa, Efron 1987; too narrow for few
+    subjects), and `d_t_low, d_t_high`, from the noncentral t distribution (Steiger & Fouladi 1997; exact where
+    differences are normal); `p_bonferroni`, `p_holm` (Holm 1979), `significant`, `significant_holm`. Where all
+    differences are equal there is no test: NaN.
 
     Raises
     ------
     ValueError
         If a variant is absent, or the two were not tested on the same subjects.
     """
-    import pingouin as pg
-
-    if absent := [v for v in (a, b) if v not in set(results["variant"])]:
-        there = ", ".join(results["variant"].unique()) or "none"
-        raise ValueError(f"no results of variant {', '.join(absent)}; there are {there}")
-    both = balanced(results[results["variant"].isin([a, b])])
-    rows = []
-    for fraction in sorted(set.intersection(*(set(both.loc[both["variant"] == v, "fraction"]) for v in (a, b)))):
-        rows.append({"fraction": fraction, **compare_cells(both, (a, fraction), (b, fraction))})
-    columns = ["fraction", *_COLUMNS, "p_bonferroni", "p_holm", "significant", "significant_holm"]
-    table = pd.DataFrame(rows, columns=columns)
-    p = np.ones(max(n_tests, len(table)))  # a test that could not be made counts as one that asks
-    p[: len(table)] = table["p"].fillna(1)
-    for method in ("bonferroni", "holm"):
-        corrected = pg.multicomp(p, method=method)[1][: len(table)] if len(table) else np.nan
-        table[f"p_{method}"] = np.where(table["p"].isna(), np.nan, corrected)
+    both = balanced(_of_variants(results, a, b))
+    rows = [{"fraction": f, **compare_cells(both, (a, f), (b, f))} for f in _common_fractions(both, a, b)]
+    table = _corrected(pd.DataFrame(rows, columns=["fraction", *_COLUMNS]), n_tests)
     table["significant"] = table["p_bonferroni"] < alpha
     table["significant_holm"] = table["p_holm"] < alpha
     return table
 
 
+def _of_variants(results: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    if absent := [v for v in (a, b) if v not in set(results["variant"])]:
+        there = ", ".join(results["variant"].unique()) or "none"
+        raise ValueError(f"no results of variant {', '.join(absent)}; there are {there}")
+    return results[results["variant"].isin([a, b])]
+
+
+def _common_fractions(results: pd.DataFrame, a: str, b: str) -> list[float]:
+    return sorted(set.intersection(*(set(results.loc[results["variant"] == v, "fraction"]) for v in (a, b))))
+
+
+def _corrected(table: pd.DataFrame, n_tests: int) -> pd.DataFrame:
+    """A table of tests with `p_bonferroni` and `p_holm` beside its `p`."""
+    import pingouin as pg
+
+    p = np.ones(max(n_tests, len(table)))  # a test that could not be made counts as one that asks
+    p[: len(table)] = table["p"].fillna(1)
+    for method in ("bonferroni", "holm"):
+        corrected = pg.multicomp(p, method=method)[1][: len(table)] if len(table) else np.nan
+        table[f"p_{method}"] = np.where(table["p"].isna(), np.nan, corrected)
+    return table
+
+
 _COLUMNS = (
-    "n_subjects", "n_seeds", "n", "mean_a", "mean_b", "difference", "low", "high", "t", "dof", "p", "p_permutation",
-    "bf10", "d", "d_low", "d_high", "d_t_low", "d_t_high",
+    "n_subjects", "n_seeds", "n", "mean_a", "mean_b", "difference", "low", "high", "better", "t", "dof", "p",
+    "p_permutation", "bf10", "d", "d_low", "d_high", "d_t_low", "d_t_high",
 )  # fmt: skip
 
 
@@ -135,6 +202,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     """
     import pingouin as pg
 
+    results, measure = _fixed_split(results)
     cells = [results[(results["variant"] == v) & (results["fraction"] == f)] for v, f in (a, b)]
     if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), cells, strict=True) if one.empty]:
         raise ValueError(f"no results of {' and '.join(absent)}")
@@ -152,7 +220,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     row = {
         "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n_seeds": len(seeds), "n": n,
         "mean_a": first.mean(), "mean_b": second.mean(), "difference": difference.mean(), "low": low, "high": high,
-        "t": t, "dof": n - 1, "p": p,
+        "better": _is_better(measure, difference.mean()), "t": t, "dof": n - 1, "p": p,
     }  # fmt: skip
     if np.isnan(t):
         return {name: row.get(name, np.nan) for name in _COLUMNS}
@@ -167,6 +235,69 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     }  # fmt: skip
 
 
+def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", n_tests: int = 0) -> pd.DataFrame:
+    """Corrected resampled t-tests of two variants over the folds of a cross-validation, one per fraction.
+
+    Folds share training subjects, so a t-test over them finds differences where there are none. Nadeau & Bengio (2003)
+    put 1/J + n_test/n_train in the place of 1/J, for the J differences of repeats × folds (Bouckaert & Frank 2004).
+    That assumes training on all that is not held out; on a fraction folds share less, and the test is conservative.
+
+    Parameters
+    ----------
+    results : rows with a `fold` from 1; per fold, the seeds that both variants have are averaged per subject, then
+        subjects
+    a, b : the variants; differences are a − b
+    n_tests : tests that were planned, if more than those here
+
+    Returns
+    -------
+    `fraction, n_subjects, n_folds, difference, low, high` (95%), `better, t, dof, p, p_bonferroni, p_holm`; n_subjects
+    and n_test/n_train are means over folds. With one fold, or where all differences are equal, there is no test: NaN.
+
+    Raises
+    ------
+    ValueError
+        If a variant is absent or lacks a fold, or the two have no seed in common there, or were not tested on the same
+        subjects.
+    """
+    measure, folds = _measure(results), _of_variants(results, a, b)
+    folds = folds[folds["fold"] > 0]
+    folds = folds[folds["fraction"].isin(_common_fractions(folds, a, b))]
+    if folds.empty:
+        raise ValueError(f"{a} and {b} have no results of folds at the same fraction; `compare` is for the fixed split")
+    rows = []
+    for fraction, of_fold in _fold_differences(folds, a, b).groupby("fraction"):
+        difference, n = of_fold["difference"].to_numpy(), len(of_fold)
+        mean, n_train, t, reach = difference.mean(), of_fold["n_train"].mean(), np.nan, np.nan
+        if n > 1:
+            error = np.sqrt((1 / n + of_fold["n_test"].mean() / n_train) * difference.var(ddof=1))
+            reach = stats.t.ppf(0.975, n - 1) * error
+            t = mean / error if np.ptp(difference) > 1e-12 else np.nan
+        rows.append(
+            {"fraction": fraction, "n_subjects": round(n_train), "n_folds": n, "difference": mean, "low": mean - reach,
+             "high": mean + reach, "better": _is_better(measure, mean), "t": t, "dof": n - 1,
+             "p": 2 * stats.t.sf(abs(t), n - 1)}
+        )  # fmt: skip
+    return _corrected(pd.DataFrame(rows), n_tests)
+
+
+def _fold_differences(folds: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Per (fraction, fold): mean `difference` of a − b over its subjects, their number `n_test`, and `n_train`."""
+    cell = ["fraction", "fold"]
+    shared = _of_shared_seeds(folds, [*cell, "task"])
+    means = [shared[shared["variant"] == v].groupby([*cell, "subject"])[["score", "n_subjects"]].mean() for v in (a, b)]
+    whole = set.intersection(*({(fraction, fold) for fraction, fold, _ in one.index} for one in means))
+    if alone := sorted(set(folds.set_index(cell).index) - whole):
+        named = ", ".join(f"fold {fold} at {100 * fraction:g}%" for fraction, fold in alone)
+        raise ValueError(f"{a} and {b} must have a seed in common in every fold; they have none in {named}")
+    if unpaired := sorted(set(means[0].index) ^ set(means[1].index)):
+        named = ", ".join(f"{subject} (fold {fold} at {100 * fraction:g}%)" for fraction, fold, subject in unpaired)
+        raise ValueError(f"{a} and {b} were not tested on the same subjects: {named}")
+    difference = (means[0]["score"] - means[1]["score"]).groupby(cell)
+    n_train = means[0]["n_subjects"].groupby(cell).first()
+    return pd.DataFrame({"difference": difference.mean(), "n_test": difference.size(), "n_train": n_train})
+
+
 def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> pd.DataFrame:
     """The difference between two variants with subjects and seeds as crossed random effects, per fraction.
 
@@ -177,15 +308,15 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
 
     Returns
     -------
-    `fraction, n_subjects, n_seeds, n, difference, low, high, dof, p, sd_subject, sd_seed, sd_rest`; fractions with one
-    seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
+    `fraction, n_subjects, n_seeds, n, difference, low, high, better, dof, p, sd_subject, sd_seed, sd_rest`; fractions
+    with one seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
 
     Raises
     ------
     ValueError
         If a seed has results of one variant only, or on other subjects.
     """
-    rows = []
+    (results, measure), rows = _fixed_split(results), []
     for fraction in sorted(results["fraction"].unique().tolist()):
         group = results[results["variant"].isin([a, b]) & (results["fraction"] == fraction)]
         means = group.groupby(["subject", "seed", "variant"])["score"].mean().unstack()
@@ -211,9 +342,10 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
         sd = {f"sd_{name}": np.sqrt(variance) for name, variance in variances.items()}
         rows.append(
             {"fraction": fraction, "n_subjects": group["n_subjects"].iloc[0], "n_seeds": seeds, "n": n,
-             "difference": mean, "low": mean - half, "high": mean + half, "dof": dof, "p": p, **sd}
+             "difference": mean, "low": mean - half, "high": mean + half, "better": _is_better(measure, mean),
+             "dof": dof, "p": p, **sd}
         )  # fmt: skip
-    names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "dof", "p"]
+    names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "better", "dof", "p"]
     return pd.DataFrame(rows, columns=[*names, "sd_subject", "sd_seed", "sd_rest"])
 
 
@@ -245,14 +377,14 @@ def subjects_saved(
 ) -> pd.DataFrame:
     """How many training subjects `b` needs to be as good as `a` is with n: what pre-training is worth, in subjects.
 
-    The mean accuracy of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size that
-    reaches the accuracy counts. Intervals are 95% percentile bootstraps over the held-out subjects.
+    The mean score of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size that is
+    as good counts. Intervals are 95% percentile bootstraps over the held-out subjects.
 
     Returns
     -------
     `n_subjects, score, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
-    where `b` never reaches the accuracy. Where the smallest size of `b` has reached it already, that size stands for
-    "at most so many" and `at_most` is true.
+    where `b` is never as good. Where the smallest size of `b` is as good already, that size stands for "at most so
+    many" and `at_most` is true.
     """
     means = (
         subject_means(results[results["variant"].isin([a, b])])
@@ -265,12 +397,13 @@ def subjects_saved(
     sizes = curves[1].index.to_numpy(float)
     draws = np.random.default_rng(0).integers(0, curves[0].shape[1], (n_resamples, curves[0].shape[1]))
     draws = np.vstack([np.arange(curves[0].shape[1]), draws])  # the first is the sample itself
-    targets, reached = (curve.to_numpy()[:, draws].mean(axis=2) for curve in curves)  # (sizes, resamples)
+    up = 1 if _measure(results).higher_is_better else -1
+    goals, reached = (up * curve.to_numpy()[:, draws].mean(axis=2) for curve in curves)  # (sizes, resamples)
     rows = []
-    for n, accuracy in zip(curves[0].index, targets, strict=True):
-        equivalent = np.array([_first_reached(y, goal, sizes) for y, goal in zip(reached.T, accuracy, strict=True)])
+    for n, goal in zip(curves[0].index, goals, strict=True):
+        equivalent = np.array([_first_reached(y, g, sizes) for y, g in zip(reached.T, goal, strict=True)])
         low, high = np.quantile(equivalent[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append((n, accuracy[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= accuracy[0]))
+        rows.append((n, up * goal[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= goal[0]))
     return pd.DataFrame(rows, columns=["n_subjects", "score", "equivalent", "low", "high", "saved", "at_most"])
 
 

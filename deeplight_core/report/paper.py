@@ -218,7 +218,7 @@ def side_by_side(
     curves : metrics of the fine-tunings, with `variant, fraction, seed`
     results : the results table
     n_source : number of states of the source
-    constant : `evaluate.constant_answer` of the source and of the target: what a decoder has to beat
+    constant : `scores.constant_answer` of the source and of the target: what a decoder has to beat
     fractions : those that were planned
 
     Returns
@@ -335,7 +335,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
             ours, holds = f"{ours} ({n_fractions} planned)", None if holds else False
         if split == "validation":
             table = compare(results, n_tests=n_fractions)
-            ours += f"; {int((table['significant'] & (table['difference'] > 0)).sum())} significant"
+            ours += f"; {int((table['significant'] & table['better']).sum())} significant"
         rows.append(_Row(f"Fig. 3 {panel}", quantity, "7 of 7", ours, claim, holds))
     epochs = curves[(curves["split"] == "validation") & (curves["fraction"] == 1)]
     by_epoch = epochs.groupby(["variant", "epoch"])["score"].mean()
@@ -365,7 +365,7 @@ def _tested(
 
 
 def _significant(test: dict[str, float], alpha: float) -> bool | None:
-    return None if np.isnan(test["p"]) else bool(test["difference"] > 0 and test["p"] < alpha)
+    return None if np.isnan(test["p"]) else bool(test["better"] and test["p"] < alpha)
 
 
 def _better_than(constant: float) -> str:
@@ -378,7 +378,7 @@ def _above(accuracy: pd.Series, constant: float, alpha: float) -> bool | None:
     test = against_chance(table, constant)
     if test.empty or np.isnan(test["p"].iloc[0]):
         return None
-    return bool(test["mean"].iloc[0] > constant and test["p"].iloc[0] < alpha)
+    return bool(test["better"].iloc[0] and test["p"].iloc[0] < alpha)
 
 
 def _percent(value: float) -> str:

@@ -14,7 +14,9 @@ from deeplight_core.analysis.statistics import (
     against_chance,
     compare,
     compare_cells,
+    compare_folds,
     mean_intervals,
+    only,
     seed_model,
     subject_means,
     subjects_saved,
@@ -130,6 +132,14 @@ def test_chance_is_tested_as_scipy_does():
         expected = stats.ttest_1samp(chosen, 0.45)
         assert (row.t, row.p) == pytest.approx((expected.statistic, expected.pvalue))
         assert row.p_bonferroni == pytest.approx(min(1, 4 * expected.pvalue))
+
+
+def test_chance_is_tested_over_the_seeds_that_the_means_are_of():
+    table = results({0.1: 0.1}, seeds=(1, 2))
+    table.loc[table["seed"] == 2, "score"] += 0.2
+    unfinished = table[(table["seed"] == 1) | (table["variant"] == "scratch")]
+    columns = ["variant", "mean", "low", "high", "t", "p"]
+    assert against_chance(unfinished, 0.5)[columns].equals(against_chance(table[table["seed"] == 1], 0.5)[columns])
 
 
 # ---- seeds
@@ -385,3 +395,183 @@ def test_unpaired_subjects_are_refused():
     table = results({1.0: 0.1})
     with pytest.raises(ValueError, match=r"same subjects.*s3"):
         compare(table[~((table["subject"] == "s3") & (table["variant"] == "scratch"))])
+
+
+# ---- one measure, level and target; the fixed split
+
+
+def measured(table: pd.DataFrame, measure="accuracy", level="volume", target="state", fold=0) -> pd.DataFrame:
+    return table.assign(measure=measure, level=level, target=target, fold=fold)
+
+
+def as_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """The same results as an error: what was high is low."""
+    return measured(table.assign(score=10 * (1 - table["score"])), "absolute_error", target="age")
+
+
+def test_only_takes_one_measure_level_and_target():
+    table = results({1.0: 0.1})
+    blocks, errors = measured(table, level="block"), as_errors(table)
+    everything = pd.concat([measured(table), blocks, errors], ignore_index=True)
+    assert only(everything).equals(everything[:24])
+    assert only(everything, level="block")["score"].tolist() == blocks["score"].tolist()
+    assert only(everything, "absolute_error")["score"].tolist() == errors["score"].tolist()
+    assert only(everything, "absolute_error", target="age")["score"].tolist() == errors["score"].tolist()
+    assert only(everything[:0]).empty  # nothing has been trained yet
+
+
+def test_only_names_what_is_there():
+    table = results({1.0: 0.1})
+    everything = pd.concat([measured(table), as_errors(table)])
+    there = r"there are accuracy, volume, state; absolute_error, volume, age"
+    for asked in ({"level": "block"}, {"measure": "r2"}, {"target": "age"}):
+        with pytest.raises(ValueError, match=there):
+            only(everything, **asked)
+    two = pd.concat([as_errors(table), as_errors(table).assign(target="weight")])
+    with pytest.raises(ValueError, match=r"targets age, weight: name one of them"):
+        only(two, "absolute_error")
+
+
+def test_tables_of_several_measures_levels_or_targets_are_refused():
+    table = results({1.0: 0.1}, seeds=(1, 2))
+    mixed = pd.concat([measured(table), measured(table, level="block")])
+    for use in (subject_means, compare, seed_model, subjects_saved):
+        with pytest.raises(ValueError, match=r"several levels \(volume, block\): take one with `only`"):
+            use(mixed)
+    with pytest.raises(ValueError, match=r"measures \(accuracy, absolute_error\) and several targets \(state, age\)"):
+        compare_cells(pd.concat([measured(table), as_errors(table)]), ("pretrained", 1.0), ("scratch", 1.0))
+
+
+def test_of_an_error_less_is_better():
+    """Every number of 10 × (1 − accuracy) follows from that of the accuracy; `better` stays as it is."""
+    table = results({0.1: 0.2, 0.5: -0.1, 1.0: 0.0}, seeds=(1, 2, 3))
+    for test in (compare, seed_model):
+        high, low = test(measured(table)), test(as_errors(table))
+        assert low["better"].tolist() == high["better"].tolist() == (high["difference"] > 0).tolist()
+        assert low["better"].nunique() == 2
+        assert low["difference"].to_numpy() == pytest.approx(-10 * high["difference"].to_numpy())
+        assert low["low"].to_numpy() == pytest.approx(-10 * high["high"].to_numpy())
+        assert low["p"].to_numpy() == pytest.approx(high["p"].to_numpy())
+    guessed, wrong = against_chance(measured(table), 0.5), against_chance(as_errors(table), 5)
+    assert wrong["better"].tolist() == guessed["better"].tolist() == (guessed["mean"] > 0.5).tolist()
+    assert wrong["better"].nunique() == 2
+    assert wrong["t"].to_numpy() == pytest.approx(-guessed["t"].to_numpy())
+
+
+def test_subjects_are_saved_of_an_error_too():
+    table = curves([0.2, 0.5, 0.6, 0.9], [0.3, 0.4, 0.6, 0.8], np.random.default_rng(3))
+    high, low = subjects_saved(measured(table)), subjects_saved(as_errors(table))
+    assert low["score"].to_numpy() == pytest.approx(10 * (1 - high["score"].to_numpy()))
+    columns = ["n_subjects", "equivalent", "low", "high", "saved", "at_most"]
+    assert low[columns].to_numpy(float) == pytest.approx(high[columns].to_numpy(float))
+
+
+def test_the_fixed_split_is_not_mixed_with_folds():
+    table = results({0.1: 0.2, 1.0: 0.1}, seeds=(1, 2))
+    fixed = measured(table)
+    with_folds = pd.concat([fixed, *(measured(table.assign(score=0.0), fold=fold) for fold in (1, 2))])
+    for use in (subject_means, mean_intervals, compare, seed_model, subjects_saved):
+        assert use(with_folds).equals(use(fixed)), use.__name__
+    cells = ("pretrained", 0.1), ("scratch", 1.0)
+    assert compare_cells(with_folds, *cells) == compare_cells(fixed, *cells)
+    with pytest.raises(ValueError, match=r"folds 1, 2 .*`compare_folds`"):
+        compare(with_folds[with_folds["fold"] > 0])
+
+
+# ---- cross-validation
+
+
+def cross_validated(differences: list[float], seeds=(1, 2), fraction=1.0, n_subjects=4) -> pd.DataFrame:
+    """Two subjects per fold, which lie 0.1 above and below its difference, as do the seeds."""
+    rows = [
+        (variant, fraction, n_subjects, seed, fold, "WM", f"s{2 * fold + i}",
+         0.4 + (variant == "pretrained") * (difference + 0.1 * (-1) ** i + 0.1 * (-1) ** seed))
+        for fold, difference in enumerate(differences, start=1) for i in (0, 1) for seed in seeds
+        for variant in ("pretrained", "scratch")
+    ]  # fmt: skip
+    columns = ["variant", "fraction", "n_subjects", "seed", "fold", "task", "subject", "score"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(measure="accuracy", level="volume", target="state")
+
+
+def test_folds_of_a_case_computed_by_hand():
+    """Differences 0.1 … 0.4: mean 0.25, variance 1/60; (1/4 + 2/4) / 60 = 1/80, so t = 0.25 √80 = √5, three dof."""
+    table = pd.concat([cross_validated([0.1, 0.2, 0.3, 0.4]), cross_validated([0.3, -0.1], fraction=0.5, n_subjects=2)])
+    half, whole = compare_folds(table).to_dict("records")
+    assert (whole["n_subjects"], whole["n_folds"], whole["dof"], whole["better"]) == (4, 4, 3, True)
+    assert whole["difference"] == pytest.approx(0.25)
+    assert whole["t"] == pytest.approx(np.sqrt(5))
+    assert whole["p"] == pytest.approx(2 * stats.t.sf(np.sqrt(5), 3))
+    reach = stats.t.ppf(0.975, 3) / np.sqrt(80)
+    assert (whole["low"], whole["high"]) == pytest.approx((0.25 - reach, 0.25 + reach))
+    assert half["t"] == pytest.approx(0.1 / np.sqrt((1 / 2 + 2 / 2) * 0.08))
+    assert whole["p_bonferroni"] == pytest.approx(2 * whole["p"])
+    assert (half["p_holm"], whole["p_holm"]) == pytest.approx((max(half["p"], 2 * whole["p"]), 2 * whole["p"]))
+    assert compare_folds(table, n_tests=5)["p_bonferroni"].iloc[1] == pytest.approx(5 * whole["p"])
+    others = [table.assign(fold=0, score=0.0), table[table["variant"] == "scratch"].assign(fraction=0.1)]
+    assert compare_folds(pd.concat([table, *others])).equals(compare_folds(table))
+
+
+def test_folds_of_an_error_have_the_other_sign():
+    table = cross_validated([0.1, 0.2, 0.3, 0.4])
+    high, low = compare_folds(table).iloc[0], compare_folds(as_errors(table).assign(fold=table["fold"])).iloc[0]
+    assert (low["difference"], low["t"], low["better"]) == pytest.approx((-10 * high["difference"], -high["t"], True))
+
+
+def test_folds_that_cannot_be_compared_are_named():
+    table = cross_validated([0.1, 0.2, 0.3])
+    scratch = table["variant"] == "scratch"
+    with pytest.raises(ValueError, match=r"seed in common .* none in fold 2 at 100%, fold 3 at 100%$"):
+        compare_folds(table[~(scratch & (table["fold"] > 1))])
+    with pytest.raises(ValueError, match=r"seed in common .* none in fold 2 at 100%$"):
+        compare_folds(table[(table["fold"] != 2) | (scratch == (table["seed"] == 1))])
+    with pytest.raises(ValueError, match=r"not tested on the same subjects: s5 \(fold 2 at 100%\)"):
+        compare_folds(table[~(scratch & (table["subject"] == "s5"))])
+    with pytest.raises(ValueError, match="no results of variant linear"):
+        compare_folds(table, "linear")
+    with pytest.raises(ValueError, match="no results of folds"):
+        compare_folds(table.assign(fold=0))
+
+
+def test_seeds_that_a_fold_has_of_one_variant_only_are_left_out():
+    table = cross_validated([0.1, 0.2, 0.3, 0.4])
+    unfinished = table[(table["fold"] != 2) | (table["seed"] == 1) | (table["variant"] == "scratch")]
+    assert compare_folds(unfinished)["difference"].iloc[0] == pytest.approx((0.1 + 0.1 + 0.3 + 0.4) / 4)
+
+
+def test_one_fold_or_equal_folds_have_no_test():
+    row = compare_folds(cross_validated([0.2])).iloc[0]
+    assert row["difference"] == pytest.approx(0.2)
+    assert np.isnan(row[["low", "high", "t", "p", "p_holm"]].to_numpy(float)).all()
+    row = compare_folds(cross_validated([0.2, 0.2, 0.2])).iloc[0]
+    assert np.isnan(row[["t", "p"]].to_numpy(float)).all()
+    assert (row["low"], row["high"]) == pytest.approx((0.2, 0.2))
+
+
+def test_folds_keep_the_level_where_the_plain_test_does_not():
+    """Two ridge regressions of equal worth: one sees half of the predictors, one the other half. Each study, at a
+    "fraction" of its own, has 40 subjects in five folds, four times."""
+    random, n, n_studies = np.random.default_rng(0), 40, 400
+    rows = []
+    for study in range(1, n_studies + 1):
+        x = random.normal(size=(n, 8))
+        y = x.mean(axis=1) * np.sqrt(8) + random.normal(size=n)
+        folds = np.concatenate([repeat * 5 + random.permutation(np.arange(n) % 5) for repeat in range(4)]).reshape(4, n)
+        for fold in range(20):
+            held_out = folds[fold // 5] == fold
+            for variant, half in (("pretrained", x[:, :4]), ("scratch", x[:, 4:])):
+                seen = half[~held_out]
+                weights = np.linalg.solve(seen.T @ seen + np.eye(4), seen.T @ y[~held_out])
+                errors = np.abs(y[held_out] - half[held_out] @ weights)
+                rows += [
+                    (variant, study, fold + 1, s, e) for s, e in zip(np.flatnonzero(held_out), errors, strict=True)
+                ]
+    table = pd.DataFrame(rows, columns=["variant", "fraction", "fold", "subject", "score"])
+    table = table.assign(n_subjects=32, seed=1, task="", measure="absolute_error", level="volume", target="age")
+    corrected = compare_folds(table)
+    error = np.sqrt(0.05 * 0.95 / n_studies)
+    assert corrected["n_folds"].tolist() == [20] * n_studies
+    assert (corrected["p"] < 0.05).mean() == pytest.approx(0.05, abs=3 * error)
+    means = table.groupby(["fraction", "fold", "variant"])["score"].mean().unstack()
+    plain = stats.ttest_1samp((means["pretrained"] - means["scratch"]).to_numpy().reshape(n_studies, 20), 0, axis=1)
+    assert (plain.pvalue < 0.05).mean() > 0.2

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib as mpl
@@ -10,11 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from deeplight_core.analysis import statistics
+from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.models.deeplight import DeepLight, Layer
 from deeplight_core.report import plots
 from deeplight_core.routes import VARIANTS
 
 SUBJECTS = [f"s{i}" for i in range(5)]
+YEARS = replace(MEASURES["absolute_error"], unit="years")
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,15 @@ def test_class_counts_add_up():
     )
     axes = plots.class_counts(index).axes[0]
     assert sum(bar.get_width() for bar in axes.patches) == 5
+    assert axes.get_xlabel() == "labelled volumes (solid: training, pale: validation)"
+
+
+def test_class_counts_show_the_splits_that_are_there_and_no_volume_without_a_state():
+    index = pd.DataFrame({"task": "A", "state": ["x", "y", "y", ""], "split": ["test", "train", "test", "test"]})
+    axes = plots.class_counts(index).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 0), (0, 1), (0, 1), (1, 1)]
+    assert axes.get_xlabel() == "labelled volumes (solid: training, palest: test)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a: x", "a: y"]
 
 
 def test_carpet_shows_voxels_as_rows_and_survives_constant_ones():
@@ -265,3 +277,78 @@ def test_every_variant_has_a_look_of_its_own(results):
     axes = plots.accuracy_by_fraction(statistics.mean_intervals(table), 4).axes[0]
     looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axes.containers}
     assert len(looks) == len(axes.containers) - 1  # Glorot and He are never in one figure
+
+
+# ---- measures
+
+
+def ticks(axis: mpl.axis.Axis) -> str:
+    """What is written at 0.5."""
+    return axis.get_major_formatter()(0.5, 0)
+
+
+def dashed(axes: mpl.axes.Axes) -> list[float]:
+    return [
+        line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata()) == 2
+    ]
+
+
+def figures_of_values(metrics: pd.DataFrame, results: pd.DataFrame, n_states: int, measure) -> dict[str, mpl.axes.Axes]:
+    intervals = statistics.mean_intervals(results)
+    return {
+        "task_curves": plots.task_curves(metrics, n_states, measure).axes[0],
+        "task_bars": plots.task_bars(results, {"WM": n_states}, measure).axes[0],
+        "fraction_curves": plots.fraction_curves(metrics, n_states, measure).axes[0],
+        "accuracy_by_fraction": plots.accuracy_by_fraction(intervals, n_states, measure=measure).axes[0],
+    }
+
+
+@pytest.mark.parametrize("name", ["accuracy", "contrast_accuracy"])
+def test_shares_are_in_percent_from_0_to_100_with_their_chance(metrics, results, name):
+    chance = {"accuracy": 0.25, "contrast_accuracy": 0.5}[name]
+    for figure, axes in figures_of_values(metrics, results, 4, MEASURES[name]).items():
+        assert axes.get_ylim() == (0, 1), figure
+        assert ticks(axes.yaxis) == "50%", figure
+        assert dashed(axes) == [chance], figure
+        label = "accuracy" if name == "accuracy" else "contrast accuracy"
+        before = "validation " if figure == "accuracy_by_fraction" else "decoding " if name == "accuracy" else ""
+        assert axes.get_ylabel() == before + label, figure
+
+
+def test_errors_have_their_unit_their_own_scale_and_no_chance(metrics, results):
+    metrics, results = (table.assign(score=20 * table["score"]) for table in (metrics, results))
+    for figure, axes in figures_of_values(metrics, results, 0, YEARS).items():
+        assert axes.get_ylim()[1] > 5, figure
+        assert "%" not in ticks(axes.yaxis), figure
+        assert dashed(axes) == [], figure
+        assert "chance" not in [text.get_text() for text in axes.texts], figure
+        before = "validation " if figure == "accuracy_by_fraction" else ""
+        assert axes.get_ylabel() == before + "absolute error (years)", figure
+    bars = plots.task_bars(results, {"WM": 0}, YEARS).axes[0]
+    assert [text.get_text() for text in bars.texts] == [YEARS.format(results["score"].mean())]
+
+
+def test_a_correlation_has_chance_at_zero_and_no_percent(metrics):
+    axes = plots.task_curves(metrics, 0, MEASURES["r"]).axes[0]
+    assert dashed(axes) == [0]
+    assert "%" not in ticks(axes.yaxis)
+
+
+def test_differences_are_in_the_unit_of_their_measure(results):
+    comparison, several = statistics.compare(results), pd.concat([results.assign(seed=seed) for seed in (1, 2)])
+    model = comparison[["fraction", "n_subjects", "difference", "low", "high"]]
+
+    def axis_of(figure: str, measure) -> mpl.axis.Axis:
+        return {
+            "bars": lambda: plots.difference_bars(results, comparison, measure=measure).axes[0].yaxis,
+            "seeds": lambda: plots.seed_differences(several, model, measure=measure).axes[0].yaxis,
+            "transfer": lambda: plots.transfer_map(comparison.assign(task="WM"), measure).axes[0].xaxis,
+        }[figure]()
+
+    for figure in ("bars", "seeds", "transfer"):
+        after = ", pre-trained − from scratch" if figure == "transfer" else ""
+        share, years = axis_of(figure, MEASURES["accuracy"]), axis_of(figure, YEARS)
+        assert share.get_label_text() == "difference in accuracy" + after
+        assert years.get_label_text() == f"difference in absolute error{after} (years)"
+        assert ticks(share) == "50%"
+        assert "%" not in ticks(years)

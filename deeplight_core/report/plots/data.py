@@ -13,20 +13,24 @@ from deeplight_core.report.plots.style import OKABE_ITO, colour_of
 __all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map", "value_map"]
 
 
+_SPLITS = {"train": ("solid: training", 0.95), "validation": ("pale: validation", 0.5), "test": ("palest: test", 0.25)}
+
+
 def class_counts(index: pd.DataFrame) -> Figure:
-    """Volumes per state and split; `index` has `task, state, split`."""
-    counts = index.groupby(["task", "state", "split"], sort=True).size().unstack(fill_value=0)
+    """Volumes per state and split; `index` has `task, state, split`, and volumes without a state are not counted."""
+    counts = index[index["state"] != ""].groupby(["task", "state", "split"], sort=True).size().unstack(fill_value=0)
     figure, axes = plt.subplots(figsize=(7, 1 + 0.27 * len(counts)))
     places = np.arange(len(counts))[::-1]
     left = np.zeros(len(counts))
-    for split, alpha in (("train", 0.95), ("validation", 0.5)):
+    splits = {split: look for split, look in _SPLITS.items() if split in counts}
+    for split, (_, alpha) in splits.items():
         colours = [colour_of(task, i) for i, task in enumerate(counts.index.get_level_values("task"))]
         bars = axes.barh(places, counts[split], left=left, color=colours, label=split)
         for bar in bars:
             bar.set_alpha(alpha)
         left += counts[split].to_numpy()
     axes.set_yticks(places, [f"{task.lower()}: {state}" for task, state in counts.index], fontsize=9)
-    axes.set_xlabel("labelled volumes (solid: training, pale: validation)")
+    axes.set_xlabel(f"labelled volumes ({', '.join(name for name, _ in splits.values())})")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     return figure

@@ -1,4 +1,7 @@
-"""Figures of decoding: learning curves, accuracies, differences, confusions."""
+"""Figures of decoding: learning curves, scores, differences, confusions.
+
+Scores are accuracies unless `measure` says another; `n_states` is 0 where there are no states.
+"""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -9,7 +12,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from deeplight_core.report.plots.style import CHANCE, POINTS, STYLES, band, colour_of, mark_chance, percent
+from deeplight_core.analysis.measures import ACCURACY, Measure
+from deeplight_core.report.plots.style import (
+    CHANCE,
+    POINTS,
+    STYLES,
+    band,
+    colour_of,
+    difference_axis,
+    mark_chance,
+    value_axis,
+)
 from deeplight_core.routes import VARIANTS
 
 __all__ = [
@@ -25,31 +38,29 @@ __all__ = [
 ]
 
 
-def task_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
-    """Accuracy per epoch in training and validation, one line per task (Fig. 2 A, B); bands are standard errors.
+def task_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACCURACY) -> Figure:
+    """Score per epoch in training and validation, one line per task (Fig. 2 A, B); bands are standard errors.
 
     Parameters
     ----------
     metrics : `epoch, split, task, subject, score`
-    n_states : size of the output layer; chance is its inverse
+    n_states : size of the output layer, for the chance line
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axes, split in zip(panels, ("train", "validation"), strict=True):
         for position, (task, group) in enumerate(metrics[metrics["split"] == split].groupby("task")):
             band(axes, group, colour_of(str(task), position), str(task))
-        axes.axhline(1 / n_states, **CHANCE)
+        mark_chance(axes, measure.chance(n_states), named=split == "validation")
         axes.set_title({"train": "Training", "validation": "Validation"}[split])
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel("decoding accuracy")
-    percent(panels[0])
-    mark_chance(panels[1], n_states)
+    value_axis(panels[0], measure)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
-def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int]) -> Figure:
-    """Accuracy per task after training (Fig. 2 C): bars are means, points subjects; dashes mark chance.
+def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int], measure: Measure = ACCURACY) -> Figure:
+    """Score per task after training (Fig. 2 C): bars are means, points subjects; dashes mark chance.
 
     Parameters
     ----------
@@ -63,23 +74,21 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int]) -> Figu
         values = results.loc[results["task"] == task, "score"].to_numpy()
         axes.bar(position, values.mean(), width=0.7, color=colour_of(task, position), alpha=0.8)
         axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
-        axes.hlines(
-            1 / states_per_task[task], position - 0.4, position + 0.4,
-            color="#222222", linestyle=":", linewidth=1.5, zorder=4,
-        )  # fmt: skip
+        if (chance := measure.chance(states_per_task[task])) is not None:
+            axes.hlines(chance, position - 0.4, position + 0.4, color="#222222", linestyle=":", linewidth=1.5, zorder=4)
+        mean = measure.format(values.mean(), decimals=0 if measure.unit == "share" else None)
         axes.annotate(
-            f"{values.mean():.0%}", (position, 0.01),
+            mean, (position, 0.01), xycoords=("data", "axes fraction"),
             ha="center", va="bottom", color="white", fontweight="bold", fontsize=10,
         )  # fmt: skip
-    axes.axhline(1 / sum(states_per_task.values()), **CHANCE)
+    mark_chance(axes, measure.chance(sum(states_per_task.values())))
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
-    axes.set_ylabel("decoding accuracy")
-    percent(axes)
+    value_axis(axes, measure)
     return figure
 
 
-def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
-    """Accuracy per epoch for every fraction, variant (columns) and split (rows) (Fig. 3 A, B, D, E).
+def fraction_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACCURACY) -> Figure:
+    """Score per epoch for every fraction, variant (columns) and split (rows) (Fig. 3 A, B, D, E).
 
     Parameters
     ----------
@@ -96,13 +105,12 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
             chosen = metrics[(metrics["split"] == split) & (metrics["variant"] == variant)]
             for colour, fraction in zip(colours, fractions, strict=True):
                 band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%")
-            axes.axhline(1 / n_states, **CHANCE)
+            mark_chance(axes, measure.chance(n_states))
             axes.set_title(f"{VARIANTS[variant].title.removeprefix('DeepLight, ')}: {title}")
     for axes in panels[1]:
         axes.set_xlabel("epoch")
     for axes in panels[:, 0]:
-        axes.set_ylabel("decoding accuracy")
-    percent(panels[0, 0])
+        value_axis(axes, measure)
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), title="fraction of the training data",
         loc="outside lower center", ncols=len(fractions),
@@ -110,8 +118,10 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int) -> Figure:
     return figure
 
 
-def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "subject") -> Figure:
-    """Validation accuracy against the size of the training set, per variant, with 95% intervals over held-out subjects.
+def accuracy_by_fraction(
+    intervals: pd.DataFrame, n_states: int, unit: str = "subject", measure: Measure = ACCURACY
+) -> Figure:
+    """Validation score against the size of the training set, per variant, with 95% intervals over held-out subjects.
 
     Parameters
     ----------
@@ -129,22 +139,24 @@ def accuracy_by_fraction(intervals: pd.DataFrame, n_states: int, unit: str = "su
             group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
             linestyle="-" if VARIANTS[variant].learner == "deeplight" else "--",
         )  # fmt: skip
-    axes.axhline(1 / n_states, **CHANCE)
-    mark_chance(axes, n_states)
+    mark_chance(axes, measure.chance(n_states), named=True)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
     axes.set_xlabel(f"{unit}s to train on")
-    axes.set_ylabel("validation accuracy")
-    percent(axes)
+    value_axis(axes, measure, f"validation {measure.title}")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def difference_bars(
-    results: pd.DataFrame, comparison: pd.DataFrame, a: str = "pretrained", b: str = "scratch"
+    results: pd.DataFrame,
+    comparison: pd.DataFrame,
+    a: str = "pretrained",
+    b: str = "scratch",
+    measure: Measure = ACCURACY,
 ) -> Figure:
-    """Difference in accuracy between two variants per fraction (Fig. 3 F): bars are means, points held-out subjects.
+    """Difference between two variants per fraction (Fig. 3 F): bars are means, points held-out subjects.
 
     Parameters
     ----------
@@ -173,8 +185,7 @@ def difference_bars(
     axes.margins(y=0.15)
     axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
     axes.set_xlabel("fraction of the training data")
-    axes.set_ylabel("difference in accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    difference_axis(axes.yaxis, measure)
     return figure
 
 
@@ -216,7 +227,13 @@ def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
     return figure
 
 
-def seed_differences(results: pd.DataFrame, model: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> Figure:
+def seed_differences(
+    results: pd.DataFrame,
+    model: pd.DataFrame,
+    a: str = "pretrained",
+    b: str = "scratch",
+    measure: Measure = ACCURACY,
+) -> Figure:
     """Difference between two variants per fraction: each seed's mean (points) and the mixed model's interval (bar).
 
     Parameters
@@ -236,12 +253,11 @@ def seed_differences(results: pd.DataFrame, model: pd.DataFrame, a: str = "pretr
     axes.axhline(0, color="#222222", linewidth=1)
     axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
     axes.set_xlabel("fraction of the training data")
-    axes.set_ylabel("difference in accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    difference_axis(axes.yaxis, measure)
     return figure
 
 
-def transfer_map(table: pd.DataFrame) -> Figure:
+def transfer_map(table: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
     """Difference between pre-trained and from scratch for every task as the target; filled where significant.
 
     Parameters
@@ -272,8 +288,7 @@ def transfer_map(table: pd.DataFrame) -> Figure:
         )
     axes.axvline(0, color="#222222", linewidth=1)
     axes.set_yticks([-i for i in range(len(tasks))], tasks)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("difference in accuracy, pre-trained − from scratch")
+    difference_axis(axes.xaxis, measure, ", pre-trained − from scratch")
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color="#E5E5E5")
     figure.legend(loc="outside lower center", ncols=len(fractions))

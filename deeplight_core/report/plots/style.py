@@ -8,7 +8,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter
+
+from deeplight_core.analysis.measures import Measure
 
 __all__ = [
     "CHANCE",
@@ -20,9 +23,10 @@ __all__ = [
     "TASK_COLOURS",
     "band",
     "colour_of",
+    "difference_axis",
     "mark_chance",
-    "percent",
     "use_style",
+    "value_axis",
 ]
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#999999", "#F0E442")
@@ -65,12 +69,29 @@ def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str = 
     axes.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
 
 
-def mark_chance(axes: Axes, n_states: int) -> None:
-    """Write beside the axes what the dashed line at one over the number of states is."""
-    axes.annotate("chance", (1.01, 1 / n_states), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+def mark_chance(axes: Axes, chance: float | None, named: bool = False) -> None:
+    """A dashed line at what guessing gives, if anything; `named` writes beside the axes what it is."""
+    if chance is None:
+        return
+    axes.axhline(chance, **CHANCE)
+    if named:
+        axes.annotate("chance", (1.01, chance), xycoords=("axes fraction", "data"), va="center", fontsize=9)
 
 
-def percent(axes: Axes) -> None:
-    """A vertical axis from 0 to 100%."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylim(0, 1.0)
+def value_axis(axes: Axes, measure: Measure, title: str = "") -> None:
+    """A vertical axis of a measure's values, in its unit; that of a share goes from 0 to 100%."""
+    _label(axes.yaxis, measure, title or measure.axis or measure.title)
+    if measure.unit == "share":
+        axes.set_ylim(0, 1.0)
+
+
+def difference_axis(axis: Axis, measure: Measure, of: str = "") -> None:
+    """An axis of differences in a measure, in its unit."""
+    _label(axis, measure, f"difference in {measure.title}{of}")
+
+
+def _label(axis: Axis, measure: Measure, title: str) -> None:
+    if measure.unit == "share":
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    named = measure.unit not in ("", "share")
+    axis.set_label_text(f"{title} ({measure.unit})" if named else title)
