@@ -43,6 +43,6 @@ def _times(pattern: str) -> dict[str, int]:
 def run_script(script: str, folder: Path) -> None:
     """Run a Python script in a folder, in a process of its own that may be forked: it has started no threads."""
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here / 'training'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}:{here / 'training'}"}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=120)
