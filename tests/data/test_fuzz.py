@@ -329,7 +329,7 @@ def test_a_fuzzer_finds_no_other_error_in_a_parser(parser: str, tmp_path: Path) 
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FUZZER), parser, *limits, corpus]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Instrumenting deeplight_core.{parser}" in done.stderr
+    assert f"Instrumenting deeplight_core.data.{parser}" in done.stderr
     covered = [int(number) for number in re.findall(r"cov: (\d+)", done.stderr)]
     assert covered[-1] > 20
     assert int(re.search(r"Done (\d+) runs", done.stderr)[1]) > 100
