@@ -28,10 +28,10 @@ reproduce controls: $(VENV)/ready
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
 
 test: lint ## lint, unit tests, integration tests on profile smoke
-	pytest
+	pytest --numprocesses $(CORES) --maxprocesses 4
 
 test-unit: $(VENV)/ready ## unit tests only
-	pytest --ignore tests/integration
+	pytest --numprocesses $(CORES) --maxprocesses 4 --ignore tests/integration
 
 lint: $(VENV)/ready ## ruff, mypy, import contract, notebooks without outputs
 	ruff check .

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from peers.torch_loop import PerVolumeFiles
-from report import write_result
+from report import Result, check
 from torch.utils.data import DataLoader
 from training import SHAPES, make_data, read_store
 
@@ -38,8 +38,11 @@ BATCH = 24
 
 def main() -> None:
     options = _options()
-    load, device = os.getloadavg(), torch.device(options.device)
-    cores = sorted(os.sched_getaffinity(0))
+    device, cores = torch.device(options.device), sorted(os.sched_getaffinity(0))
+    result = Result(
+        "loader", options.device, ["torch"], options.output, shape=list(SHAPES[options.size]), volumes=options.volumes,
+        batch_size=BATCH, repeats=options.repeats,
+    )  # fmt: skip
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,14 +79,10 @@ def main() -> None:
                 for state in (["warm"] if name == "memory" else ["cold", "warm"])
             }
             volumes_per_s[name]["held_mb"] = _held_mb() - before
+            result.add(volumes_per_s=volumes_per_s)
             del batches
         os.sched_setaffinity(0, cores)
-        n_bytes = store.info["n_voxels"] * 2
-    write_result(
-        "loader", options.device, load, ["torch"], options.output, shape=list(SHAPES[options.size]),
-        volumes=options.volumes, batch_size=BATCH, bytes_per_volume=n_bytes, repeats=options.repeats,
-        volumes_per_s=volumes_per_s,
-    )  # fmt: skip
+    result.finish(bytes_per_volume=store.info["n_voxels"] * 2)
 
 
 def _seconds(
@@ -127,8 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the result")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no CUDA device here")
+    check(parser, options, {"volumes": 1, "repeats": 1}, {})
     return options
 
 

@@ -11,17 +11,17 @@ second, longer run shows that memory does not grow with the length. Result: one 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from report import write_result
+from report import Result, check
 
 TR_S, HIGH_PASS_HZ, FWHM_MM = 0.72, 1 / 128, 3.0
 
@@ -32,9 +32,9 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
 
-    load = os.getloadavg()
+    result = Result("prepare", options.device, ["torch", "nilearn", "numpy", "isal"], options.output)
     with tempfile.TemporaryDirectory(prefix="deeplight-prepare-") as name:
-        folder, runs = Path(name), []
+        folder = Path(name)
         image, mask = options.image, options.mask
         if image is None:
             image, mask = folder / "bold.nii.gz", folder / "mask.nii.gz"
@@ -46,7 +46,10 @@ def main() -> None:
             done = subprocess.run([*command, "--only", only, "--image", str(path)], check=True, stdout=subprocess.PIPE)
             return dict(json.loads(done.stdout.splitlines()[-1]))
 
-        runs = [{"frames": options.frames, **{only: run(only, image) for only in ("nilearn", "ours")}}]
+        runs: list[dict[str, Any]] = [{"frames": options.frames}]
+        for only in ("nilearn", "ours"):
+            runs[0][only] = run(only, image)
+            result.add(runs=runs)
         difference = np.abs(
             np.load(folder / "nilearn.npy", mmap_mode="r") - np.load(folder / "ours.npy", mmap_mode="r")
         ).max()
@@ -56,12 +59,7 @@ def main() -> None:
             runs.append({"frames": options.longer, "ours": run("ours", longer)})
         compressed_mb = image.stat().st_size / 1e6
     peer, ours = runs[0]["nilearn"], runs[0]["ours"]
-    write_result(
-        "prepare",
-        options.device,
-        load,
-        ["torch", "nilearn", "numpy", "isal"],
-        options.output,
+    result.finish(
         image_mb=round(compressed_mb, 1),
         runs=runs,
         times_as_fast=peer["seconds"] / ours["seconds"],
@@ -74,7 +72,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, help="a 4-D run (default: noise)")
     parser.add_argument("--mask", type=Path, help="its mask")
     parser.add_argument("--tr", type=float, default=TR_S, help="its repetition time in seconds (default 0.72)")
-    parser.add_argument("--device", default="cpu", help="where ours smooths and cleans: cpu or cuda")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where ours smooths and cleans: cpu or cuda"
+    )
     parser.add_argument("--frames", type=int, default=405, help="length of the simulated run (default 405)")
     parser.add_argument("--longer", type=int, default=1200, help="length of the run that shows memory (default 1200)")
     parser.add_argument("--resolution", type=float, default=2.0, help="of the simulated run in mm (default 2)")
@@ -82,8 +82,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", choices=("nilearn", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if (options.image is None) != (options.mask is None):
-        parser.error("give --image and --mask together")
+    given = [path for path in (options.image, options.mask) if path]
+    wrong = {"give --image and --mask together": len(given) == 1}
+    wrong |= {f"there is no file {path}": not path.is_file() for path in given}
+    check(parser, options, {"frames": 1, "longer": 1}, wrong)
     return options
 
 

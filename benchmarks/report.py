@@ -1,5 +1,6 @@
-"""What all benchmarks have in common: the name of what they ran on, and their result as one JSON file."""
+"""What all benchmarks have in common: the name of what they ran on, their result as one JSON file, checked options."""
 
+import argparse
 import json
 import os
 import platform
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["device_name", "write_result"]
+from deeplight_core.system.files import write_whole
+
+__all__ = ["Result", "check", "device_name"]
 
 
 def device_name(device: torch.device) -> str:
@@ -29,29 +32,65 @@ def _processor() -> str:
     return platform.processor()
 
 
-def write_result(
-    benchmark: str, device: str, load: tuple[float, ...], packages: Sequence[str], output: Path, **measured: object
-) -> None:
-    """Write `<benchmark>-<device>.json` and print it.
+class Result:
+    """The JSON file of a benchmark, `<benchmark>-<device>.json`, which is written as the measurements come.
+
+    Until `finish` its name ends in `.partial`: what was measured before a failure or an interruption stays there, and
+    the result of an earlier run is left alone.
 
     Parameters
     ----------
-    load : the load average before anything was measured
     packages : whose versions matter
+    output : its folder; where it cannot be written, this fails before anything is measured
+    asked : what was asked for
     """
-    name = device_name(torch.device(device))
-    result = {
-        "device": name,
-        "kind": device,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "software": {package: version(package) for package in packages},
-        "date": datetime.now(UTC).date().isoformat(),
-        "load_average": [round(value, 2) for value in load],
-        **measured,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{benchmark}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"), end="")
-    print(f"written to {path}")
+
+    def __init__(self, benchmark: str, device: str, packages: Sequence[str], output: Path, **asked: object) -> None:
+        name = device_name(torch.device(device))
+        self.path = output / f"{benchmark}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.content: dict[str, object] = {
+            "device": name,
+            "kind": device,
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "software": {package: version(package) for package in packages},
+            "date": datetime.now(UTC).date().isoformat(),
+            "load_average": [round(value, 2) for value in os.getloadavg()],
+        }
+        self.add(**asked)
+
+    def add(self, **measured: object) -> None:
+        """Write down what has been measured."""
+        self.content |= measured
+        text = json.dumps(self.content, indent=2) + "\n"
+        write_whole(self.partial, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def finish(self, **measured: object) -> None:
+        """Add what was measured last, give the file its name, and print it."""
+        self.add(**measured)
+        self.partial.replace(self.path)
+        print(self.path.read_text(encoding="utf-8"), end="")
+        print(f"written to {self.path}")
+
+
+def check(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, least: dict[str, int], wrong: dict[str, bool]
+) -> None:
+    """End with all that is wrong with the options in one message, before minutes are spent on what is right.
+
+    Parameters
+    ----------
+    least : the smallest value of options that are a number, or several
+    wrong : what else may be wrong, and whether it is
+    """
+    found = [problem for problem, is_so in wrong.items() if is_so]
+    for name, smallest in least.items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if value is not None and value < smallest:
+                found.append(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}")
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        found.append("PyTorch finds no CUDA device here")
+    if found:
+        parser.error("; ".join(found))

@@ -47,30 +47,23 @@ def main() -> None:
         print(json.dumps(prepare_runs(options)))
         return
     from prepare import write_run
-    from report import write_result
+    from report import Result
 
-    load = os.getloadavg()
+    packages = ["deeplight-core", "torch", "nilearn", "numpy", "isal"]
+    result = Result("scaling", "cpu", packages, options.output)
     with tempfile.TemporaryDirectory(prefix="deeplight-scaling-") as name:
-        folder, parts = Path(name), {}
+        folder = Path(name)
         small = folder / "small.nii.gz"
         write_run(small, folder / "small_mask.nii.gz", options.small_frames, options.small_resolution)
         if "processes" in options.parts:
             large = [folder / f"large.{kind}" for kind in KINDS]
             for image in large:
                 write_run(image, folder / "large_mask.nii.gz", options.frames, options.resolution)
-            parts["processes"] = of_processes(large, options)
+            result.add(processes=of_processes(large, options))
         if "many_runs" in options.parts:
-            parts["many_runs"] = of_many_runs(small, options)
+            result.add(many_runs=of_many_runs(small, options))
         threads = threads_of_a_run(small, options.small_frames)
-    write_result(
-        "scaling",
-        "cpu",
-        load,
-        ["deeplight-core", "torch", "nilearn", "numpy", "isal"],
-        options.output,
-        threads=threads,
-        **parts,
-    )
+    result.finish(threads=threads)
 
 
 def _options() -> argparse.Namespace:
@@ -90,11 +83,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--measure", type=Path, metavar="IMAGE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.measure:
-        if options.jobs < 2:
-            parser.error(f"--jobs {options.jobs} cannot be compared with one; give 2 or more")
-        for name in ("runs", "many"):
-            if len(set(getattr(options, name))) < 2:
-                parser.error(f"--{name} needs two different numbers or more, for a line through them")
+        from report import check
+
+        few = {name: len(set(getattr(options, name))) < 2 for name in ("runs", "many")}
+        wrong = {f"--{name} needs two different numbers or more, for a line through them": few[name] for name in few}
+        least = {"jobs": 2, "runs": 1, "many": 1, "frames": 1, "small_frames": 1, "repeats": 1}
+        check(parser, options, least, wrong)
     return options
 
 

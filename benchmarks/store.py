@@ -47,7 +47,7 @@ import pandas as pd
 import torch
 import webdataset
 from prepare import write_run
-from report import write_result
+from report import Result, check
 from safetensors import safe_open
 
 from deeplight_core.data.store import Store, volume_reader, write_volumes
@@ -64,7 +64,11 @@ Rates = dict[str, Any]  # of one format, way to read, and cold or warm
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    load = os.getloadavg()
+    result = Result(
+        "store", "cpu", ["torch", "numpy", "safetensors", "webdataset", "nibabel"], options.output,
+        threads=torch.get_num_threads(), runs=options.runs, volumes_per_run=options.frames,
+        random_volumes=options.picks, repeats=options.repeats,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="deeplight-store-") as name:
         folder = Path(name)
         write_run(folder / "frame.nii.gz", folder / "mask.nii.gz", 1, options.resolution)
@@ -87,19 +91,9 @@ def main() -> None:
         sizes = {form.name: sum(file.stat().st_size for file in form.all_files()) for form in formats}
     n_volumes, n_voxels = options.runs * options.frames, int(mask.sum())
     tfrecords = n_volumes * (4 * mask.size + TFRECORD_FRAMING)
-    write_result(
-        "store",
-        "cpu",
-        load,
-        ["torch", "numpy", "safetensors", "webdataset", "nibabel"],
-        options.output,
-        threads=torch.get_num_threads(),
+    result.finish(
         shape=list(mask.shape),
         n_voxels=n_voxels,
-        runs=options.runs,
-        volumes_per_run=options.frames,
-        random_volumes=options.picks,
-        repeats=options.repeats,
         tfrecords_bytes=tfrecords,
         formats={
             form.name: {
@@ -126,8 +120,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="timed repeats; medians are reported (default 7)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the result")
     options = parser.parse_args()
-    if options.picks > options.runs * options.frames:
-        parser.error(f"{options.picks} picks are more than the {options.runs * options.frames} volumes")
+    there = options.runs * options.frames
+    wrong = {f"--picks {options.picks} are more than the {there} volumes": options.picks > there}
+    check(parser, options, {"runs": 1, "frames": 1, "picks": 1, "repeats": 1}, wrong)
     return options
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from report import write_result
+from report import Result, check
 from training import last_line, median
 
 from deeplight_core.config import Profile, load_profile, project_root
@@ -38,26 +38,28 @@ from deeplight_core.training.loader import Volumes
 
 def main() -> None:
     options = _options()
-    load = os.getloadavg()
     profile = load_profile(project_root() / "profiles" / f"{options.profile}.yaml")
     store = open_store(profile.store)
     cells = [cell for cell in planned(profile, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
+    missing = [seed for seed in profile.sweep.seeds if not pretraining(profile, seed, store).finished]
+    if missing:
+        sys.exit(f"sweep.py: no pre-training of seed {missing}; run `make reproduce PROFILE={options.profile}` first")
     states = profile.data.states("target")
     trained = decoded = 0
     for cell in cells:
         units = finetuning(profile, cell.variant, cell.fraction, cell.seed, store).units
         trained += profile.finetuning.epochs * len(select_rows(store.index, states, "train", units))
         decoded += profile.finetuning.epochs * len(select_rows(store.index, states, "validation"))
+    result = Result(
+        "sweep", "cpu", ["torch", "lightning-fabric"], options.output, profile=options.profile, trainings=len(cells),
+        volumes_trained_on=trained, volumes_decoded=decoded, shape=list(store.shape),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         plain = _plain(profile, Path(scratch), options.steps)
+        result.add(plain_ms_per_volume={"training": median(plain), "inference": median(plain, "inference")})
         ours_s = _ours(profile, Path(scratch), [list(cell[1:]) for cell in cells])
     plain_s = (trained * median(plain) + decoded * median(plain, "inference")) / 1e3
-    write_result(
-        "sweep", "cpu", load, ["torch", "lightning-fabric"], options.output, profile=options.profile,
-        trainings=len(cells), volumes_trained_on=trained, volumes_decoded=decoded, shape=list(store.shape),
-        ours_s=ours_s, plain_s=plain_s, times_as_fast=plain_s / ours_s,
-        plain_ms_per_volume={"training": median(plain), "inference": median(plain, "inference")},
-    )  # fmt: skip
+    result.finish(ours_s=ours_s, plain_s=plain_s, times_as_fast=plain_s / ours_s)
 
 
 def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
@@ -106,7 +108,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of the plain loop")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the result")
-    return parser.parse_args()
+    options = parser.parse_args()
+    check(parser, options, {"steps": 1}, {})
+    return options
 
 
 if __name__ == "__main__":

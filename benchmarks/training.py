@@ -17,17 +17,18 @@ ours-2         the same as `ours` in two processes with one thread each that sha
 ours-compiled  on a GPU, with `compile: true`
 
 The ways take turns, three times over. Times are medians of single steps; on a GPU of the means over all timed steps.
-`inference` of ours is `evaluate.predict` over the store; the peers run a batch that is in memory already. `curves` are
+`inference` of ours is `inference.predict` over the store; the peers run a batch that is in memory already. `curves` are
 training losses of ours in both precisions on the first grid, three seeds each, from a larger learning rate with He's
 initialisation, so that something is learnt. Beside the steps stand the device's rates of matrix products and of
 copying memory. `idle` is the share of a step that vanishes when the same batch is used again and again. Result: one
-JSON file per device in `benchmarks/results/`.
+JSON file per device in `benchmarks/results/`, which grows grid by grid under a name that ends in `.partial`.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,9 +42,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from nilearn.datasets import load_mni152_brain_mask
-from nilearn.image import resample_img
-from report import write_result
+from report import Result, check
 
 from deeplight_core.config import ModelSettings, TrainingSettings
 from deeplight_core.data.store import Store, write_volumes
@@ -57,6 +56,7 @@ from deeplight_core.training.loop import fit
 HERE = Path(__file__).parent
 SHAPES = {8: (23, 28, 23), 6: (31, 37, 31), 2: (91, 109, 91)}  # HCP's grid of 2 mm, and as coarse
 STATES = 16
+STEPS_PER_POINT = 10  # of a loss curve
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -65,9 +65,12 @@ def main() -> None:
     if options.worker:
         _work(json.loads(options.worker), options.output)
         return
-    device, load = torch.device(options.device), os.getloadavg()
+    device, grids = torch.device(options.device), []
     cuda = device.type == "cuda"
-    grids, curves = [], {}
+    result = Result(
+        "training", options.device, ["torch", "lightning-fabric"], options.output, threads=options.threads,
+        steps=options.steps, rounds=options.rounds, grids=[], curves={},
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         for mm in options.sizes:
             folder = Path(scratch) / f"{mm}mm"
@@ -76,18 +79,15 @@ def main() -> None:
             for batch in batches:
                 grid = {"mm": mm, "shape": list(SHAPES[mm]), "batch_size": batch, **_ways(options, folder, batch)}
                 grids.append({**grid, "flops_per_volume": _flops(SHAPES[mm])})
+                result.add(grids=grids)
                 print(_summary(grid), flush=True)
             if mm == options.sizes[0] and options.curve_steps:
-                curves = _curves(options, folder, batches[0])
+                result.add(curves=_curves(options, folder, batches[0]))
     rate = {
         str(dtype).removeprefix("torch."): matmul_rate(device, dtype, options.matmul or (8192 if cuda else 2048))
         for dtype in (torch.float32, torch.bfloat16)
     }
-    write_result(
-        "training", options.device, load, ["torch", "lightning-fabric"], options.output, threads=options.threads,
-        steps=options.steps, rounds=options.rounds, grids=grids, curves=curves, matmul_flops_per_s=rate,
-        copy_bytes_per_s=copy_rate(device),
-    )  # fmt: skip
+    result.finish(matmul_flops_per_s=rate, copy_bytes_per_s=copy_rate(device, options.copy))
 
 
 def _flops(shape: tuple[int, int, int]) -> float:
@@ -98,6 +98,9 @@ def _flops(shape: tuple[int, int, int]) -> float:
 
 def make_data(folder: Path, shape: tuple[int, int, int], n: int, per_run: int = 48) -> None:
     """The same volumes as a store and as one float32 `.npy` each, with labels: noise and a pattern per state."""
+    from nilearn.datasets import load_mni152_brain_mask  # here, since every process that trains would wait for it
+    from nilearn.image import resample_img
+
     random = np.random.default_rng(0)
     affine = np.diag([*(np.array([-91, 109, 91]) * 2 / shape), 1.0])
     affine[:3, 3] = (90, -126, -72)
@@ -178,13 +181,13 @@ def _ways(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, An
 
 
 def _curves(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[list[float]]]:
-    """Training losses in both precisions, a list per seed: means of ten steps."""
+    """Training losses in both precisions, a list per seed: means of `STEPS_PER_POINT` steps."""
     ours = {"folder": str(folder), "batch": batch, "warm_up": 1, "steps": options.curve_steps - 1}
     ours |= {"threads": options.threads, "learning_rate": 1e-3, "initialisation": "he"}
     curves = {}
     for precision in ("32-true", "bf16-mixed"):
-        losses = [_ours({**ours, "precision": precision, "seed": seed})["losses"] for seed in (1, 2, 3)]
-        curves[precision] = [np.reshape(of_seed, (-1, 10)).mean(axis=1).tolist() for of_seed in losses]
+        losses = [_ours({**ours, "precision": precision, "seed": seed})["losses"] for seed in options.curve_seeds]
+        curves[precision] = [np.reshape(of_seed, (-1, STEPS_PER_POINT)).mean(axis=1).tolist() for of_seed in losses]
     return curves
 
 
@@ -305,7 +308,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, n: int) -> float:
     return 2 * n**3 / _median_seconds(lambda: a @ b, device, calls=10 if device.type == "cuda" else 3)
 
 
-def copy_rate(device: torch.device, mib: int = 512) -> float:
+def copy_rate(device: torch.device, mib: int) -> float:
     """Bytes/s read plus written when memory of the device is copied within it."""
     source = torch.ones(mib * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -323,14 +326,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each turn (default 12)")
     parser.add_argument("--warm-up", type=int, default=4, help="steps before them (default 4)")
     parser.add_argument("--curve-steps", type=int, default=300, help="steps of the loss curves (default 300; 0: none)")
+    parser.add_argument("--curve-seeds", type=int, nargs="+", default=(1, 2, 3), help="their seeds (default 1 2 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--matmul", type=int, help="rows of the square matrices (default: 8192 on a GPU, 2048)")
+    parser.add_argument("--copy", type=int, default=512, help="MiB that are copied (default 512)")
     parser.add_argument("--keras-python", help="Python with requirements-keras.txt (without: no keras)")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("PyTorch finds no CUDA device here")
+    steps, keras = options.curve_steps, options.keras_python
+    least = {"rounds": 1, "steps": 1, "warm_up": 0, "curve_steps": 0, "curve_seeds": 0, "threads": 1, "batch": 1}
+    wrong = {
+        f"--curve-steps must be a multiple of {STEPS_PER_POINT}, since a point of a curve is a mean of as many steps, "
+        f"or 0 for no curves; got {steps}": steps % STEPS_PER_POINT != 0,
+        f"--keras-python {keras} cannot be run": bool(keras) and not shutil.which(keras),
+    }
+    check(parser, options, {**least, "matmul": 1, "copy": 1}, wrong)
     options.sizes = options.sizes or ([2] if options.device == "cuda" else [8, 6, 2])
     return options
 

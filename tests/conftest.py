@@ -21,6 +21,7 @@ from deeplight_core.data.simulate import plan, simulate
 from deeplight_core.data.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
+os.environ["OMP_WAIT_POLICY"] = "passive"  # and where a test asks for threads, they do not burn a core while they wait
 
 SHAPE = (7, 8, 9)
 AFFINE = np.array([[-3.0, 0, 0, 9], [0, 3.5, 0, -12], [0, 0, 4, -16], [0, 0, 0, 1]])  # unequal edges of a voxel

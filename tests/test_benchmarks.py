@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,91 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleType:
+    """A benchmark as a module that finds these options on its command line."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "messages"),
+    [
+        ("training", ["--curve-steps", "5"], ["--curve-steps must be a multiple of 10"]),
+        (
+            "training",
+            ["--batch", "4", "0", "--rounds", "0", "--keras-python", "nowhere/python"],
+            ["--batch must be 1 or more, got 0", "--rounds must be 1", "--keras-python nowhere/python cannot be run"],
+        ),
+        ("loader", ["--repeats", "0"], ["--repeats must be 1 or more, got 0"]),
+        (
+            "store",
+            ["--picks", "500", "--repeats", "0"],
+            ["--picks 500 are more than the 400 volumes", "--repeats must"],
+        ),
+        ("prepare", ["--image", "nowhere.nii"], ["give --image and --mask together", "there is no file nowhere.nii"]),
+        ("scaling", ["--jobs", "1", "--many", "3", "3"], ["--jobs must be 2 or more, got 1", "--many needs two"]),
+        ("sweep", ["--steps", "0"], ["--steps must be 1 or more, got 0"]),
+    ],
+)
+def test_wrong_options_are_one_message_before_anything_is_measured(
+    name: str, options: list[str], messages: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    module = script(name, monkeypatch, *options)
+    with pytest.raises(SystemExit):
+        module._options()
+    shown = capsys.readouterr().err
+    assert all(message in shown for message in messages), shown
+
+
+def test_measurements_are_kept_when_a_later_part_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And the result of an earlier run with them; nothing is really measured here."""
+    options = ["--sizes", "8", "6", "--batch", "4", "--output", str(tmp_path)]
+    training = script("training", monkeypatch, *options)
+    way = {"training_ms_per_volume": [2.0], "inference_ms_per_volume": [1.0]}
+    ways = {"8mm": {"ways": {"ours": way}, "idle": 0.5}, "6mm": {"ways": {"ours": way}, "idle": 0.25}}
+    monkeypatch.setattr(training, "make_data", lambda *_, **__: None)
+    monkeypatch.setattr(training, "_ways", lambda options, folder, batch: ways[folder.name])
+    monkeypatch.setattr(training, "_curves", lambda *_: {"32-true": [[1.0]]})
+    for rate in ("matmul_rate", "copy_rate"):
+        monkeypatch.setattr(training, rate, lambda *_: 1.0)
+    training.main()
+    (whole,) = tmp_path.iterdir()
+    before = whole.read_bytes()
+    assert whole.match("training-*.json")
+    assert [grid["mm"] for grid in json.loads(before)["grids"]] == [8, 6]
+
+    def interrupted(options: object, folder: Path, batch: int) -> object:
+        if folder.name == "6mm":
+            raise KeyboardInterrupt
+        return ways[folder.name]
+
+    monkeypatch.setattr(training, "_ways", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.main()
+    assert whole.read_bytes() == before
+    kept = json.loads(whole.with_name(f"{whole.name}.partial").read_text(encoding="utf-8"))
+    assert [(grid["mm"], grid["idle"]) for grid in kept["grids"]] == [(8, 0.5)]
+    assert kept["curves"] == {"32-true": [[1.0]]}
+    monkeypatch.setattr(training, "_ways", lambda options, folder, batch: ways[folder.name])
+    training.main()
+    assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_a_folder_that_cannot_be_written_shows_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    training = script("training", monkeypatch, "--output", str(tmp_path / "file"))
+    monkeypatch.setattr(training, "make_data", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(OSError, match="file"):
+        training.main()
+
+
 def test_training_is_compared_on_a_small_grid(tmp_path: Path) -> None:
     tiny = ["--sizes", "8", "--batch", "4", "--rounds", "1", "--steps", "3", "--warm-up", "1", "--curve-steps", "10"]
-    result = result_of("training", [*tiny, "--matmul", "32", "--threads", "2"], tmp_path)
+    tiny += ["--curve-seeds", "1", "--matmul", "32", "--copy", "1", "--threads", "2"]
+    result = result_of("training", tiny, tmp_path)
     (grid,) = result["grids"]
     assert (grid["mm"], grid["shape"], grid["batch_size"]) == (8, [23, 28, 23], 4)
     ways = grid["ways"]
@@ -31,8 +114,7 @@ def test_training_is_compared_on_a_small_grid(tmp_path: Path) -> None:
 
 
 def test_operations_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    training = importlib.import_module("training")
+    training = script("training", monkeypatch)
     assert training._flops((91, 109, 91)) == pytest.approx(28e9, rel=0.05)
 
 
@@ -160,8 +242,7 @@ def test_time_and_memory_of_some_tiny_runs(tmp_path: Path) -> None:
 
 
 def test_efficiency_with_and_without_startup(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    scaling = importlib.import_module("scaling")
+    scaling = script("scaling", monkeypatch)
     one, two = ({"startup": s, "per_run": t, "cores": c} for s, t, c in ((3, 0.5, 1.25), (4, 0.3125, 1.75)))
     measured = [
         {"jobs": jobs, "runs": runs, "seconds": of["startup"] + runs * of["per_run"] + noise,

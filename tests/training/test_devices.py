@@ -28,10 +28,8 @@ def start(store: Store, folder: Path, **settings: object) -> subprocess.Popen[st
     """A training by several processes, with their output in one pipe."""
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     command = [sys.executable, str(HERE / "ranks.py"), str(store.path), json.dumps(settings), str(folder)]
-    return subprocess.Popen(
-        command, env={**environment, "PYTHONPATH": f"{HERE.parent}:{HERE}"}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    environment["PYTHONPATH"] = f"{HERE.parents[1]}:{HERE.parent}:{HERE}"
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run(store: Store, folder: Path, **settings: object) -> tuple[int, str]:
