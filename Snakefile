@@ -24,7 +24,7 @@ import yaml
 from deeplight_core import config as settings
 from deeplight_core.sweeps import CONTROLS, Cell, planned
 from deeplight_core.data.manifest import read_manifest, select
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS
 
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")
@@ -61,7 +61,8 @@ if not RESOLVED.is_file() or RESOLVED.read_text(encoding="utf-8") != CONTENT:  #
 
 SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
-# Every run of a control that is not the sweep's, by name. Without `controls=yes` the controls' pages show what is there.
+FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
+# Every training of a control that is not the sweep's, by name. Without `controls=yes` the controls' pages show what is there.
 OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
 RUN_CONTROLS = str(config.get("controls", "no")).lower() in ("yes", "true", "1")
 
@@ -70,21 +71,42 @@ def notebook_of(cell):
     return f"{BOOKS}/{'03_finetuning' if cell in SWEEP else 'controls'}/{cell.name}.ipynb"
 
 
+def in_names(fold):
+    return f"-fold{fold}" if fold else ""
+
+
+def number_of(fold):
+    return int(fold.removeprefix("-fold") or 0)
+
+
+def pretraining_notebook(route, target, seed, fold):
+    """The notebook of a pre-training; the first seed's of the paper's own route is a page of the book."""
+    if (route, target, seed, fold) == ("supervised", "", FIRST_SEED, FOLDS[0]):
+        return BOOKS + "/02_pretraining.ipynb"
+    return f"{BOOKS}/pretraining/{route}-{target or 'own'}-seed{seed}{in_names(fold)}.ipynb"
+
+
 def pretraining_of(cell):
-    """The notebook of the pre-training that a run starts from, in a list; an empty one for a run that starts from none."""
-    if VARIANTS[cell.variant].start == "random":
-        return []
-    if not cell.target and cell.seed == FIRST_SEED:
-        return [BOOKS + "/02_pretraining.ipynb"]
-    return [f"{BOOKS}/pretraining/{cell.target or 'own'}-seed{cell.seed}.ipynb"]
+    """The notebook of the pre-training that a training starts from, in a list; empty for one that starts from none."""
+    return [pretraining_notebook(*cell.pretraining)] if cell.pretraining else []
 
 
-def trained(target, seed):
+def trained(route, target, seed, fold):
     """What a pre-training on several devices leaves, in a list; an empty one where the notebook itself trains.
 
     It always does for other targets: `deeplight pretrain` knows the profile's own only.
     """
-    return [f"{RUNS}/trained/seed{seed}"] if DEVICES * NODES > 1 and target in ("", "own") else []
+    found = f"{RUNS}/trained/{route}-seed{seed}{in_names(fold)}"
+    return [found] if DEVICES * NODES > 1 and target in ("", "own") else []
+
+
+def pretraining_settings(route):
+    return settings.digest(MADE_OF_DATA, getattr(PROFILE.routes, route))
+
+
+def pretraining_parameters(route, seed, fold, target=""):
+    own = f" -p target '{target}'" if target not in ("", "own") else ""
+    return f"-p route {route} -p seed {seed}" + (f" -p fold {fold}" if fold else "") + own
 
 
 def batches():
@@ -94,7 +116,7 @@ def batches():
     """
     found = {}
     for cells in (SWEEP, OTHERS.values() if RUN_CONTROLS else []):
-        deep = (cell for cell in cells if VARIANTS[cell.variant].learner == "deeplight")
+        deep = (cell for cell in cells if VARIANTS[cell.variant].learner == "deep")
         for _, alike in groupby(sorted(deep, key=lambda c: (pretraining_of(c), c.fraction)), key=pretraining_of):
             alike = list(alike)
             for i in range(0, len(alike), PER_GPU):
@@ -107,7 +129,7 @@ def batch_of(cell):
 
 
 def swept(wildcards):
-    return Cell("", wildcards.variant, float(wildcards.fraction), int(wildcards.seed))
+    return Cell("", wildcards.variant, float(wildcards.fraction), int(wildcards.seed), number_of(wildcards.fold))
 
 
 def shown(name):
@@ -119,12 +141,13 @@ def shown(name):
 
 def parameters_of(cell):
     target = f"-p target '{cell.target}' " if cell.target else ""
-    return f"{target}-p variant {cell.variant} -p fraction {cell.fraction} -p seed {cell.seed}"
+    fold = f" -p fold {cell.fold}" if cell.fold else ""
+    return f"{target}-p variant {cell.variant} -p fraction {cell.fraction} -p seed {cell.seed}{fold}"
 
 
 def settings_of(cell):
-    pretraining = PROFILE.pretraining if pretraining_of(cell) else None
-    return settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.finetuning, pretraining and pretraining.model_dump())
+    route = getattr(PROFILE.routes, VARIANTS[cell.variant].route)
+    return settings.digest(MADE_OF_DATA, route.encoder, PROFILE.finetuning, route if cell.pretraining else None)
 
 
 SUBJECTS = []
@@ -259,39 +282,43 @@ if DEVICES * NODES > 1:
         input:
             INDEX,
         output:
-            touch(RUNS + "/trained/seed{seed}"),
+            touch(RUNS + "/trained/{route}-seed{seed}{fold}"),
         wildcard_constraints:
+            route="|".join(ROUTES),
             seed=r"\d+",
+            fold=r"(-fold\d+)?",
         params:
-            settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
-        threads: DEVICES * PROFILE.pretraining.threads
+            settings=lambda w: pretraining_settings(w.route),
+            fold=lambda w: f"--fold {number_of(w.fold)} " if w.fold else "",
+        threads: lambda w: DEVICES * getattr(PROFILE.routes, w.route).pretraining.threads
         priority: 1
         resources:
             slot=SLOTS,  # it sees all GPUs
             mpi="srun",  # the command starts its own ranks; without this SLURM's plugin would run it within `srun -n1`
             nodes=NODES,
             gres=f"gpu:{DEVICES}",  # per node; `gpu` would be a sum over the nodes
-            cpus_per_task=PROFILE.pretraining.threads,
+            cpus_per_task=lambda w: getattr(PROFILE.routes, w.route).pretraining.threads,
             # The plugin refuses one task per node, and takes `tasks` for tasks per GPU where that is not 0.
             **({"tasks_per_node": DEVICES} if DEVICES > 1 else {"tasks": NODES, "tasks_per_gpu": 0}),
         shell:
             "${{SLURM_JOB_ID:+{resources.mpi} --nodes={NODES} --ntasks-per-node={DEVICES} --kill-on-bad-exit "
             "--cpus-per-task={resources.cpus_per_task}}} "
-            "deeplight pretrain {RESOLVED} --seed {wildcards.seed} --devices {DEVICES} --nodes {NODES}"
+            "deeplight pretrain {RESOLVED} --route {wildcards.route} --seed {wildcards.seed} {params.fold}"
+            "--devices {DEVICES} --nodes {NODES}"
 
 
 rule pretraining:
     input:
         INDEX,
         "notebooks/02_pretraining.ipynb",
-        trained("", FIRST_SEED),
+        trained("supervised", "", FIRST_SEED, FOLDS[0]),
     output:
         BOOKS + "/02_pretraining.ipynb",
     params:
         notebook="02_pretraining",
-        parameters=f"-p seed {FIRST_SEED}",
-        settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
-    threads: PROFILE.pretraining.threads
+        parameters=pretraining_parameters("supervised", FIRST_SEED, FOLDS[0]),
+        settings=pretraining_settings("supervised"),
+    threads: PROFILE.routes.supervised.pretraining.threads
     priority: 1  # a third of the sweep waits for it
     resources:
         slot=1,
@@ -303,13 +330,18 @@ use rule pretraining as other_pretraining with:
     input:
         INDEX,
         "notebooks/02_pretraining.ipynb",
-        lambda w: trained(w.target, w.seed),
+        lambda w: trained(w.route, w.target, w.seed, number_of(w.fold)),
     output:
-        BOOKS + "/pretraining/{target}-seed{seed}.ipynb",
+        BOOKS + "/pretraining/{route}-{target}-seed{seed}{fold}.ipynb",
+    wildcard_constraints:
+        route="|".join(ROUTES),
+        seed=r"\d+",
+        fold=r"(-fold\d+)?",
     params:
         notebook="02_pretraining",
-        parameters=lambda w: f"-p seed {w.seed}" + ("" if w.target == "own" else f" -p target '{w.target}'"),
-        settings=settings.digest(MADE_OF_DATA, PROFILE.model, PROFILE.pretraining),
+        parameters=lambda w: pretraining_parameters(w.route, w.seed, number_of(w.fold), w.target),
+        settings=lambda w: pretraining_settings(w.route),
+    threads: lambda w: getattr(PROFILE.routes, w.route).pretraining.threads
 
 
 rule finetuning:
@@ -318,11 +350,12 @@ rule finetuning:
         "notebooks/03_finetuning.ipynb",
         lambda w: pretraining_of(swept(w)),
     output:
-        BOOKS + "/03_finetuning/{variant}-{fraction}-seed{seed}.ipynb",
+        BOOKS + "/03_finetuning/{variant}-{fraction}-seed{seed}{fold}.ipynb",
     wildcard_constraints:
         variant="|".join(VARIANTS),
         fraction=r"[\d.e-]+",
         seed=r"\d+",
+        fold=r"(-fold\d+)?",
     params:
         notebook="03_finetuning",
         parameters=lambda w: parameters_of(swept(w)),

@@ -28,7 +28,7 @@ import torch
 from peers.torch_loop import PerVolumeFiles
 from report import Result, check
 from torch.utils.data import DataLoader
-from training import SHAPES, make_data, read_store
+from training import SHAPES, labelled, make_data, read_store
 
 from deeplight_core.training.devices import keep_freed_memory
 from deeplight_core.training.loader import BatchOrder, Volumes
@@ -53,7 +53,7 @@ def main() -> None:
         one_by_one, windows = BatchOrder(files, BATCH, seed=0), BatchOrder(files, BATCH, seed=0, shuffled_runs=4)
 
         def ours(order: BatchOrder, **how: bool) -> Callable[[], Iterator[torch.Tensor]]:
-            data = Volumes(store, store.index, device, **how)
+            data = Volumes(store, labelled(store.index), device, **how)
             return lambda: (
                 batch["volumes"] for _, batch in data.batches(order[step] for step in range(order.steps_per_pass))
             )

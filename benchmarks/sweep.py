@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from deeplight_core.data.store import open_store
 from deeplight_core.experiment import finetuning, pretraining
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import planned
-from deeplight_core.training.examples import select_rows
+from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 
 
@@ -40,16 +41,16 @@ def main() -> None:
     options = _options()
     profile = load_profile(project_root() / "profiles" / f"{options.profile}.yaml")
     store = open_store(profile.store)
-    cells = [cell for cell in planned(profile, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
-    missing = [seed for seed in profile.sweep.seeds if not pretraining(profile, seed, store).finished]
+    cells = [cell for cell in planned(profile, "sweep") if VARIANTS[cell.variant].learner == "deep"]
+    missing = [seed for seed in profile.sweep.seeds if not pretraining(profile, seed).finished]
     if missing:
         sys.exit(f"sweep.py: no pre-training of seed {missing}; run `make reproduce PROFILE={options.profile}` first")
     states = profile.data.states("target")
     trained = decoded = 0
     for cell in cells:
-        units = finetuning(profile, cell.variant, cell.fraction, cell.seed, store).units
-        trained += profile.finetuning.epochs * len(select_rows(store.index, states, "train", units))
-        decoded += profile.finetuning.epochs * len(select_rows(store.index, states, "validation"))
+        units = finetuning(profile, cell.variant, cell.fraction, cell.seed).units
+        trained += profile.finetuning.epochs * len(of_states(store.index, states, "train", units))
+        decoded += profile.finetuning.epochs * len(of_states(store.index, states, "validation"))
     result = Result(
         "sweep", "cpu", ["torch", "lightning-fabric"], options.output, profile=options.profile, trainings=len(cells),
         volumes_trained_on=trained, volumes_decoded=decoded, shape=list(store.shape),
@@ -57,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         plain = _plain(profile, Path(scratch), options.steps)
         result.add(plain_ms_per_volume={"training": median(plain), "inference": median(plain, "inference")})
-        ours_s = _ours(profile, Path(scratch), [list(cell[1:]) for cell in cells])
+        ours_s = _ours(profile, Path(scratch), [list(cell[1:4]) for cell in cells])
     plain_s = (trained * median(plain) + decoded * median(plain, "inference")) / 1e3
     result.finish(ours_s=ours_s, plain_s=plain_s, times_as_fast=plain_s / ours_s)
 
@@ -90,14 +91,15 @@ def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
 def _plain(profile: Profile, folder: Path, steps: int) -> dict[str, list[float]]:
     """What the plain loop measures on the target's training volumes, as one float32 file each."""
     store = open_store(profile.store)
-    rows = select_rows(store.index, profile.data.states("target"), "train").iloc[: 10 * profile.finetuning.batch_size]
-    data = Volumes(store, rows.reset_index(drop=True))
+    found = of_states(store.index, profile.data.states("target"), "train")
+    n = 10 * profile.finetuning.batch_size
+    data = Volumes(store, replace(found, table=found.table[:n], members=found.members[:n], targets=found.targets[:n]))
     (folder / "volumes").mkdir()
     for first in range(0, len(data), 24):
         batch = data.batch(np.arange(first, min(first + 24, len(data))))
         for number, volume in zip(batch["numbers"].tolist(), batch["volumes"].numpy(), strict=True):
             np.save(folder / f"volumes/{number:06d}.npy", volume)
-    np.save(folder / "labels.npy", data.labels.numpy())
+    np.save(folder / "labels.npy", data.targets.numpy())
     command = [sys.executable, str(Path(__file__).parent / "peers/torch_loop.py"), str(folder), "--steps", str(steps)]
     command += ["--batch", str(profile.finetuning.batch_size), "--threads", str(len(os.sched_getaffinity(0)))]
     return last_line([*command, "--states", str(len(profile.data.states("target")))])

@@ -44,13 +44,15 @@ import pandas as pd
 import torch
 from report import Result, check
 
-from deeplight_core.config import ModelSettings, TrainingSettings
 from deeplight_core.data.store import Store, write_volumes
-from deeplight_core.models.deeplight import DeepLight, Loss
+from deeplight_core.models import Batch, Outcome
+from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.routes import DeepLightSettings, TrainingSettings
 from deeplight_core.system.files import file_sha256
 from deeplight_core.training.devices import session
+from deeplight_core.training.examples import Examples
 from deeplight_core.training.inference import predict
-from deeplight_core.training.loader import Batch, Volumes
+from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 
 HERE = Path(__file__).parent
@@ -235,12 +237,18 @@ class Timed(Volumes):
 
 
 class Noted(DeepLight):
-    """A decoder that notes the loss of every batch, on its device."""
+    """A decoder that notes the loss of every training batch, on its device."""
 
-    def loss(self, batch: Batch) -> Loss:
-        loss = super().loss(batch)
-        self.losses = [*getattr(self, "losses", []), loss.value.detach()]
-        return loss
+    def loss(self, batch: Batch) -> Outcome:
+        outcome = super().loss(batch)
+        if self.training:
+            self.losses = [*getattr(self, "losses", []), outcome.loss.detach()]
+        return outcome
+
+
+def labelled(rows: pd.DataFrame) -> Examples:
+    """The volumes of a store made by `make_data`."""
+    return Examples(rows, rows, np.arange(len(rows)), rows["label"].to_numpy())
 
 
 def _work(asked: dict[str, Any], output: Path) -> None:
@@ -252,22 +260,22 @@ def _work(asked: dict[str, Any], output: Path) -> None:
         learning_rate=asked.get("learning_rate", 1e-4), precision=asked.get("precision", "bf16-mixed"),
         compile=asked.get("compile", False),
     )  # fmt: skip
-    seed, few = asked.get("seed", 1), store.index.iloc[:1]
+    seed, every, few = asked.get("seed", 1), labelled(store.index), labelled(store.index.iloc[:1])
     data: list[Timed] = []
 
     def training(device: torch.device) -> Volumes:
-        volumes = Timed(store, store.index, device)
+        volumes = Timed(store, every, device)
         volumes.follow(asked["warm_up"], asked["steps"], asked.get("same_batch", False))
         data.append(volumes)
         return volumes
 
     with session(settings, asked.get("devices", 1)) as fabric, tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
-        model = Noted(store.shape, STATES, ModelSettings(initialisation=asked.get("initialisation", "glorot")))
+        model = Noted(store.shape, STATES, DeepLightSettings(initialisation=asked.get("initialisation", "glorot")))
         run_folder = Path(folder if fabric.is_global_zero else tempfile.mkdtemp())
         fit(fabric, model, training, lambda device: Volumes(store, few, device), settings, seed, run_folder, "ours")
         model.to(fabric.device)
-        everything = Volumes(store, store.index, fabric.device)
+        everything = Volumes(store, every, fabric.device)
         seconds = []
         for _ in range(4):
             start = time.perf_counter()

@@ -4,18 +4,15 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from deeplight_core.config import (
-    PRECISIONS,
-    Profile,
-    SimulationSettings,
-    load_profile,
-    project_root,
-    read_states,
-)
+from deeplight_core.config import Profile, SimulationSettings, load_profile, project_root, read_states
+from deeplight_core.routes import PRECISIONS, ROUTES, VARIANTS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["app", "main"]
 
@@ -29,6 +26,8 @@ Jobs = Annotated[int | None, typer.Option(help="Worker processes; one per core b
 Seed = Annotated[int, typer.Option(help="Seed of the initialisation, the batches and the draw of subjects.", min=0)]
 Devices = Annotated[int, typer.Option(help="GPUs per node, or processes where there is none.", min=1)]
 Nodes = Annotated[int, typer.Option(help="Nodes; start one command per GPU with srun or torchrun.", min=1)]
+Route = Annotated[str, typer.Option(help=f"Way to pre-train: {', '.join(ROUTES)}.")]
+Fold = Annotated[int, typer.Option(help="Fold of cross-validation, from 1 (0: the manifest's own split).", min=0)]
 Precision = Annotated[
     str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's; the same for both trainings.")
 ]
@@ -48,10 +47,10 @@ def _with_precision(profile: Profile, precision: str | None) -> Profile:
         return profile
     if precision not in PRECISIONS:
         raise ValueError(f"--precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
-    stages = {stage: getattr(profile, stage) for stage in ("pretraining", "finetuning")}
-    return profile.model_copy(
-        update={stage: settings.model_copy(update={"precision": precision}) for stage, settings in stages.items()}
-    )
+    content = profile.model_dump()
+    for settings in (content["finetuning"], *(route["pretraining"] for route in content["routes"].values())):
+        settings["precision"] = precision
+    return Profile.model_validate(content)
 
 
 def _rank() -> int:
@@ -267,11 +266,17 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.
 
 @app.command()
 def pretrain(
-    profile: ProfileName, seed: Seed = 1, devices: Devices = 1, nodes: Nodes = 1, precision: Precision = None
+    profile: ProfileName,
+    route: Route = "supervised",
+    seed: Seed = 1,
+    fold: Fold = 0,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    precision: Precision = None,
 ) -> None:
-    """Pre-train a decoder on the source states.
+    """Pre-train an encoder on the source by one of the routes.
 
-    Example: `deeplight pretrain demo --seed 1`
+    Example: `deeplight pretrain demo --route supervised --seed 1`
 
     On the four GPUs of one machine: `deeplight pretrain paper --devices 4 --precision bf16-mixed`
 
@@ -280,41 +285,42 @@ def pretrain(
     """
     from deeplight_core import experiment
 
-    run = experiment.pretrain(_with_precision(_profile(profile), precision), seed, devices, nodes)
+    training = experiment.pretrain(_with_precision(_profile(profile), precision), seed, route, fold, devices, nodes)
     if _rank() == 0:
-        print(f"{run.folder}\n{run.results().groupby('task')['score'].mean().to_string(float_format='{:.1%}'.format)}")
+        _print_scores(training.folder, training.results())
 
 
 @app.command()
 def finetune(
     profile: ProfileName,
-    variant: Annotated[str, typer.Option(help="pretrained, scratch or linear.")],
+    variant: Annotated[str, typer.Option(help=f"Decoder to train: {', '.join(VARIANTS)}.")],
     fraction: Annotated[float, typer.Option(help="Fraction of the training subjects, above 0 and at most 1.")],
     seed: Seed = 1,
+    fold: Fold = 0,
     devices: Devices = 1,
     nodes: Nodes = 1,
     precision: Precision = None,
 ) -> None:
-    """Train one variant on a fraction of the target states' training data.
+    """Train one variant on a fraction of the target's training data.
 
     Example: `deeplight finetune demo --variant pretrained --fraction 0.05 --seed 1`
     """
     from deeplight_core import experiment
 
     settings = _with_precision(_profile(profile), precision)
-    run = experiment.finetune(settings, variant, fraction, seed, devices, nodes)
+    training = experiment.finetune(settings, variant, fraction, seed, fold, devices, nodes)
     if _rank() == 0:
-        print(f"{run.folder}\nvalidation accuracy {run.results()['score'].mean():.1%}")
+        _print_scores(training.folder, training.results())
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder with model.safetensors and model.json.")],
     profile: ProfileName,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
+    split: Annotated[str, typer.Option(help="train, validation or test (default: the reported one).")] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV for the results table.")] = None,
 ) -> None:
-    """Apply a trained decoder to a profile's prepared data: accuracy per subject.
+    """Apply a trained decoder to a profile's prepared data: the scores of each subject.
 
     Example: `deeplight evaluate runs/demo/finetuning-pretrained-0.05-seed1-… demo`
     """
@@ -323,8 +329,19 @@ def evaluate(
     table = experiment.evaluate(_profile(profile), checkpoint, split)
     if output:
         table.to_csv(output, index=False)
-    print(table[["task", "subject", "score", "n"]].to_string(index=False, float_format="{:.3f}".format))
-    print(f"mean over subjects: {table['score'].mean():.1%}")
+    shown = table[["task", "target", "subject", "level", "measure", "score", "n"]]
+    print(shown.to_string(index=False, float_format="{:.3f}".format))
+    _print_scores(checkpoint, table)
+
+
+def _print_scores(folder: Path, table: "pd.DataFrame") -> None:
+    """A training's folder, and its mean score over subjects for each task and level."""
+    from deeplight_core.analysis.measures import MEASURES
+
+    print(folder)
+    for (task, target, level, measure), rows in table.groupby(["task", "target", "level", "measure"], sort=False):
+        said = MEASURES[str(measure)].format(rows["score"].mean())
+        print(f"{task}, {target}, by {level}: {MEASURES[str(measure)].title} {said} (mean of {len(rows)})")
 
 
 @app.command()

@@ -15,14 +15,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import VARIANTS, ReadoutSettings, Routes, Section, TrainingSettings
 from deeplight_core.system.sources import located
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
 
@@ -30,18 +29,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "PRECISIONS",
+    "ColumnTarget",
     "ControlSettings",
     "DataSettings",
+    "FinetuningSettings",
     "LaterVersionError",
-    "LayerGroup",
-    "ModelSettings",
     "PreprocessingSettings",
     "Profile",
     "SimulationSettings",
     "StructuralSettings",
     "SweepSettings",
-    "TrainingSettings",
     "differences",
     "digest",
     "from_parameters",
@@ -68,11 +65,8 @@ def _state_map(value: Any) -> Any:
 
 
 StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
-Precision = Literal["32-true", "bf16-mixed"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def _variant(name: str) -> str:
@@ -88,10 +82,23 @@ class LaterVersionError(ValueError):
     """A later version of this program made what is to be read."""
 
 
-class Section(BaseModel):
-    """Base of all settings: immutable, no unknown keys."""
+class ColumnTarget(Section):
+    """Numbers to decode: columns of the manifest, such as age, in their own units; empty cells are missing values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    column: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+    """Name of the column, or of several that one network decodes at a time."""
+    tasks: list[str] = Field(min_length=1)
+    """Tasks whose volumes it is decoded from (of structural images: their suffix, e.g. T1w)."""
+
+
+def _target(value: Any) -> Any:
+    """A `ColumnTarget` where a column is named, else a state map."""
+    if isinstance(value, ColumnTarget) or (isinstance(value, dict) and "column" in value):
+        return TypeAdapter(ColumnTarget).validate_python(value)
+    return TypeAdapter(StateMap).validate_python(value)
+
+
+Target = Annotated[dict[str, dict[str, list[str]]] | ColumnTarget, BeforeValidator(_target)]
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -118,30 +125,45 @@ class DataSettings(Section):
     """Seed of that draw."""
     max_units: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
     """Use the first so many units of a split (not named, or None: all)."""
-    source: StateMap = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
-    """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events."""
+    source: Target = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
+    """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events. Or a number of
+    each subject: `{column: age, tasks: [T1w]}`."""
     label: str | None = None
     """Column of the manifest whose values are the events of structural images, e.g. sex."""
-    target: StateMap = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
+    target: Target = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
     """Task → states of the fine-tuning data."""
 
     @model_validator(mode="after")
     def _states_are_disjoint(self) -> "DataSettings":
         if both := {*self.states("source")} & {*self.states("target")}:
             raise ValueError(f"states {sorted(both)} are in both source and target; a state belongs to one of them")
-        for task in {**self.source, **self.target}:
+        for task in self.tasks():
             names = [name for events in self.events(task).values() for name in events]
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{task}: {', '.join(repeated)} named more than once; an event belongs to one state")
         return self
 
+    def tasks(self, *which: Literal["source", "target"]) -> list[str]:
+        """Tasks of the source, the target, or (by default) both, in their order."""
+        asked = [getattr(self, name) for name in which or ("source", "target")]
+        return list(dict.fromkeys(task for of in asked for task in (of.tasks if isinstance(of, ColumnTarget) else of)))
+
     def states(self, which: Literal["source", "target"]) -> list[tuple[str, str]]:
-        """(task, state) of every output neuron, in the order of the output layer."""
-        return [(task, state) for task, states in getattr(self, which).items() for state in states]
+        """(task, state) of every output neuron, in the order of the output layer; none where numbers are decoded."""
+        of = getattr(self, which)
+        if isinstance(of, ColumnTarget):
+            return []
+        return [(task, state) for task, states in of.items() for state in states]
+
+    def columns(self, which: Literal["source", "target"]) -> list[str]:
+        """Columns whose numbers are decoded; none where states are."""
+        of = getattr(self, which)
+        return of.column if isinstance(of, ColumnTarget) else []
 
     def events(self, task: str) -> dict[str, list[str]]:
         """State → event names of a task, over source and target."""
-        return {**self.source.get(task, {}), **self.target.get(task, {})}
+        maps = [of for of in (self.source, self.target) if not isinstance(of, ColumnTarget)]
+        return {state: names for of in maps for state, names in of.get(task, {}).items()}
 
 
 class SimulationSettings(Section):
@@ -194,105 +216,40 @@ class PreprocessingSettings(Section):
     storage apply to them)."""
 
 
-class ModelSettings(Section):
-    """DeepLight's initialisation and dropout (section 2.2)."""
+class FinetuningSettings(TrainingSettings):
+    """Training on the target, common to all variants (section 3.2)."""
 
-    initialisation: Literal["glorot", "he"] = "glorot"
-    """Normal initialisation of the convolutions: Glorot & Bengio (2010), as in the paper, or He et al. (2015)."""
-    conv_dropout: tuple[Share, Share, Share] = (0.0, 0.2, 0.4)
-    """Probability that a channel is dropped, for each group of four convolution layers."""
-    lstm_dropout: Share = 0.5
-    """Dropout on the slice features that enter the LSTM."""
-    output_dropout: Share = 0.5
-    """Dropout on the 128 features that enter the output layer."""
-
-
-class LayerGroup(Section):
-    """Layers that learn at a rate of their own, or in some epochs only (discriminative rates, gradual unfreezing)."""
-
-    layers: str
-    """Name of a layer or of what holds it, e.g. encoder or encoder.convolutions.0"""
-    rate: float = Field(1.0, ge=0)
-    """Factor on the learning rate (0 = frozen throughout)."""
-    from_epoch: int = Field(1, ge=1)
-    """First epoch in which they learn."""
-    until_epoch: int | None = Field(None, ge=1)
-    """Last epoch in which they learn (None = the run's last)."""
-
-    @model_validator(mode="after")
-    def _epochs_are_in_order(self) -> "LayerGroup":
-        if self.until_epoch is not None and self.until_epoch < self.from_epoch:
-            raise ValueError(f"until_epoch {self.until_epoch} is before from_epoch {self.from_epoch}")
-        return self
-
-    def fits(self, name: str) -> bool:
-        """Whether a weight belongs to the layers."""
-        return self.layers in ("", name) or name.startswith(f"{self.layers}.")
-
-    def learns(self, epoch: int) -> bool:
-        """Whether the layers learn in an epoch (from 1)."""
-        return self.rate > 0 and self.from_epoch <= epoch <= (self.until_epoch or epoch)
-
-
-class TrainingSettings(Section):
-    """One training run (sections 2.2, 3.1 and 3.2)."""
-
-    epochs: int = Field(40, ge=1)
-    """Number of epochs."""
-    steps_per_epoch: int | None = Field(None, ge=1)
-    """Batches per epoch (None = one pass over the training data)."""
-    batch_size: int = Field(24, ge=1)
-    """Volumes per batch."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Adam's step size."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the run: constant, or warm-up over 5% of the steps and cosine decay to zero."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Share of each weight that a step takes away, times the learning rate (AdamW, Loshchilov & Hutter 2019)."""
-    l1: float = Field(0.0, ge=0)
-    """Factor of the sum of all weights' absolute values that is added to what is minimised."""
-    groups: list[LayerGroup] = []
-    """Layers with a learning rate or a schedule of their own; of those that fit a weight, the last one counts."""
-    patience: int | None = Field(None, ge=1)
-    """Stop after so many epochs without a lower validation loss (None = never)."""
-    keep: Literal["last", "best"] = "last"
-    """The weights that the run ends with: the last epoch's, or those with the lowest validation loss."""
-    shuffled_runs: int | None = Field(None, ge=1)
-    """Shuffle volumes within a window of so many runs that slides over all, so that a store larger than the memory is
-    read run by run (None = over all runs)."""
-    precision: Precision = "32-true"
-    """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
-    threads: int = Field(2, ge=1)
-    """CPU threads of each process; fixed here because the last bits of a sum depend on it."""
-    deterministic: bool | None = None
-    """Refuse operations whose last bits vary from run to run (None = on a CPU, where that costs nothing)."""
-    compile: bool = False
-    """Compile the model (torch.compile): slow to start; meant for GPUs."""
+    head: ReadoutSettings = ReadoutSettings()
+    """The output layer on the encoder's features."""
 
 
 class SweepSettings(Section):
-    """The grid of fine-tuning runs (section 3.2)."""
+    """The fine-tunings to make (section 3.2)."""
 
-    variants: list[VariantName] = ["pretrained", "scratch", "linear"]
-    """Decoders to compare, of those in `variants.VARIANTS`."""
+    variants: list[VariantName] = Field(["pretrained", "scratch", "linear"])
+    """Decoders to compare, of those in `routes.VARIANTS`."""
     fractions: list[Fraction] = Field([0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0], min_length=1)
     """Fractions of the training units; at least one unit each."""
     seeds: list[Seed] = Field([1], min_length=1)
-    """Seeds of the draw of units, the initialisation, the batches, and the pre-training that a run starts from."""
+    """Seeds of the draw of units, the initialisation, the batches, and the pre-training that a training starts from."""
+    folds: int | None = Field(None, ge=2)
+    """Cross-validate over so many folds of the units, in the place of the manifest's split of train and validation."""
+    repeats: int = Field(1, ge=1)
+    """How often the units are divided into folds anew."""
 
 
 class ControlSettings(Section):
     """The grids of `make controls`, beyond the paper, on the sweep's data and splits."""
 
-    baselines: list[VariantName] = ["linear", "svm", "decoder"]
+    baselines: list[VariantName] = Field(["linear", "svm", "decoder"])
     """Linear models, at every fraction of the sweep."""
-    initialisation: list[VariantName] = ["scratch-glorot", "scratch-he", "shuffled", "frozen"]
+    initialisation: list[VariantName] = Field(["scratch-glorot", "scratch-he", "shuffled", "frozen"])
     """Other starts of the weights, at every fraction of the sweep; the profile's initialisation is not run twice."""
-    permutation: list[VariantName] = ["pretrained-permuted", "scratch-permuted", "linear-permuted"]
+    permutation: list[VariantName] = Field(["pretrained-permuted", "scratch-permuted", "linear-permuted"])
     """Decoders trained on permuted labels, at `fractions`."""
     fractions: list[Fraction] = Field([0.01, 0.1, 0.4], min_length=1)
     """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
-    seeds: list[Seed] = [1, 2, 3, 4, 5]
+    seeds: list[Seed] = Field([1, 2, 3, 4, 5])
     """Seeds of complete repetitions, pre-training included."""
 
 
@@ -304,17 +261,20 @@ class Profile(Section):
     data: DataSettings = DataSettings()
     simulation: SimulationSettings | None = None
     preprocessing: PreprocessingSettings = PreprocessingSettings()
-    model: ModelSettings = ModelSettings()
-    pretraining: TrainingSettings = TrainingSettings(epochs=40)
-    finetuning: TrainingSettings = TrainingSettings(epochs=50)
+    routes: Routes = Routes()
+    """The ways to pre-train: what their models are like, and how they are trained."""
+    finetuning: FinetuningSettings = FinetuningSettings(epochs=50)
     sweep: SweepSettings = SweepSettings()
     controls: ControlSettings = ControlSettings()
 
     @property
     def tasks_to_leave_out(self) -> list[str]:
         """Tasks that can be the target while all others are the source; none where a task serves as both."""
-        tasks = {**self.data.source, **self.data.target}
-        return list(tasks) if len(tasks) == len(self.data.source) + len(self.data.target) > 1 else []
+        source, target = self.data.source, self.data.target
+        if isinstance(source, ColumnTarget) or isinstance(target, ColumnTarget):
+            return []
+        tasks = {**source, **target}
+        return list(tasks) if len(tasks) == len(source) + len(target) > 1 else []
 
     def for_target(self, task: str) -> "Profile":
         """This profile with one task as the target and all others as the source; with "" itself.
@@ -324,14 +284,16 @@ class Profile(Section):
         ValueError
             If the task is not among those that can be left out.
         """
-        if task == "" or [task] == list(self.data.target):
+        if task == "" or [task] == self.data.tasks("target"):
             return self
         if task not in self.tasks_to_leave_out:
             raise ValueError(
                 f"{task!r} cannot be the target while the rest is the source; tasks of profile {self.name} that can: "
                 f"{', '.join(self.tasks_to_leave_out) or 'none'}"
             )
-        states = {**self.data.source, **self.data.target}
+        source_states: Any = self.data.source
+        target_states: Any = self.data.target
+        states = {**source_states, **target_states}
         source = {name: of_task for name, of_task in states.items() if name != task}
         data = self.data.model_copy(update={"source": source, "target": {task: states[task]}})
         return self.model_copy(update={"data": data})
@@ -371,8 +333,8 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
     import pandas as pd
 
     rows = {}
-    for section in ("simulation", "data", "preprocessing", "model", "pretraining", "finetuning", "sweep"):
-        one, two = (p.model_dump(mode="json")[section] or {} for p in (a, b))
+    for section in ("simulation", "data", "preprocessing", "routes", "finetuning", "sweep"):
+        one, two = (_flat(p.model_dump(mode="json")[section] or {}) for p in (a, b))
         for key in dict.fromkeys([*one, *two]):
             if one.get(key) != two.get(key) and key not in (
                 "manifest",
@@ -385,6 +347,15 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
             ):
                 rows[f"{section}.{key}"] = (_stated(one.get(key)), _stated(two.get(key)))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "this run"])
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings within settings as `section.field`; states stay together."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        within = isinstance(value, dict) and key not in ("source", "target", "max_units")
+        flat |= {f"{key}.{name}": inner for name, inner in _flat(value).items()} if within else {key: value}
+    return flat
 
 
 def _stated(value: object) -> str:
@@ -504,15 +475,21 @@ def _validated(content: dict[str, Any], where: str) -> Profile:
 
 
 def _unknown_key(location: tuple[int | str, ...]) -> str:
-    sections: dict[str, type[BaseModel]] = {
-        "data": DataSettings, "simulation": SimulationSettings, "preprocessing": PreprocessingSettings,
-        "model": ModelSettings, "pretraining": TrainingSettings, "finetuning": TrainingSettings, "sweep": SweepSettings,
-        "controls": ControlSettings, "structural": StructuralSettings,
-        "groups": LayerGroup,
-    }  # fmt: skip
-    section: type[BaseModel] = Profile
+    """What to do about a key that a section does not have: the nearest that it has, or where it went."""
+    if location in (("model",), ("pretraining",)):
+        return "it is in routes.supervised now, as encoder (initialisation, dropout), head (dropout) and pretraining"
+    section: Any = Profile
     for part in location[:-1]:
-        section = sections.get(str(part), section)
+        field = getattr(section, "model_fields", {}).get(part)
+        inner = [kind for kind in _sections_of(field.annotation)] if field else []
+        section = inner[0] if inner else section
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known are {', '.join(known)}"
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The settings that a field's type names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _sections_of(part)]

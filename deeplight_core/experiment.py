@@ -1,29 +1,29 @@
 """One training of an experiment: settings → store → model → loop → training folder.
 
-A finished training is found, not repeated.
+A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ holds
 
-runs/<profile>/<stage>-…-<hash>/
-    config.yaml, environment.txt      what was asked for, and what it ran on
-    metrics.csv, tensorboard/         every epoch, per task and subject
-    model.safetensors, model.json     weights and their record (not for the linear baseline)
-    predictions.parquet               every validation volume, true and decoded state
-    scores.csv              the results table; written last, so that a training that has it is finished
+    config.yaml, environment.txt      what was asked for, what it ran on, and the code's commit
+    metrics.csv, tensorboard/         every epoch, per task, target and subject
+    model.safetensors, model.json     weights and their record (not of a linear model)
+    predictions.parquet               every example of the reported split, its target and the answer
+    scores.csv                        the results table; written last, so that a training that has it is finished
 """
 
 import platform
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
 
-from deeplight_core import __version__
-from deeplight_core.analysis.scores import RESULT_KEYS, predictions_table, subject_scores
-from deeplight_core.config import LayerGroup, Profile, TrainingSettings, digest
+from deeplight_core.analysis import scores
+from deeplight_core.config import Profile, digest
 from deeplight_core.data.images import load_bold
 from deeplight_core.data.manifest import read_manifest, select
 from deeplight_core.data.plan import plan
@@ -31,12 +31,15 @@ from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store
-from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.routes import VARIANTS
+from deeplight_core.models import build
+from deeplight_core.models.heads import Numbers
+from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
 from deeplight_core.sweeps import Cell, planned
 from deeplight_core.system.files import write_whole
+from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
-from deeplight_core.training.baselines import linear_predictions
+from deeplight_core.training import examples as learnt_from
+from deeplight_core.training.baselines import linear_answers
 from deeplight_core.training.checkpoint import (
     check_data,
     data_facts,
@@ -47,17 +50,18 @@ from deeplight_core.training.checkpoint import (
     transfer,
 )
 from deeplight_core.training.devices import available_precision, session
-from deeplight_core.training.examples import draw_units, permute_labels, select_rows
+from deeplight_core.training.examples import Examples, draw_units, fold_units, permuted, unit_statistics
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 
 __all__ = [
+    "Split",
     "Training",
     "evaluate",
     "finetune",
     "finetuning",
-    "finished_training",
+    "finished_trainings",
     "prepare_data",
     "prepare_part",
     "pretrain",
@@ -66,6 +70,17 @@ __all__ = [
     "sweep_results",
 ]
 
+_Which = Literal["source", "target"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Units to train on, to measure on after every epoch, and to report; units are sorted."""
+
+    train: list[str]
+    watched: list[str]
+    reported: list[str]
+
 
 @dataclass(frozen=True)
 class Training:
@@ -73,12 +88,32 @@ class Training:
 
     profile: Profile
     folder: Path
-    stage: str
+    stage: Literal["pretraining", "finetuning"]
+    route: str
     variant: str
     fraction: float
     seed: int
-    units: list[str]
+    fold: int
+    split: Split
     checkpoint: Path | None
+
+    @property
+    def units(self) -> list[str]:
+        """The units that are trained on."""
+        return self.split.train
+
+    @property
+    def which(self) -> _Which:
+        """Whether it learns the profile's source or its target."""
+        return "source" if self.stage == "pretraining" else "target"
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """How it is trained."""
+        if self.stage == "finetuning":
+            return self.profile.finetuning
+        settings: TrainingSettings = getattr(self.profile.routes, self.route).pretraining
+        return settings
 
     @property
     def finished(self) -> bool:
@@ -89,14 +124,15 @@ class Training:
     def label(self) -> str:
         """What progress lines call the training."""
         size = f"{100 * self.fraction:g}% ({len(self.units)} {self.profile.data.split_unit}s)"
-        return f"{self.stage} {self.variant} {size}, seed {self.seed}"
+        fold = f", fold {self.fold}" if self.fold else ""
+        return f"{self.stage} {self.variant or self.route} {size}, seed {self.seed}{fold}"
 
     def metrics(self) -> pd.DataFrame:
-        """Accuracy per epoch, split, task and subject."""
+        """Scores per epoch, split, task, target and subject."""
         return pd.read_csv(self.folder / "metrics.csv", dtype={"subject": str}, keep_default_na=False)
 
     def predictions(self) -> pd.DataFrame:
-        """One row per validation volume."""
+        """One row per reported example."""
         return pd.read_parquet(self.folder / "predictions.parquet")
 
     def results(self) -> pd.DataFrame:
@@ -104,8 +140,46 @@ class Training:
         return pd.read_csv(self.folder / "scores.csv", dtype={"subject": str}, keep_default_na=False)
 
 
-def _training_units(store: Store, states: list[tuple[str, str]]) -> list[str]:
-    return sorted(select_rows(store.index, states, "train")["unit"].unique())
+class _Splits:
+    """The splits of a profile's trainings, each computed once from the opened store."""
+
+    def __init__(self, profile: Profile, store: Store) -> None:
+        self._data, self._sweep, self.store = profile.data, profile.sweep, store
+        self.of = cache(self._of)
+
+    def _units(self, which: _Which) -> pd.DataFrame:
+        """`unit, family, split` of what is learnt from."""
+        rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
+        if states := self._data.states(which):
+            rows = learnt_from.of_states(rows, states).table
+        elif columns := self._data.columns(which):
+            rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
+        return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
+
+    def _of(self, which: _Which, fold: int) -> Split:
+        """The manifest's own split (fold 0), or a fold: units of train and validation, without the fold's own."""
+        units = self._units(which)
+        by_split = {str(split): group["unit"].tolist() for split, group in units.groupby("split")}
+        reported = by_split.get("test") or by_split.get("validation", [])
+        split = Split(by_split.get("train", []), by_split.get("validation") or reported, reported)
+        if fold:
+            split = self._fold(which, split, by_split.get("validation", []), fold)
+        for name, of in (("training", split.train), ("held-out", split.reported)):
+            if not of:
+                raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
+        return split
+
+    def _fold(self, which: _Which, fixed: Split, validation: list[str], fold: int) -> Split:
+        sweep = self._sweep
+        pool = self._units("target")
+        folds = fold_units(pool[pool["split"] != "test"], sweep.folds or 0, sweep.repeats, self._data.split_seed)
+        if fold > len(folds):
+            raise ValueError(f"there is no fold {fold}; sweep.folds and sweep.repeats make {len(folds)}")
+        held_out, divided = {*folds[fold - 1]}, {unit for of in folds for unit in of}
+        # Units of the source that the target does not have keep their split; nobody of the fold is pre-trained on.
+        train = {*fixed.train, *({*validation} & divided)} - held_out
+        reported = sorted({*fixed.train, *validation} - train)
+        return Split(sorted(train), reported, reported)
 
 
 def _check_seed(seed: object) -> None:
@@ -113,47 +187,106 @@ def _check_seed(seed: object) -> None:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
 
 
-def pretraining(profile: Profile, seed: int, store: Store | None = None) -> Training:
-    """The pre-training training of a profile, done or not."""
-    _check_seed(seed)
-    store = store or open_store(profile.store)
-    states = profile.data.states("source")
-    key = digest(__version__, "pretraining", store.identity, profile.model, profile.pretraining, states, seed)
-    return Training(
-        profile, profile.folder / f"pretraining-seed{seed}-{key}", "pretraining", "pretrained", 1.0, seed,
-        _training_units(store, states), None,
-    )  # fmt: skip
+def _check_fold(profile: Profile, fold: object) -> None:
+    n = (profile.sweep.folds or 0) * profile.sweep.repeats
+    if not isinstance(fold, int) or not 0 <= fold <= n:
+        raise ValueError(f"fold must be a whole number from 0 (the manifest's split) to {n}, got {fold!r}")
 
 
-def finetuning(profile: Profile, variant: str, fraction: float, seed: int, store: Store | None = None) -> Training:
-    """The fine-tuning training of a variant, fraction and seed, done or not.
+def _code() -> str:
+    """What of the software decides a result: the code that computes, and torch, whichever device it was built for."""
+    return code_hash(("models", "training")) + torch.__version__.partition("+")[0]
+
+
+def pretraining(
+    profile: Profile, seed: int, route: str = "supervised", fold: int = 0, splits: _Splits | None = None
+) -> Training:
+    """The pre-training of a profile by a route, done or not.
 
     Raises
     ------
     ValueError
-        If the variant is unknown, the fraction is not in (0, 1], or the pre-training that it starts from (that of the
-        same seed) is not done.
+        If there is no such route, seed or fold, or selection and report would use the same units.
+    """
+    if route not in ROUTES:
+        raise ValueError(f"there is no route {route!r}; there are {', '.join(ROUTES)}")
+    _check_seed(seed)
+    _check_fold(profile, fold)
+    splits = splits or _Splits(profile, open_store(profile.store))
+    split = splits.of("source", fold)
+    section, asked = getattr(profile.routes, route), _asked(profile, "source")
+    key = digest(
+        _code(), "pretraining", splits.store.identity, route, section, asked, split.train, split.reported, seed
+    )
+    name = f"pretraining-{route}-seed{seed}" + (f"-fold{fold}" if fold else "")
+    training = Training(
+        profile, profile.folder / f"{name}-{key}", "pretraining", route, "", 1.0, seed, fold, split, None
+    )
+    _check_selection(training)
+    return training
+
+
+def finetuning(
+    profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, splits: _Splits | None = None
+) -> Training:
+    """The fine-tuning of a variant, fraction, seed and fold, done or not.
+
+    Raises
+    ------
+    ValueError
+        If the variant is unknown or does not fit the target, the fraction is not in (0, 1], or the pre-training that it
+        starts from (that of the same seed and fold) is not done.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
     _check_seed(seed)
+    _check_fold(profile, fold)
     if isinstance(fraction, str) or not 0 < fraction <= 1:
         raise ValueError(
             f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units"
         )
-    store = store or open_store(profile.store)
-    states = profile.data.states("target")
-    units = draw_units(_training_units(store, states), fraction, seed)
+    chosen, columns = VARIANTS[variant], profile.data.columns("target")
+    if chosen.learner != "deep" and (chosen.learner == "ridge") != bool(columns):
+        kinds = ("numbers", "states") if columns else ("states", "numbers")
+        raise ValueError(f"the target is {kinds[0]}, and variant {variant} ({chosen.title}) decodes {kinds[1]}")
+    splits = splits or _Splits(profile, open_store(profile.store))
+    split = splits.of("target", fold)
+    split = replace(split, train=sorted(draw_units(split.train, fraction, seed)))
     checkpoint, origin = None, None
-    if VARIANTS[variant].start != "random":
-        checkpoint = pretraining(profile, seed, store).folder
+    if chosen.start != "random":
+        checkpoint = pretraining(profile, seed, chosen.route, fold, splits).folder
         origin = read_record(checkpoint)["sha256"]
     settings = None
-    if VARIANTS[variant].learner == "deeplight":
-        settings = [section.model_dump(mode="json") for section in (profile.model, profile.finetuning)]
-    key = digest(__version__, "finetuning", store.identity, settings, states, units, variant, origin, seed)
-    folder = profile.folder / f"finetuning-{variant}-{fraction:g}-seed{seed}-{key}"
-    return Training(profile, folder, "finetuning", variant, fraction, seed, units, checkpoint)
+    if chosen.learner == "deep":
+        encoder = getattr(profile.routes, chosen.route).encoder
+        settings = [section.model_dump(mode="json", exclude_defaults=True) for section in (encoder, profile.finetuning)]
+    key = digest(
+        _code(), "finetuning", splits.store.identity, settings, _asked(profile, "target"), split.train, split.reported,
+        variant, origin, seed,
+    )  # fmt: skip
+    name = f"finetuning-{variant}-{fraction:g}-seed{seed}" + (f"-fold{fold}" if fold else "")
+    training = Training(
+        profile, profile.folder / f"{name}-{key}", "finetuning", chosen.route, variant, fraction, seed, fold, split,
+        checkpoint,
+    )  # fmt: skip
+    if chosen.learner == "deep":
+        _check_selection(training)
+    return training
+
+
+def _asked(profile: Profile, which: _Which) -> list[Any]:
+    """What is decoded, from which tasks."""
+    return [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
+
+
+def _check_selection(training: Training) -> None:
+    """Nothing is chosen on the units that are reported."""
+    settings, split = training.settings, training.split
+    if (settings.keep == "best" or settings.patience) and {*split.watched} & {*split.reported}:
+        raise ValueError(
+            f"{training.label}: keep: best and patience would choose by the {training.profile.data.split_unit}s that "
+            "are reported; hold out a third split (`deeplight manifest --test N`), or set keep: last and patience: null"
+        )
 
 
 def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False) -> Store:
@@ -193,103 +326,168 @@ def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
     return table
 
 
-def pretrain(profile: Profile, seed: int, devices: int = 1, nodes: int = 1) -> Training:
-    """Pre-train on the source states of all training units; on several devices see `devices.session`."""
-    training = pretraining(profile, seed)
-    return _execute(training, profile.data.states("source"), profile.pretraining, devices, nodes)
+def pretrain(
+    profile: Profile, seed: int, route: str = "supervised", fold: int = 0, devices: int = 1, nodes: int = 1
+) -> Training:
+    """Pre-train by a route on the source of all training units; on several devices see `devices.session`."""
+    return _execute(pretraining(profile, seed, route, fold), devices, nodes)
 
 
-def finetune(profile: Profile, variant: str, fraction: float, seed: int, devices: int = 1, nodes: int = 1) -> Training:
-    """Train a variant on the target states of a fraction of the training units."""
-    training = finetuning(profile, variant, fraction, seed)
-    return _execute(training, profile.data.states("target"), profile.finetuning, devices, nodes)
+def finetune(
+    profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, devices: int = 1, nodes: int = 1
+) -> Training:
+    """Train a variant on the target of a fraction of the training units."""
+    return _execute(finetuning(profile, variant, fraction, seed, fold), devices, nodes)
 
 
-def evaluate(profile: Profile, checkpoint: str | Path, split: str = "validation") -> pd.DataFrame:
-    """The results table of a trained decoder on a split of the profile's store.
+def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.DataFrame:
+    """The results table of a trained decoder on a split of the profile's store (by default the one that is reported).
 
     Raises
     ------
     ValueError
-        If there is no checkpoint, or the store differs from its data in grid, TR, preprocessing or states.
+        If there is no checkpoint, it decodes nothing that can be scored here, or the store differs from its data in
+        what must agree.
     """
     store = open_store(profile.store)
     model, record = load_model(checkpoint)
-    check_data(record, checkpoint, data_facts(store.info, store.shape, store.affine))
-    states = [(task, state) for task, state in record["states"]]
-    if unknown := [f"{task}: {state}" for task, state in states if state not in store.info["events"].get(task, {})]:
-        raise ValueError(f"{checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
-    rows = select_rows(store.index, states, split)
+    for difference in check_data(record, checkpoint, data_facts(store)):
+        print(f"note: other data than {Path(checkpoint).name} was trained on: {difference}", flush=True)
+    targets, training = model.head.targets, record["training"]
+    split = split or ("test" if "test" in store.splits else "validation")
+    if model.head.name == "classes":
+        states = [(task, state) for task, state in targets]
+        if unknown := [f"{task}: {state}" for task, state in states if state not in store.info["events"].get(task, {})]:
+            raise ValueError(f"{checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
+        chosen = learnt_from.of_states(store.index, states, split)
+    elif model.head.name == "numbers":
+        chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split)
+    else:
+        raise ValueError(f"{checkpoint} has a head of kind {model.head.name}, which decodes nothing that can be scored")
     model.eval()
-    predicted, _ = predict(model, Volumes(store, rows))
-    training = record["training"]
-    return subject_scores(
-        predictions_table(rows, predicted, states), route="supervised", variant=training["variant"],
-        fraction=training["fraction"], n_subjects=len(training["units"]), seed=training["seed"],
-    )  # fmt: skip
+    answers = predict(model, Volumes(store, chosen)).answer
+    key = {name: training[name] for name in ("route", "variant", "fraction", "seed", "fold", "seen_volumes", "seconds")}
+    return scores.subject_scores(
+        _predictions(chosen, answers, targets), encoder=model.encoder.name, n_subjects=len(training["units"]), **key
+    )
 
 
-def _execute(
-    training: Training, states: list[tuple[str, str]], settings: TrainingSettings, devices: int = 1, nodes: int = 1
-) -> Training:
-    """Do a training, unless it is finished; every process of a training calls this, the first one writes."""
+def _examples(training: Training, store: Store, units: list[str]) -> Examples:
+    """What a training learns from or is measured on: its route's kind of example while pre-training, else volumes."""
+    data, which = training.profile.data, training.which
+    route = ROUTES[training.route]
+    if training.stage == "pretraining" and route.unlabelled:
+        chosen = learnt_from.of_anything(store.index, data.tasks(which), units=units)
+    elif columns := data.columns(which):
+        chosen = learnt_from.of_numbers(store.index, columns, data.tasks(which), units=units)
+    else:
+        chosen = learnt_from.of_states(store.index, data.states(which), units=units)
+    if training.stage == "pretraining" and route.example != "volume":
+        section = getattr(training.profile.routes, training.route)
+        sequences = learnt_from.clips if route.example == "clip" else learnt_from.windows
+        return sequences(chosen, **section.example.model_dump())
+    return chosen
+
+
+def _architecture(training: Training, store: Store) -> dict[str, Any]:
+    """The encoder of the training's route; while pre-training its head, else one for the target."""
+    data, which = training.profile.data, training.which
+    route, section = ROUTES[training.route], getattr(training.profile.routes, training.route)
+    own = {"initialisation": VARIANTS[training.variant].initialisation} if training.variant else {}
+    encoder = section.encoder.model_copy(update={key: value for key, value in own.items() if value})
+    columns = data.columns(which)
+    name, settings = "numbers" if columns else "classes", training.profile.finetuning.head
+    if training.stage == "pretraining":
+        name, settings = (route.head if route.unlabelled else name), section.head
+    targets: list[Any] = [] if name not in ("classes", "numbers") else columns or [list(p) for p in data.states(which)]
+    return {
+        "encoder": {"name": route.encoder, "shape": store.shape, "settings": encoder.model_dump()},
+        "head": {"name": name, "targets": targets, "settings": settings.model_dump()},
+    }
+
+
+def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
+    """Do a training, unless it is finished; every process of it calls this, the first one writes."""
     if devices * nodes == 1 and _found(training):
         return training
-    store = open_store(training.profile.store)
-    train_rows = select_rows(store.index, states, "train", training.units)
-    held_out_rows = select_rows(store.index, states, "validation")
-    variant = VARIANTS[training.variant]
-    if variant.permuted:
-        train_rows = permute_labels(train_rows, training.seed)
-    if variant.learner != "deeplight":
-        training.folder.mkdir(parents=True, exist_ok=True)
-        _describe(training, store, "32-true")
-        predicted = linear_predictions(variant.learner, Volumes(store, train_rows), Volumes(store, held_out_rows))
-        _write_results(training, held_out_rows, predicted, states)
+    store, split = open_store(training.profile.store), training.split
+    train, watched = (_examples(training, store, units) for units in (split.train, split.watched))
+    same = split.reported == split.watched
+    reported = watched if same else _examples(training, store, split.reported)
+    variant = VARIANTS.get(training.variant)
+    if variant and variant.permuted:
+        train = permuted(train, training.seed)
+    if variant and variant.learner != "deep":
+        _linear(training, store, train, reported)
         return training
+    settings = training.settings
     with session(settings, devices, nodes) as fabric:
         if fabric.broadcast(fabric.is_global_zero and _found(training)):  # the first process looks for all
             return training
         say = print if fabric.is_global_zero else lambda *args, **kwargs: None
         torch.manual_seed(training.seed)
-        own = {"initialisation": variant.initialisation} if variant.initialisation else {}
-        model = DeepLight(store.shape, len(states), training.profile.model.model_copy(update=own))
-        facts = data_facts(store.info, store.shape, store.affine)
+        model = build(_architecture(training, store))
+        if isinstance(model.head, Numbers):
+            model.head.standardise(*unit_statistics(train))
+        facts = data_facts(store)
         left_out: list[str] = []
         if training.checkpoint:
-            left_out = transfer(model, training.checkpoint, facts)
+            left_out, differing = transfer(model, training.checkpoint, facts)
             say(
-                f"{training.label}: took all weights of {training.checkpoint.name} but {', '.join(left_out)}",
+                f"{training.label}: took the encoder of {training.checkpoint.name}, not {', '.join(left_out)}",
                 flush=True,
             )
-            if variant.start == "shuffled":
+            for difference in differing:
+                say(f"{training.label}: other data than it was trained on: {difference}", flush=True)
+            if variant and variant.start == "shuffled":
                 shuffle(model.encoder, training.seed)
-        if variant.frozen:
+        if variant and variant.frozen:
             settings = settings.model_copy(update={"groups": [*settings.groups, LayerGroup(layers="encoder", rate=0)]})
         precision = available_precision(settings.precision)
         if precision != settings.precision:
-            say(f"{training.label}: this processor has no instructions for bfloat16; computing in float32", flush=True)
+            say(f"{training.label}: this CPU has no instructions for bfloat16; computing in float32", flush=True)
         if fabric.is_global_zero:
             training.folder.mkdir(parents=True, exist_ok=True)
             _describe(training, store, precision, fabric.world_size)
-        _, predicted = fit(
+        fitted = fit(
             fabric, model,
-            lambda device: Volumes(store, train_rows, device, by_run=settings.shuffled_runs is not None),
-            lambda device: Volumes(store, held_out_rows, device, by_run=True),
+            lambda device: Volumes(store, train, device, by_run=settings.shuffled_runs is not None),
+            lambda device: Volumes(store, watched, device, by_run=True),
             settings, training.seed, training.folder, training.label,
         )  # fmt: skip
         if fabric.is_global_zero:
+            answers = fitted.answers if same else predict(model, Volumes(store, reported, by_run=True))
+            measured = {"seen_volumes": fitted.seen_volumes, "seconds": round(fitted.seconds, 1)}
             record = {
-                "states": [list(pair) for pair in states], "data": facts, "store": store.identity,
-                "training": {**settings.model_dump(mode="json"), "precision": precision, "variant": training.variant,
-                             "fraction": training.fraction, "seed": training.seed, "units": training.units,
+                "data": facts, "store": store.identity,
+                "training": {**settings.model_dump(mode="json"), **_key(training), **measured, "precision": precision,
+                             "units": training.units, "tasks": training.profile.data.tasks(training.which),
                              "left_out": left_out,
                              "from": training.checkpoint.name if training.checkpoint else None},
             }  # fmt: skip
             save_model(model, training.folder, record)
-            _write_results(training, held_out_rows, predicted, states)
+            if model.head.name in ("classes", "numbers"):
+                predictions = _predictions(reported, answers.answer, model.head.targets)
+            else:
+                predictions = scores.outcome_predictions(reported.table, answers.score, model.head.scored)
+            _write_results(training, predictions, measure=model.head.measure, **measured)
         fabric.barrier()  # what the others read next is there
     return training
+
+
+def _linear(training: Training, store: Store, train: Examples, reported: Examples) -> None:
+    """Train a linear model, and write its results."""
+    training.folder.mkdir(parents=True, exist_ok=True)
+    _describe(training, store, "32-true")
+    data, started = training.profile.data, time.monotonic()
+    states = data.states("target")
+    answers = linear_answers(
+        VARIANTS[training.variant].learner, Volumes(store, train), Volumes(store, reported), len(states)
+    )
+    seconds = round(time.monotonic() - started, 1)
+    seen = len(train) * train.volumes_each
+    predictions = _predictions(reported, answers, data.columns("target") or states)
+    _write_results(training, predictions, seen_volumes=seen, seconds=seconds)
 
 
 def _found(training: Training) -> bool:
@@ -298,56 +496,76 @@ def _found(training: Training) -> bool:
     return training.finished
 
 
-def _write_results(
-    training: Training, rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]
-) -> None:
+def _key(training: Training) -> dict[str, Any]:
+    """The columns of the results table that say which training it is."""
+    names = ("route", "variant", "fraction", "seed", "fold")
+    return {name: getattr(training, name) for name in names}
+
+
+def _predictions(reported: Examples, answers: np.ndarray, targets: list[Any]) -> pd.DataFrame:
+    if reported.targets.ndim == 1:
+        return scores.state_predictions(reported.table, answers, [(task, state) for task, state in targets])
+    return scores.number_predictions(reported.table, reported.targets, answers, targets)
+
+
+def _write_results(training: Training, predictions: pd.DataFrame, measure: str = "", **measured: float) -> None:
     """Write predictions and, last, the results table; what only an unfinished training needs goes."""
-    predictions = predictions_table(rows, predicted, states)
-    accuracy = subject_scores(
-        predictions, route="supervised", variant=training.variant, fraction=training.fraction,
-        n_subjects=len(training.units), seed=training.seed,
+    encoder = ROUTES[training.route].encoder
+    learner = VARIANTS[training.variant].learner if training.variant else "deep"
+    table = scores.subject_scores(
+        predictions, measure, encoder=encoder if learner == "deep" else learner, n_subjects=len(training.units),
+        **_key(training), **measured,
     )  # fmt: skip
     write_whole(training.folder / "predictions.parquet", predictions.to_parquet)
-    write_whole(training.folder / "scores.csv", lambda p: accuracy.to_csv(p, index=False))
-    for leftover in [
-        training.folder / "state.safetensors",
-        *training.folder.glob("partial_*"),
-        *training.folder.glob(".tmp*"),
-    ]:
+    write_whole(training.folder / "scores.csv", lambda p: table.to_csv(p, index=False))
+    partial = [*training.folder.glob("partial_*"), *training.folder.glob(".tmp*")]
+    for leftover in [training.folder / "state.safetensors", *partial]:
         leftover.unlink(missing_ok=True)
 
 
 def _describe(training: Training, store: Store, precision: str, n_processes: int = 1) -> None:
     config: dict[str, Any] = {
-        "stage": training.stage, "variant": training.variant, "fraction": training.fraction, "seed": training.seed,
-        "units": training.units, "store": store.identity, "profile": training.profile.model_dump(mode="json"),
+        "stage": training.stage, **_key(training), "units": training.units, "reported": training.split.reported,
+        "store": store.identity, "profile": training.profile.model_dump(mode="json"),
     }  # fmt: skip
     text = yaml.safe_dump(config, sort_keys=False)
     write_whole(training.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
     packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     computed = f"{device} × {n_processes}, {precision}"
-    lines = [f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {computed}", *packages]
+    lines = [
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {computed}",
+        f"deeplight_core: commit {commit()}", *packages,
+    ]  # fmt: skip
     write_whole(training.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def finished_training(profile: Profile, cell: Cell) -> Training | None:
-    """The training of a grid's cell if it is finished, else None."""
-    own = profile.for_target(cell.target)
-    store = open_store(own.store)
-    if VARIANTS[cell.variant].start != "random" and not pretraining(own, cell.seed, store).finished:
+def _bench(profile: Profile, cells: list[Cell]) -> dict[str, tuple[Profile, _Splits]]:
+    """For each target of some cells its profile and splits; the store is opened once."""
+    store = open_store(profile.store)
+    own = {target: profile.for_target(target) for target in dict.fromkeys(cell.target for cell in cells)}
+    return {target: (of_target, _Splits(of_target, store)) for target, of_target in own.items()}
+
+
+def _if_finished(cell: Cell, profile: Profile, splits: _Splits) -> Training | None:
+    variant = VARIANTS[cell.variant]
+    if variant.start != "random" and not pretraining(profile, cell.seed, variant.route, cell.fold, splits).finished:
         return None
-    training = finetuning(own, cell.variant, cell.fraction, cell.seed, store)
+    training = finetuning(profile, cell.variant, cell.fraction, cell.seed, cell.fold, splits)
     return training if training.finished else None
 
 
+def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Training]:
+    """Those of the cells' trainings that are finished."""
+    bench = _bench(profile, cells)
+    found = {cell: _if_finished(cell, *bench[cell.target]) for cell in cells}
+    return {cell: training for cell, training in found.items() if training}
+
+
 def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """The results of a grid's finished runs in one table, and the names of those that are missing."""
-    columns = [*RESULT_KEYS, "task", "subject", "score", "n"]
-    tables, missing = [], []
-    for cell in planned(profile, name):
-        if training := finished_training(profile, cell):
-            tables.append(training.results())
-        else:
-            missing.append(cell.name)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns), missing
+    """The results of a sweep's finished trainings in one table, and the names of those that are missing."""
+    cells = planned(profile, name)
+    finished = finished_trainings(profile, cells)
+    tables = [training.results() for training in finished.values()]
+    missing = [cell.name for cell in cells if cell not in finished]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(scores.COLUMNS)), missing

@@ -1,26 +1,179 @@
-"""The decoders that are compared, as data: what each learns with, where its weights start, what is done to them."""
+"""Ways to pre-train, and decoders to compare, as data with their settings. Knows no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-__all__ = ["VARIANTS", "Variant"]
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "PRECISIONS",
+    "ROUTES",
+    "VARIANTS",
+    "DeepLightSettings",
+    "LayerGroup",
+    "ReadoutSettings",
+    "Route",
+    "Routes",
+    "Section",
+    "Share",
+    "SupervisedSettings",
+    "TrainingSettings",
+    "Variant",
+]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["32-true", "bf16-mixed"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+class Section(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DeepLightSettings(Section):
+    """DeepLight's encoder: initialisation and dropout (Thomas, Müller & Samek 2019, section 2.2)."""
+
+    initialisation: Literal["glorot", "he"] = "glorot"
+    """Normal initialisation of the convolutions: Glorot & Bengio (2010), as in the paper, or He et al. (2015)."""
+    conv_dropout: tuple[Share, Share, Share] = (0.0, 0.2, 0.4)
+    """Probability that a channel is dropped, for each group of four convolution layers."""
+    lstm_dropout: Share = 0.5
+    """Dropout on the slice features that enter the LSTM."""
+
+
+class ReadoutSettings(Section):
+    """An output layer on an encoder's features: classes or numbers."""
+
+    dropout: Share = 0.5
+    """Dropout on the features that enter it (section 2.2)."""
+
+
+class LayerGroup(Section):
+    """Layers that learn at a rate of their own, or in some epochs only (discriminative rates, gradual unfreezing)."""
+
+    layers: str
+    """Name of a layer or of what holds it, e.g. encoder or encoder.convolutions.0"""
+    rate: float = Field(1.0, ge=0)
+    """Factor on the learning rate (0 = frozen throughout)."""
+    from_epoch: int = Field(1, ge=1)
+    """First epoch in which they learn."""
+    until_epoch: int | None = Field(None, ge=1)
+    """Last epoch in which they learn (None = the run's last)."""
+
+    @model_validator(mode="after")
+    def _epochs_are_in_order(self) -> "LayerGroup":
+        if self.until_epoch is not None and self.until_epoch < self.from_epoch:
+            raise ValueError(f"until_epoch {self.until_epoch} is before from_epoch {self.from_epoch}")
+        return self
+
+    def fits(self, name: str) -> bool:
+        """Whether a weight belongs to the layers."""
+        return self.layers in ("", name) or name.startswith(f"{self.layers}.")
+
+    def learns(self, epoch: int) -> bool:
+        """Whether the layers learn in an epoch (from 1)."""
+        return self.rate > 0 and self.from_epoch <= epoch <= (self.until_epoch or epoch)
+
+
+class TrainingSettings(Section):
+    """One training run (sections 2.2, 3.1 and 3.2)."""
+
+    epochs: int = Field(40, ge=1)
+    """Number of epochs."""
+    steps_per_epoch: int | None = Field(None, ge=1)
+    """Batches per epoch (None = one pass over the training data)."""
+    batch_size: int = Field(24, ge=1)
+    """Volumes per batch."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Adam's step size."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run: constant, or warm-up over 5% of the steps and cosine decay to zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Share of each weight that a step takes away, times the learning rate (AdamW, Loshchilov & Hutter 2019)."""
+    l1: float = Field(0.0, ge=0)
+    """Factor of the sum of all weights' absolute values that is added to what is minimised."""
+    groups: list[LayerGroup] = Field([])
+    """Layers with a learning rate or a schedule of their own; of those that fit a weight, the last one counts."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many epochs without a lower validation loss (None = never)."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that the run ends with: the last epoch's, or those with the lowest validation loss."""
+    shuffled_runs: int | None = Field(None, ge=1)
+    """Shuffle volumes within a window of so many runs that slides over all, so that a store larger than the memory is
+    read run by run (None = over all runs)."""
+    precision: Precision = "32-true"
+    """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
+    threads: int = Field(2, ge=1)
+    """CPU threads of each process; fixed here because the last bits of a sum depend on it."""
+    deterministic: bool | None = None
+    """Refuse operations whose last bits vary from run to run (None = on a CPU, where that costs nothing)."""
+    compile: bool = False
+    """Compile the model (torch.compile): slow to start; meant for GPUs."""
+
+
+class SupervisedSettings(Section):
+    """Pre-training by supervision on the source's states or numbers (sections 2.2 and 3.1)."""
+
+    encoder: DeepLightSettings = DeepLightSettings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: TrainingSettings = TrainingSettings(epochs=40)
+
+
+class Routes(Section):
+    """The ways to pre-train: what their models are like, and how they are trained; a section for each of `ROUTES`."""
+
+    supervised: SupervisedSettings = SupervisedSettings()
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to pre-train an encoder.
+
+    title : what figures call it
+    paper : who published it
+    encoder, head : names in `models.ENCODERS` and `models.HEADS`
+    example : what is learnt from: a volume, a clip, or a begin-middle-end window
+    unlabelled : whether volumes without a state are examples, too
+
+    Its settings are the section of its name in `Routes`: `encoder` and `head` of the models, `pretraining`, and, where
+    an example is no volume, `example` (arguments of `training.examples.clips` or `windows`).
+    """
+
+    title: str
+    paper: str
+    encoder: str
+    head: str
+    example: Literal["volume", "clip", "window"]
+    unlabelled: bool
+
+
+ROUTES = {
+    "supervised": Route(
+        "supervised on other tasks", "Thomas, Müller & Samek (2019)", encoder="deeplight", head="classes",
+        example="volume", unlabelled=False,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to get a decoder of the target states.
+    """One way to get a decoder of the target.
 
     title : what figures call it
-    learner : DeepLight, or a linear model on the in-mask voxels
-    start : DeepLight's first weights: random, those of the pre-training, or those in random order within each tensor
+    route : the route whose encoder it has, and whose pre-training it starts from unless its start is random
+    learner : the route's deep model, or a linear one on the in-mask voxels
+    start : the encoder's first weights: random, those of the pre-training, or those in random order within each tensor
         (the same distribution, no features)
     initialisation : draw random weights so, whatever the profile says
-    frozen : train the output layer only
-    permuted : train on labels in random order within each run
+    frozen : train the head only
+    permuted : train on targets in random order
     """
 
     title: str
-    learner: Literal["deeplight", "logistic", "svm", "decoder"] = "deeplight"
+    route: str = "supervised"
+    learner: Literal["deep", "logistic", "svm", "decoder", "ridge"] = "deep"
     start: Literal["random", "checkpoint", "shuffled"] = "random"
     initialisation: Literal["glorot", "he"] | None = None
     frozen: bool = False
@@ -33,6 +186,7 @@ VARIANTS = {
     "linear": Variant("logistic regression", learner="logistic"),
     "svm": Variant("linear SVM", learner="svm"),
     "decoder": Variant("nilearn Decoder", learner="decoder"),
+    "ridge": Variant("ridge regression", learner="ridge"),
     "scratch-glorot": Variant("from scratch, Glorot", initialisation="glorot"),
     "scratch-he": Variant("from scratch, He", initialisation="he"),
     "shuffled": Variant("pre-trained, weights shuffled", start="shuffled"),

@@ -81,8 +81,8 @@ def tiny_profile(dataset: tuple[pd.DataFrame, Path]) -> Profile:
                 "root": dataset[1], "source": {"EMOTION": ["fear", "neutral"]},
                 "target": {"SOCIAL": ["interaction", "no interaction"]},
             },
-            "model": {"initialisation": "he"}, "pretraining": training, "finetuning": training,
-            "sweep": {"fractions": [0.5]},
+            "routes": {"supervised": {"encoder": {"initialisation": "he"}, "pretraining": training}},
+            "finetuning": training, "sweep": {"fractions": [0.5]},
         }
     )  # fmt: skip
 

@@ -11,16 +11,17 @@ from pydantic import BaseModel, ValidationError
 import deeplight_core
 from deeplight_core.config import (
     DataSettings,
+    FinetuningSettings,
     PreprocessingSettings,
     Profile,
     SimulationSettings,
-    TrainingSettings,
     differences,
     digest,
     from_parameters,
     load_profile,
     project_root,
 )
+from deeplight_core.routes import TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -32,7 +33,7 @@ data:
   source: {EMOTION: [fear, neutral]}
 simulation: {resolution_mm: 8, contrast: 1.5, seed: 3}
 preprocessing: {lag_s: 5}
-pretraining: {epochs: 2}
+routes: {supervised: {pretraining: {epochs: 2}}}
 """
 
 
@@ -63,10 +64,11 @@ def test_notebooks_get_the_same_by_name_and_by_all_parameters(path: Path, monkey
 
 def test_defaults_are_the_papers_recipe() -> None:
     profile = Profile()
-    assert (profile.pretraining.epochs, profile.finetuning.epochs) == (40, 50)
-    assert profile.pretraining == TrainingSettings(learning_rate=1e-4, batch_size=24, schedule="constant")
+    assert (profile.routes.supervised.pretraining.epochs, profile.finetuning.epochs) == (40, 50)
+    recipe = TrainingSettings(learning_rate=1e-4, batch_size=24, schedule="constant")
+    assert profile.routes.supervised.pretraining == recipe
     assert profile.preprocessing == PreprocessingSettings(fwhm_mm=3, high_pass_hz=1 / 128, lag_s=0, skip_s=None)
-    assert profile.model.conv_dropout == (0.0, 0.2, 0.4)
+    assert profile.routes.supervised.encoder.conv_dropout == (0.0, 0.2, 0.4)
     assert profile.sweep.fractions == [0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0]
     assert len(profile.data.states("source")) == 16
     assert profile.data.states("target") == [("WM", state) for state in ("body", "face", "place", "tool")]
@@ -76,18 +78,21 @@ def test_defaults_are_the_papers_recipe() -> None:
     ("text", "message"),
     [
         ("preprocessing: {fhwm_mm: 3}", "preprocessing.fhwm_mm: unknown key; did you mean 'fwhm_mm'"),
-        ("pretraining: {learning_rat: 3}", "did you mean 'learning_rate'"),
+        ("routes: {supervised: {pretraining: {learning_rat: 3}}}", "did you mean 'learning_rate'"),
+        ("routes: {supervised: {encoder: {initialization: he}}}", "did you mean 'initialisation'"),
+        ("model: {initialisation: he}", "model: it is in routes.supervised now, as encoder"),
+        ("pretraining: {epochs: 3}", "pretraining: it is in routes.supervised now"),
         ("data: {slpit_seed: 3}", "did you mean 'split_seed'"),
         ("simulation: {contrst: 3}", "did you mean 'contrast'"),
         ("sweep: {fraction: [1]}", "did you mean 'fractions'"),
         ("fine-tuning: {}", "fine-tuning: unknown key; did you mean 'finetuning'"),
-        ("model: {zzz: 3}", "unknown key; known are initialisation, conv_dropout, lstm_dropout, output_dropout"),
+        ("routes: {supervised: {head: {zzz: 3}}}", "unknown key; known are dropout"),
         ("data: {source: {WM: [bodies]}}", r"WM has no state \['bodies'\]; it has \['body', 'face', 'place', 'tool'\]"),
         ("data: {source: {WM: [body]}}", r"\('WM', 'body'\)\] are in both source and target"),
         ("data: {source: {x: {a: [e1], b: [e2, e1]}}}", "x: e1 named more than once; an event belongs to one state"),
         ("data: {max_units: {train: 0}}", "data.max_units.train: .* greater than or equal to 1, got 0"),
         ("data: {max_units: {tset: 1}}", "data.max_units.tset.*'train', 'validation' or 'test'"),
-        ("model: {conv_dropout: [0, 0.2, 1.4]}", "model.conv_dropout.2: .* less than 1, got 1.4"),
+        ("routes: {supervised: {encoder: {conv_dropout: [0, 0.2, 1.4]}}}", "conv_dropout.2: .* less than 1, got 1.4"),
         ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
         ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),
         ("sweep: {variants: [frosen]}", "sweep.variants.0: unknown variant 'frosen'; known are pretrained, scratch"),
@@ -105,10 +110,10 @@ def test_a_wrong_profile_says_what_is_wrong(tmp_path: Path, text: str, message: 
 
 
 def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
-    path = written(tmp_path, "pretraining: {epochs: 0, batchsize: 2}\nsimulation: {contrast: -1}\ndta: {}")
+    path = written(tmp_path, "finetuning: {epochs: 0, batchsize: 2}\nsimulation: {contrast: -1}\ndta: {}")
     with pytest.raises(ValueError, match=r"has 4 problem\(s\)") as error:
         load_profile(path)
-    for key in ("pretraining.epochs", "pretraining.batchsize", "simulation.contrast", "dta"):
+    for key in ("finetuning.epochs", "finetuning.batchsize", "simulation.contrast", "dta"):
         assert f"\n  {key}: " in str(error.value)
 
 
@@ -133,8 +138,8 @@ def test_settings_are_frozen(section: BaseModel) -> None:
 
 
 def test_parameters_take_the_place_of_the_files_sections(project: Path) -> None:
-    profile = from_parameters("tiny", pretraining={"epochs": 7}, data=..., simulation=...)
-    expected = load_profile("profiles/tiny.yaml").model_dump() | {"pretraining": TrainingSettings(epochs=7)}
+    profile = from_parameters("tiny", finetuning={"epochs": 7}, data=..., simulation=...)
+    expected = load_profile("profiles/tiny.yaml").model_dump() | {"finetuning": FinetuningSettings(epochs=7)}
     assert profile == Profile.model_validate(expected)
     assert from_parameters("tiny") == from_parameters(**yaml.safe_load(TINY))
 
@@ -143,7 +148,7 @@ def test_parameters_that_are_nothing_are_what_they_say(project: Path) -> None:
     assert from_parameters("tiny").simulation is not None
     assert from_parameters("tiny", simulation=None).simulation is None
     assert from_parameters("tiny", simulation={}).simulation == SimulationSettings()
-    assert from_parameters("tiny", pretraining={}).pretraining == Profile().pretraining
+    assert from_parameters("tiny", routes={}).routes == Profile().routes
     with pytest.raises(ValueError, match=r"(?s)parameters of profile tiny has 1 problem.* data: .* got None"):
         from_parameters("tiny", data=None)
 
@@ -172,14 +177,26 @@ def test_the_sections_of_notebooks_are_not_given() -> None:
 
 
 def test_wrong_parameters_are_refused_by_name(project: Path) -> None:
-    with pytest.raises(ValueError, match=r"parameters of profile tiny .*\n  pretrainig: .*did you mean 'pretraining'"):
-        from_parameters("tiny", pretrainig={"epochs": 7})
+    with pytest.raises(ValueError, match=r"parameters of profile tiny .*\n  finetunig: .*did you mean 'finetuning'"):
+        from_parameters("tiny", finetunig={"epochs": 7})
 
 
 def test_parameters_can_do_without_a_file(project: Path) -> None:
-    assert from_parameters("other", pretraining={"epochs": 7}) == Profile(
-        name="other", pretraining=TrainingSettings(epochs=7)
+    assert from_parameters("other", finetuning={"epochs": 7}) == Profile(
+        name="other", finetuning=FinetuningSettings(epochs=7)
     )
+
+
+def test_a_target_may_be_numbers() -> None:
+    data = DataSettings(source={"rest": {}}, target={"column": "age", "tasks": ["rest", "T1w"]})
+    assert data.columns("target") == ["age"]
+    assert data.states("target") == data.states("source") == []
+    assert data.tasks() == ["rest", "T1w"]
+    assert data.tasks("target") == ["rest", "T1w"]
+    assert data.events("rest") == {}
+    assert Profile(data=data).tasks_to_leave_out == []
+    with pytest.raises(ValidationError, match=r"tasks"):
+        DataSettings(target={"column": "age"})
 
 
 def test_state_lists_stand_for_hcps_event_files() -> None:
@@ -214,7 +231,7 @@ def test_paths_are_below_the_folder_that_holds_profiles(project: Path, monkeypat
 
 def test_digest_depends_on_values_not_on_order() -> None:
     assert digest({"a": 1, "b": 2}, Profile()) == digest({"b": 2, "a": 1}, Profile())
-    assert digest(Profile()) != digest(Profile(pretraining=TrainingSettings(epochs=41)))
+    assert digest(Profile()) != digest(Profile(finetuning=FinetuningSettings(epochs=41)))
     assert len(digest(1)) == 12
 
 
@@ -225,7 +242,7 @@ def test_a_setting_that_comes_later_changes_no_digest_where_it_has_its_default()
     for contrast in (1.0, 2.0):
         assert digest(Later(contrast=contrast)) == digest(SimulationSettings(contrast=contrast))
     assert digest(Later(motion_mm=1)) != digest(Later())
-    assert digest(Profile(pretraining=TrainingSettings())) != digest(Profile(finetuning=TrainingSettings()))
+    assert digest(Profile(finetuning=FinetuningSettings())) != digest(Profile())  # 40 epochs, the profile has 50
 
 
 def test_differences_lists_what_is_not_the_papers() -> None:

@@ -2,6 +2,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,9 +10,9 @@ import yaml
 from conftest import N_KEPT, use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import experiment
-from deeplight_core.analysis.scores import subject_scores
-from deeplight_core.config import Profile
+from deeplight_core import cli, experiment
+from deeplight_core.analysis.scores import COLUMNS, subject_scores
+from deeplight_core.config import ColumnTarget, Profile
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.experiment import (
@@ -23,7 +24,9 @@ from deeplight_core.experiment import (
     pretraining,
     sweep_results,
 )
+from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
+from deeplight_core.system.provenance import commit
 from deeplight_core.training.checkpoint import load_model, read_record
 
 VARIANTS = ["pretrained", "scratch", "linear"]
@@ -52,6 +55,17 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def changed(profile: Profile, section: str, **fields: object) -> Profile:
     return profile.model_copy(update={section: getattr(profile, section).model_copy(update=fields)})
+
+
+def rerouted(profile: Profile, part: str, **fields: object) -> Profile:
+    """A profile whose supervised route has another encoder, head or pre-training."""
+    own = getattr(profile.routes.supervised, part).model_copy(update=fields)
+    section = profile.routes.supervised.model_copy(update={part: own})
+    return changed(profile, "routes", supervised=section)
+
+
+def untimed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="seconds")
 
 
 def times(project: Path) -> dict[Path, int]:
@@ -95,7 +109,7 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
     assert training.finished
     others = [
         finetuning(changed(tiny_profile, "finetuning", epochs=3), "scratch", 0.5, 1),
-        finetuning(changed(tiny_profile, "model", initialisation="glorot"), "scratch", 0.5, 1),
+        finetuning(rerouted(tiny_profile, "encoder", initialisation="glorot"), "scratch", 0.5, 1),
         finetuning(tiny_profile, "scratch", 0.5, 2),
         finetuning(tiny_profile, "scratch", 0.75, 1),
         finetuning(tiny_profile, "pretrained", 0.5, 1),
@@ -103,7 +117,8 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
     ]
     assert len({other.folder for other in [training, *others]}) == 7
     other_store = replace(open_store(tiny_profile.store), info={"preprocessing": None})
-    assert finetuning(tiny_profile, "scratch", 0.5, 1, other_store).folder != training.folder
+    splits = experiment._Splits(tiny_profile, other_store)
+    assert finetuning(tiny_profile, "scratch", 0.5, 1, splits=splits).folder != training.folder
     assert pretraining(tiny_profile, 2).folder != pretraining(tiny_profile, 1).folder
 
 
@@ -111,7 +126,7 @@ def test_what_does_not_matter_is_not_another_run(project: Path, tiny_profile: Pr
     longer = changed(tiny_profile, "finetuning", epochs=3)
     assert finetuning(longer, "linear", 0.5, 1).finished
     assert pretraining(longer, 1).finished
-    assert finetuning(changed(tiny_profile, "pretraining", epochs=3), "scratch", 0.5, 1).finished
+    assert finetuning(rerouted(tiny_profile, "pretraining", epochs=3), "scratch", 0.5, 1).finished
     assert finetuning(changed(tiny_profile, "sweep", seeds=[1, 2, 3]), "pretrained", 0.5, 1).finished
 
 
@@ -142,14 +157,25 @@ def test_results_are_those_of_the_predictions(project: Path, tiny_profile: Profi
     for variant in VARIANTS:
         training = finetuning(tiny_profile, variant, 0.5, 1)
         results, predictions = training.results(), training.predictions()
-        assert list(results.columns) == [
-            "route", "variant", "fraction", "n_subjects", "seed", "task", "subject", "score", "n",
-        ]  # fmt: skip
-        key = {"route": "supervised", "variant": variant, "fraction": 0.5, "n_subjects": 2, "seed": 1}
+        assert tuple(results.columns) == COLUMNS
+        key = {
+            "route": "supervised", "encoder": "logistic" if variant == "linear" else "deeplight", "variant": variant,
+            "fraction": 0.5, "n_subjects": 2, "seed": 1, "fold": 0, "seen_volumes": results["seen_volumes"].iloc[0],
+            "seconds": results["seconds"].iloc[0],
+        }  # fmt: skip
         pd.testing.assert_frame_equal(results, subject_scores(predictions, **key))
-        assert results["subject"].tolist() == ["s5", "s6"]
-        assert results["n"].tolist() == [N_KEPT, N_KEPT]
+        assert results["subject"].tolist() == ["s5", "s6"] * 2
+        assert results["level"].tolist() == ["volume"] * 2 + ["block"] * 2
+        assert results["n"].tolist() == [N_KEPT] * 2 + [6] * 2
+        assert set(results["dataset"]) == {"tiny"}
+        assert set(results["measure"]) == {"accuracy"}
+        assert set(results["target"]) == {"state"}
+        assert (results["seconds"] >= 0).all()
+        volumes = 2 * N_KEPT  # of two subjects
+        assert set(results["seen_volumes"]) == {volumes if variant == "linear" else 2 * volumes}  # two epochs
         assert set(predictions["task"]) == {"SOCIAL"}
+        states = ["SOCIAL: interaction", "SOCIAL: no interaction"]
+        np.testing.assert_allclose(predictions[states].sum(axis=1), 1, rtol=1e-5)
     pd.testing.assert_frame_equal(
         sweep_results(tiny_profile)[0],
         pd.concat([finetuning(tiny_profile, v, 0.5, 1).results() for v in VARIANTS], ignore_index=True),
@@ -160,14 +186,20 @@ def test_evaluating_a_run_gives_its_results(project: Path, tiny_profile: Profile
     for training in (pretraining(tiny_profile, 1), finetuning(tiny_profile, "pretrained", 0.5, 1)):
         pd.testing.assert_frame_equal(evaluate(tiny_profile, training.folder), training.results())
     train = evaluate(tiny_profile, training.folder, "train")
-    assert sorted(train["subject"]) == ["s1", "s2", "s3", "s4"]
+    assert sorted({*train["subject"]}) == ["s1", "s2", "s3", "s4"]
 
 
-def test_evaluating_on_other_data_is_an_error(project: Path, tiny_profile: Profile) -> None:
+def test_evaluating_on_other_data_is_an_error_or_a_note(
+    project: Path, tiny_profile: Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = pretraining(tiny_profile, 1)
     path = tiny_profile.store / "store.json"
     path.write_text(path.read_text().replace('"tr_s": 2.0', '"tr_s": 0.72'))
-    with pytest.raises(ValueError, match=r"other tr_s: tr_s 2\.0, here 0\.72"):
+    assert len(evaluate(tiny_profile, training.folder)) == 4
+    note = f"note: other data than {training.folder.name} was trained on: tr_s 2.0 there, 0.72 here"
+    assert note in capsys.readouterr().out
+    path.write_text(path.read_text().replace('"crop": false', '"crop": true'))
+    with pytest.raises(ValueError, match=r"trained on another grid .* shape \[7, 8, 9\] there"):
         evaluate(tiny_profile, training.folder)
 
 
@@ -190,7 +222,7 @@ def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Pr
     assert (config["variant"], config["fraction"], config["seed"]) == ("pretrained", 0.5, 1)
     assert f"torch=={torch.__version__}" in (training.folder / "environment.txt").read_text().splitlines()
     record = read_record(training.folder)
-    assert record["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
+    assert record["architecture"]["head"]["targets"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
     assert record["store"] == config["store"] == open_store(tiny_profile.store).identity
     assert record["training"]["from"] == pretraining(tiny_profile, 1).folder.name
     assert sorted(record["training"]["left_out"]) == ["head.bias", "head.weight"]
@@ -211,7 +243,7 @@ def test_interrupted_run_becomes_the_same(
     project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = finetuning(tiny_profile, "scratch", 0.5, 1).folder
-    weights, accuracy = load_file(whole / "model.safetensors"), (whole / "scores.csv").read_bytes()
+    weights, scores = load_file(whole / "model.safetensors"), finetuning(tiny_profile, "scratch", 0.5, 1).results()
     shutil.rmtree(whole)
 
     def interrupted(*_: object) -> None:
@@ -228,19 +260,20 @@ def test_interrupted_run_becomes_the_same(
     finetune(tiny_profile, "scratch", 0.5, 1)
     assert "going on at step 6 of 6" in capsys.readouterr().out
     assert all(torch.equal(weight, weights[name]) for name, weight in load_file(whole / "model.safetensors").items())
-    assert (whole / "scores.csv").read_bytes() == accuracy
+    pd.testing.assert_frame_equal(untimed(training.results()), untimed(scores))
 
 
 # ---- controls
 
 
 def test_every_variant_trains_and_is_told_apart(project: Path, tiny_profile: Profile) -> None:
-    trainings = {variant: finetune(tiny_profile, variant, 0.5, 1) for variant in EVERY_VARIANT}
-    assert len({training.folder for training in trainings.values()}) == len(EVERY_VARIANT)
+    of_states = [name for name, variant in EVERY_VARIANT.items() if variant.learner != "ridge"]
+    trainings = {variant: finetune(tiny_profile, variant, 0.5, 1) for variant in of_states}
+    assert len({training.folder for training in trainings.values()}) == len(of_states)
     for variant, training in trainings.items():
         assert set(training.results()["variant"]) == {variant}
         assert training.units == trainings["scratch"].units
-        assert training.results()["n"].tolist() == [N_KEPT, N_KEPT]
+        assert training.results()["n"].tolist() == [N_KEPT, N_KEPT, 6, 6]
 
 
 def still(profile: Profile) -> Profile:
@@ -299,7 +332,10 @@ def test_another_task_as_the_target(project: Path, tiny_profile: Profile) -> Non
     pretrain(swapped, 1)
     training = finetune(swapped, "pretrained", 0.5, 1)
     assert set(training.results()["task"]) == {"EMOTION"}
-    assert read_record(training.checkpoint)["states"] == [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
+    assert read_record(training.checkpoint)["architecture"]["head"]["targets"] == [
+        ["SOCIAL", "interaction"],
+        ["SOCIAL", "no interaction"],
+    ]
     assert training.folder != finetuning(tiny_profile, "pretrained", 0.5, 1).folder
 
 
@@ -335,10 +371,10 @@ def test_prepare_data_reads_the_manifest(
 
 def test_pretrained_needs_a_checkpoint(project: Path, tiny_profile: Profile) -> None:
     with pytest.raises(
-        ValueError, match=r"no finished checkpoint in .*pretraining-seed7-.*; run the pre-training first"
+        ValueError, match=r"no finished checkpoint in .*pretraining-supervised-seed7-.*; run the pre-training first"
     ):
         finetune(tiny_profile, "pretrained", 0.5, 7)
-    assert not list((project / "runs/tiny").glob("pretraining-seed7-*"))
+    assert not list((project / "runs/tiny").glob("pretraining-supervised-seed7-*"))
     assert finetune(tiny_profile, "scratch", 0.5, 7).finished
 
 
@@ -359,3 +395,188 @@ def test_seeds_that_are_none(tiny_profile: Profile, seed: int) -> None:
         finetuning(tiny_profile, "scratch", 0.5, seed)
     with pytest.raises(ValueError, match=f"seed must be a whole number from 0, got {seed!r}"):
         pretraining(tiny_profile, seed)
+
+
+# ---- routes, splits, folds, numbers
+
+
+def test_unknown_routes_and_folds_are_refused(project: Path, tiny_profile: Profile) -> None:
+    with pytest.raises(ValueError, match="there is no route 'supervized'; there are supervised"):
+        pretraining(tiny_profile, 1, "supervized")
+    for ask in (lambda: pretraining(tiny_profile, 1, fold=1), lambda: finetuning(tiny_profile, "scratch", 0.5, 1, 1)):
+        with pytest.raises(ValueError, match=r"fold must be a whole number from 0 .* to 0, got 1"):
+            ask()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_is_killed_and_resumed(
+    route: str, project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its command."""
+    (project / "tiny.yaml").write_text(yaml.safe_dump(tiny_profile.model_dump(mode="json")))
+    command = ["deeplight", "pretrain", "tiny.yaml", "--route", route, "--seed", "3"]
+    monkeypatch.setattr("sys.argv", command)
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "save_model", killed)
+        with pytest.raises(SystemExit, match="130"):
+            cli.main()
+    training = pretraining(tiny_profile, 3, route)
+    state = training.folder / "state.safetensors"
+    assert state.is_file()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert training.finished
+    assert not state.exists()
+    resumed = load_file(training.folder / "model.safetensors")
+    shutil.rmtree(training.folder)
+    pretrain(tiny_profile, 3, route)
+    unbroken = load_file(training.folder / "model.safetensors")
+    assert all(torch.equal(weight, unbroken[name]) for name, weight in resumed.items())
+
+
+def test_the_folder_names_the_commit(project: Path, tiny_profile: Profile) -> None:
+    lines = (finetuning(tiny_profile, "linear", 0.5, 1).folder / "environment.txt").read_text().splitlines()
+    assert lines[1] == f"deeplight_core: commit {commit()}"
+
+
+def test_other_code_is_another_training(project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = finetuning(tiny_profile, "scratch", 0.5, 1)
+    assert before.finished
+    monkeypatch.setattr(experiment, "code_hash", lambda wings: "other")
+    assert not finetuning(tiny_profile, "scratch", 0.5, 1).finished
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(torch, "__version__", torch.__version__ + "+cu126")  # the same, built for a GPU
+    assert finetuning(tiny_profile, "scratch", 0.5, 1).folder == before.folder
+
+
+def test_nothing_is_chosen_by_what_is_reported(project: Path, tiny_profile: Profile) -> None:
+    for fields in ({"keep": "best"}, {"patience": 2}):
+        best = changed(rerouted(tiny_profile, "pretraining", **fields), "finetuning", **fields)
+        for ask in (lambda p=best: pretraining(p, 1), lambda p=best: finetuning(p, "scratch", 0.5, 1)):
+            with pytest.raises(ValueError, match=r"would choose by the subjects that are reported; hold out a third"):
+                ask()
+        assert finetuning(best, "linear", 0.5, 1).finished  # it chooses nothing
+
+
+def with_split(path: Path, units: dict[str, str]) -> None:
+    """Put units of a store into other splits."""
+    index = pd.read_parquet(path / "index.parquet")
+    index["split"] = index["unit"].map(units).fillna(index["split"])
+    index.to_parquet(path / "index.parquet")
+
+
+def test_a_third_split_is_reported_and_the_second_chooses(project: Path, tiny_profile: Profile) -> None:
+    with_split(tiny_profile.store, {"s6": "test"})
+    best = changed(tiny_profile, "finetuning", keep="best")
+    training = finetune(best, "scratch", 1.0, 1)
+    assert training.split == experiment.Split(["s1", "s2", "s3", "s4"], ["s5"], ["s6"])
+    assert set(training.results()["subject"]) == {"s6"}
+    metrics = training.metrics()
+    assert set(metrics.loc[metrics["split"] == "validation", "subject"]) == {"s5"}
+    pd.testing.assert_frame_equal(evaluate(best, training.folder), training.results())
+    assert set(evaluate(best, training.folder, "validation")["subject"]) == {"s5"}
+
+
+def test_a_sweep_opens_its_store_once(project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"open": 0, "select": 0}
+    opened, selected = experiment.open_store, experiment.learnt_from.of_states
+
+    def counted_open(path: Path) -> Store:
+        calls["open"] += 1
+        return opened(path)
+
+    def counted_select(*given: object, **named: object) -> object:
+        calls["select"] += 1
+        return selected(*given, **named)
+
+    monkeypatch.setattr(experiment, "open_store", counted_open)
+    monkeypatch.setattr(experiment.learnt_from, "of_states", counted_select)
+    wide = changed(tiny_profile, "sweep", fractions=[0.25, 0.5, 0.75, 1.0], seeds=[1, 2, 3])
+    results, missing = sweep_results(wide)
+    assert len(missing) == 4 * 3 * 3 - 3
+    assert len(results) == 3 * 4
+    assert calls == {"open": 1, "select": 2}  # once for the source, once for the target
+
+
+@pytest.fixture
+def folded(project: Path, tiny_profile: Profile) -> Profile:
+    """All six subjects are divided into three folds, twice."""
+    return changed(tiny_profile, "sweep", variants=["pretrained", "linear"], fractions=[1.0], folds=3, repeats=2)
+
+
+def test_folds_hold_out_every_unit_once_and_nobody_is_pretrained_on(folded: Profile) -> None:
+    held_out = []
+    for fold in range(1, 7):
+        pretrain(folded, 1, fold=fold)
+        training, before = finetuning(folded, "pretrained", 1.0, 1, fold), pretraining(folded, 1, fold=fold)
+        assert training.split.watched == training.split.reported == before.split.reported
+        assert {*training.units} == {*before.units} == {f"s{i}" for i in range(1, 7)} - {*training.split.reported}
+        held_out += [training.split.reported]
+    for repeat in (held_out[:3], held_out[3:]):
+        assert sorted(unit for fold in repeat for unit in fold) == [f"s{i}" for i in range(1, 7)]
+    assert held_out[:3] != held_out[3:]
+    training = finetune(folded, "linear", 1.0, 1, 2)
+    assert "fold2" in training.folder.name
+    assert set(training.results()["fold"]) == {2}
+    assert set(training.results()["subject"]) == {*training.split.reported}
+    assert set(training.results()["n_subjects"]) == {4}
+    results, missing = sweep_results(folded)
+    assert set(results["fold"]) == {2}
+    assert len(missing) == 11
+
+
+def test_a_split_for_tests_is_in_no_fold(folded: Profile) -> None:
+    with_split(folded.store, {"s6": "test"})
+    for fold in range(1, 7):
+        split = finetuning(folded, "linear", 1.0, 1, fold).split
+        assert "s6" not in {*split.train, *split.reported}
+
+
+def test_nothing_is_chosen_on_a_fold(folded: Profile) -> None:
+    with_split(folded.store, {"s6": "test"})
+    best = changed(folded, "finetuning", keep="best")
+    assert not finetuning(best, "scratch", 1.0, 1).finished  # the validation split may choose
+    with pytest.raises(ValueError, match="fold 1: keep: best and patience would choose by the subjects"):
+        finetuning(best, "scratch", 1.0, 1, 1)
+
+
+@pytest.fixture
+def aged(project: Path, tiny_profile: Profile) -> Profile:
+    """The target is the subjects' age, which is not known of one."""
+    path = tiny_profile.store / "index.parquet"
+    index = pd.read_parquet(path)
+    ages = {"s1": "20", "s2": "31.5", "s3": "n/a", "s4": "60", "s5": "45", "s6": "25"}
+    index.assign(age=index["unit"].map(ages)).to_parquet(path)
+    return changed(tiny_profile, "data", target=ColumnTarget(column=["age"], tasks=["SOCIAL"]))
+
+
+@pytest.mark.parametrize("variant", ["pretrained", "scratch", "frozen", "ridge"])
+def test_a_number_is_decoded_in_its_own_unit(aged: Profile, variant: str) -> None:
+    training = finetune(aged, variant, 1.0, 1)
+    assert training.units == ["s1", "s2", "s4"]  # an age is needed to learn from
+    results, predictions = training.results(), training.predictions()
+    assert set(results["measure"]) == {"absolute_error"}
+    assert set(results["target"]) == {"age"}
+    for row in results[results["level"] == "volume"].itertuples():
+        own = predictions[predictions["subject"] == row.subject]
+        assert set(own["true age"]) == {45.0 if row.subject == "s5" else 25.0}
+        assert row.score == pytest.approx((own["predicted age"] - own["true age"]).abs().mean(), rel=1e-5)
+    assert predictions["predicted age"].between(-50, 150).all()
+    if variant != "ridge":
+        head = load_model(training.folder)[0].head
+        assert head.mean.item() == pytest.approx(np.mean([20, 31.5, 60]))
+        assert head.sd.item() == pytest.approx(np.std([20, 31.5, 60], ddof=1))
+        assert set(training.metrics()["measure"]) == {"absolute_error"}
+        pd.testing.assert_frame_equal(evaluate(aged, training.folder), results)
+
+
+def test_learners_of_states_do_not_decode_numbers(aged: Profile, tiny_profile: Profile) -> None:
+    with pytest.raises(ValueError, match=r"the target is numbers, and variant svm \(linear SVM\) decodes states"):
+        finetuning(aged, "svm", 1.0, 1)
+    with pytest.raises(ValueError, match=r"the target is states, and variant ridge .* decodes numbers"):
+        finetuning(tiny_profile, "ridge", 1.0, 1)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deeplight_core.routes import ROUTES
+
 ROOT = Path(__file__).parents[1]
 NEEDED = ["Snakefile", "profiles", "notebooks", "book", "_config.yml", "_toc.yml", "CHANGELOG.md", "data_manifest.csv"]
 CLUSTER = ["--profile", "profiles/slurm"]
@@ -123,8 +125,8 @@ def test_trainings_share_this_machines_gpus_evenly(project, visible, started, ex
 
 def test_pretraining_has_all_gpus_of_this_machine_for_itself(project):
     _, jobs = plan(project, options="gpus=2 per_gpu=4 devices=2")
-    assert "CUDA_VISIBLE_DEVICES" not in jobs["runs/smoke/trained/seed1"]
-    assert "slot=8," in jobs["runs/smoke/trained/seed1"]
+    assert "CUDA_VISIBLE_DEVICES" not in jobs["runs/smoke/trained/supervised-seed1"]
+    assert "slot=8," in jobs["runs/smoke/trained/supervised-seed1"]
     assert "slot=1" in jobs[f"{FINETUNING}/scratch-1-seed1.ipynb"]
     assert "runs/smoke/batches" not in str(jobs)
 
@@ -132,12 +134,15 @@ def test_pretraining_has_all_gpus_of_this_machine_for_itself(project):
 def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
     counts, jobs = plan(project, *CLUSTER, options="controls=yes devices=4 nodes=2")
     assert counts["train"] == 2  # the seeds of the controls
-    for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/own-seed2")):
-        train = jobs[f"runs/smoke/trained/seed{seed}"]
-        assert f"deeplight pretrain runs/smoke/profile.yaml --seed {seed} --devices 4 --nodes 2" in train
+    for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/supervised-own-seed2")):
+        train = jobs[f"runs/smoke/trained/supervised-seed{seed}"]
+        assert (
+            f"deeplight pretrain runs/smoke/profile.yaml --route supervised --seed {seed} --devices 4 --nodes 2"
+            in train
+        )
         assert "srun --nodes=2 --ntasks-per-node=4 " in train
-        assert f"runs/smoke/trained/seed{seed}" in jobs[f"runs/smoke/notebooks/{notebook}.ipynb"]
-    others = [job for output, job in jobs.items() if re.search("pretraining/[A-Z]+-seed1", output)]
+        assert f"runs/smoke/trained/supervised-seed{seed}" in jobs[f"runs/smoke/notebooks/{notebook}.ipynb"]
+    others = [job for output, job in jobs.items() if re.search("pretraining/supervised-[A-Z]+-seed1", output)]
     assert len(others) == 6
     assert "trained" not in "".join(others)  # the command cannot leave out another task
 
@@ -183,13 +188,15 @@ def test_slurm_gets_the_nodes_and_the_command_its_ranks(project, devices, nodes,
     options = ["profile=smoke", f"devices={devices}", f"nodes={nodes}"]
     snakemake(
         project, *CLUSTER, "--slurm-init-seconds-before-status-checks", "1", "--config", *options,
-        "--allowed-rules", "train", "--", "runs/smoke/trained/seed1",
+        "--allowed-rules", "train", "--", "runs/smoke/trained/supervised-seed1",
     )  # fmt: skip
     (sbatch,) = calls(project, "sbatch")
     assert f" {tasks}--cpus-per-task=1 " in sbatch
     assert f" --gres=gpu:{devices} " in sbatch
     assert "per-gpu" not in sbatch
-    command = f"deeplight pretrain runs/smoke/profile.yaml --seed 1 --devices {devices} --nodes {nodes}"
+    command = (
+        f"deeplight pretrain runs/smoke/profile.yaml --route supervised --seed 1 --devices {devices} --nodes {nodes}"
+    )
     ranks = f"--nodes={nodes} --ntasks-per-node={devices}"
     assert calls(project, "srun") == [f"srun {ranks} --kill-on-bad-exit --cpus-per-task=1 {command}"]  # Snakemake isn't
     assert calls(project, "deeplight") == [command]
@@ -212,3 +219,30 @@ def test_a_manifest_is_made_with_the_splits_of_the_profile(project):
 def test_a_wrong_number_is_one_message(project):
     with pytest.raises(AssertionError, match="snakemake: devices must be a whole number from 1, got 'two'"):
         plan(project, options="devices=two")
+
+
+def test_every_route_has_its_rule_and_its_line_for_the_cluster(project):
+    """Also of a fold of cross-validation; `set-resources` of profiles/slurm give the rules their GPU and their time."""
+    settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text(encoding="utf-8"))
+    folds = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
+    folds["sweep"] |= {"folds": 3}
+    (project / "profiles/folds.yaml").write_text(yaml.safe_dump({**folds, "name": "folds"}), encoding="utf-8")
+    for route in ROUTES:
+        for name, option in (("seed7", ""), ("seed7-fold2", "--fold 2 ")):
+            target = f"runs/folds/notebooks/pretraining/{route}-own-{name}.ipynb"
+            said = snakemake(
+                project,
+                "--cores",
+                "1",
+                "--dry-run",
+                "--printshellcmds",
+                "--config",
+                "profile=folds",
+                "devices=2",
+                "--",
+                target,
+            )
+            assert f"deeplight pretrain runs/folds/profile.yaml --route {route} --seed 7 {option}--devices 2" in said
+            assert f"-p route {route} -p seed 7" in said
+            rules = set(re.findall(r"^rule (\w+):", said, flags=re.MULTILINE)) - {"data"}
+            assert rules == {"train", "other_pretraining"} <= set(settings["set-resources"])

@@ -39,7 +39,10 @@ def test_a_control_stands_beside_both_decoders_at_every_fraction(name: str) -> N
 
 def test_the_profiles_own_initialisation_is_not_run_twice() -> None:
     for own, other in (("he", "scratch-glorot"), ("glorot", "scratch-he")):
-        variants = {c.variant for c in planned(profile(model={"initialisation": own}), "initialisation")}
+        variants = {
+            c.variant
+            for c in planned(profile(routes={"supervised": {"encoder": {"initialisation": own}}}), "initialisation")
+        }
         assert other in variants
         assert f"scratch-{own}" not in variants
 
@@ -67,11 +70,25 @@ def test_names_of_all_runs_differ() -> None:
 
 
 def test_every_variant_is_in_a_grid() -> None:
+    he = profile(routes={"supervised": {"encoder": {"initialisation": "he"}}})
     every = {c.variant for name in ("sweep", *CONTROLS) for c in planned(Profile(), name)}
-    every |= {c.variant for c in planned(Profile.model_validate({"model": {"initialisation": "he"}}), "initialisation")}
-    assert every == set(VARIANTS)
+    every |= {c.variant for c in planned(he, "initialisation")}
+    assert every == set(VARIANTS) - {"ridge"}  # of numbers, which a profile asks for by itself
 
 
 def test_unknown_grids_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown grid 'task'; known are sweep, baselines"):
+    with pytest.raises(ValueError, match=r"there is no sweep 'task'; there are sweep, baselines"):
         planned(profile(), "task")
+
+
+def test_folds_take_the_place_of_the_one_split() -> None:
+    sweep = {"variants": ["scratch"], "fractions": [1.0], "seeds": [3], "folds": 4, "repeats": 2}
+    cells = planned(profile(sweep=sweep), "sweep")
+    assert [c.fold for c in cells] == list(range(1, 9))
+    assert cells[4].name == "scratch-1-seed3-fold5"
+    assert cells[4].pretraining is None
+
+
+def test_a_cell_knows_its_pretraining() -> None:
+    assert Cell("MOTOR", "frozen", 0.5, 2, 3).pretraining == ("supervised", "MOTOR", 2, 3)
+    assert Cell("", "linear", 0.5, 2).pretraining is None

@@ -1,35 +1,133 @@
-"""What was answered, as tables: predictions, accuracy per subject, confusions."""
+"""What was answered, as tables: predictions, scores of each subject, confusions.
+
+Knows no model: gets tables of examples and arrays of answers. `subject` is the unit of the splits everywhere: the
+subject, or the run where there is one subject only.
+"""
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["RESULT_KEYS", "confusion", "constant_answer", "predictions_table", "subject_scores"]
+__all__ = [
+    "COLUMNS",
+    "confusion",
+    "constant_answer",
+    "number_predictions",
+    "outcome_predictions",
+    "state_predictions",
+    "subject_scores",
+]
+
+COLUMNS = (
+    "dataset", "route", "encoder", "variant", "fraction", "n_subjects", "seed", "fold", "task", "target", "subject",
+    "level", "measure", "score", "n", "seen_volumes", "seconds",
+)  # fmt: skip
+_WHERE = ["dataset", "subject", "session", "task", "run"]  # and `block`, what tells blocks apart
 
 
-RESULT_KEYS = ["route", "variant", "fraction", "n_subjects", "seed"]
+def state_predictions(table: pd.DataFrame, answers: np.ndarray, states: list[tuple[str, str]]) -> pd.DataFrame:
+    """One row per example, with the state that was decoded and the answer for each state.
 
+    Columns `dataset, subject, session, task, run, frame, block, state, predicted_task, predicted_state`, then
+    `<task>: <state>` of every state: a probability (of an SVM, a distance).
 
-def predictions_table(rows: pd.DataFrame, predicted: np.ndarray, states: list[tuple[str, str]]) -> pd.DataFrame:
-    """One row per volume: `subject, run, frame, task, state, predicted_task, predicted_state`.
-
-    `subject` is the unit of the splits: the subject, or the run where there is one subject only.
+    Parameters
+    ----------
+    table : one row per example, as `training.examples` gives it
+    answers : (N, S)
     """
-    tasks, names = np.array([t for t, _ in states]), np.array([s for _, s in states])
-    return pd.DataFrame(
-        {
-            "subject": rows["unit"], "run": rows["run"], "frame": rows["frame"], "task": rows["task"],
-            "state": rows["state"], "predicted_task": tasks[predicted], "predicted_state": names[predicted],
-        }
-    ).reset_index(drop=True)  # fmt: skip
+    found, names = answers.argmax(axis=1), pd.MultiIndex.from_tuples(states)
+    own = _described(table).assign(
+        state=table["state"].to_numpy(), predicted_task=names.get_level_values(0)[found],
+        predicted_state=names.get_level_values(1)[found],
+    )  # fmt: skip
+    columns = pd.Index([f"{task}: {state}" for task, state in states])
+    return own.join(pd.DataFrame(answers.astype(np.float32), columns=columns))
 
 
-def subject_scores(predictions: pd.DataFrame, **key: str | float) -> pd.DataFrame:
-    """The tidy results table: the `RESULT_KEYS` (given as `key`), then `task, subject, score, n`."""
-    right_task = predictions["task"] == predictions["predicted_task"]
-    correct = right_task & (predictions["state"] == predictions["predicted_state"])
-    by_subject = correct.groupby([predictions["task"], predictions["subject"]])
-    table = by_subject.agg(score="mean", n="size").reset_index()
-    return table.assign(**key)[[*RESULT_KEYS, "task", "subject", "score", "n"]]
+def number_predictions(
+    table: pd.DataFrame, numbers: np.ndarray, answers: np.ndarray, columns: list[str]
+) -> pd.DataFrame:
+    """One row per example: `dataset, subject, session, task, run, frame, block`, and the numbers in their own units.
+
+    These are `true <column>` and `predicted <column>` of every column; `numbers` and `answers` are (N, K).
+    """
+    values: dict[str, np.ndarray] = {}
+    for i, column in enumerate(columns):
+        values |= {f"true {column}": numbers[:, i], f"predicted {column}": answers[:, i]}
+    return _described(table).join(pd.DataFrame(values))
+
+
+def outcome_predictions(table: pd.DataFrame, score: np.ndarray, targets: list[str]) -> pd.DataFrame:
+    """One row per example of a head that answers neither states nor numbers: what it is, and `score of <target>`.
+
+    Parameters
+    ----------
+    score : (N, K) what the head's measure counts
+    """
+    values = {f"score of {target}": score[:, i] for i, target in enumerate(targets)}
+    return _described(table).join(pd.DataFrame(values))
+
+
+def _described(table: pd.DataFrame) -> pd.DataFrame:
+    named = table.rename(columns={"subject": "person"}).rename(columns={"unit": "subject"})
+    return named[[*_WHERE, "frame", "block"]].reset_index(drop=True)
+
+
+def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | float) -> pd.DataFrame:
+    """The results table of one training, with the columns of `COLUMNS`: each subject's score in each task.
+
+    Level `volume` counts every example by itself; level `block` counts blocks, each answered by
+    the mean of its examples' answers.
+
+    Parameters
+    ----------
+    predictions : of `state_predictions` (measure `accuracy` of target `state`), `number_predictions` (measure
+        `absolute_error` of every column) or `outcome_predictions`, whose examples are no parts of blocks
+    measure : of `outcome_predictions`
+    key : the columns that say which training it was: `route, encoder, variant, fraction, n_subjects, seed, fold,
+        seen_volumes, seconds`
+    """
+    if own := [str(c).removeprefix("score of ") for c in predictions if str(c).startswith("score of ")]:
+        tables = [_means(predictions[f"score of {name}"], predictions, name, measure) for name in own]
+        levels = {"volume": pd.concat(tables, ignore_index=True)}
+    else:
+        score = _accuracies if "state" in predictions else _errors
+        levels = {"volume": score(predictions), "block": score(_blocks(predictions[predictions["block"] >= 0]))}
+    table = pd.concat([rows.assign(level=level) for level, rows in levels.items()], ignore_index=True)
+    return table.assign(**key)[list(COLUMNS)]
+
+
+def _blocks(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions with one row per block, whose answers are the means of its examples'."""
+    grouped = predictions.groupby([*_WHERE, "block"], sort=False)
+    answers = [str(c) for c in predictions if str(c).startswith("predicted ") or ": " in str(c)]
+    table = grouped.first().drop(columns=answers).join(grouped[answers].mean()).reset_index()
+    if "state" in table:
+        found = table[answers].to_numpy().argmax(axis=1) if len(table) else np.empty(0, int)
+        names = np.array([answer.split(": ", 1) for answer in answers])
+        table["predicted_task"], table["predicted_state"] = names[found].T
+    return table
+
+
+def _accuracies(predictions: pd.DataFrame) -> pd.DataFrame:
+    right = predictions["task"] == predictions["predicted_task"]
+    right &= predictions["state"] == predictions["predicted_state"]
+    return _means(right, predictions, "state", "accuracy")
+
+
+def _errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    tables = []
+    for column in (str(c).removeprefix("true ") for c in predictions if str(c).startswith("true ")):
+        error = (predictions[f"predicted {column}"] - predictions[f"true {column}"]).abs()
+        tables.append(_means(error, predictions, column, "absolute_error"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _means(score: pd.Series, predictions: pd.DataFrame, target: str, measure: str) -> pd.DataFrame:
+    """The mean of a score over each subject's examples of each task, NaN left out."""
+    by_subject = score.groupby([predictions[c] for c in ("dataset", "task", "subject")])
+    table = by_subject.agg(score="mean", n="count").reset_index()
+    return table[table["n"] > 0].assign(target=target, measure=measure)
 
 
 def constant_answer(rows: pd.DataFrame) -> float:
@@ -39,7 +137,7 @@ def constant_answer(rows: pd.DataFrame) -> float:
 
     Parameters
     ----------
-    rows : `task, state, unit`, one row per volume, as `select_rows` gives them
+    rows : `task, state, unit`, one row per volume, as in a store's index
     """
     shares = rows.groupby(["unit", "task"])["state"].value_counts(normalize=True)
     n_tasks = rows.groupby("unit")["task"].nunique()

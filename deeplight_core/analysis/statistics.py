@@ -23,6 +23,7 @@ __all__ = [
     "compare_folds",
     "mean_intervals",
     "only",
+    "out_of_fold",
     "seed_model",
     "subject_means",
     "subjects_saved",
@@ -51,6 +52,24 @@ def only(
         asked = ", ".join([measure, level, *targets])
         raise ValueError(f"no results of {asked}; there are {'; '.join(known)}")
     return chosen
+
+
+def out_of_fold(results: pd.DataFrame) -> pd.DataFrame:
+    """Each subject's score from the folds that held it out (their mean, if folds were repeated), as of one fixed split.
+
+    For figures and descriptions; tests between decoders are `compare_folds`'. Results of the fixed split are given back
+    as they are.
+    """
+    if not len(results) or (results["fold"] == 0).all():
+        return results
+    cell = ["variant", "fraction"]
+    n_subjects = results.groupby(cell)["n_subjects"].transform("mean").round().astype(int)
+    keys = [c for c in results if c not in ("fold", "score", "n", "seen_volumes", "seconds")]
+    table = results.assign(n_subjects=n_subjects).groupby(keys, as_index=False, sort=False)
+    means = table.agg(
+        score=("score", "mean"), n=("n", "first"), seen_volumes=("seen_volumes", "mean"), seconds=("seconds", "mean")
+    )
+    return means.assign(fold=0)[list(results)]
 
 
 def _measure(results: pd.DataFrame) -> Measure:

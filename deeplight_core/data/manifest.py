@@ -171,7 +171,7 @@ def unit_names(table: pd.DataFrame, split_unit: Literal["subject", "run"]) -> pd
 
 def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
     """The rows that an experiment uses: its tasks, and the first `max_units` units of each split."""
-    tasks = {*data.source, *data.target}
+    tasks = {*data.tasks()}
     if missing := sorted(tasks - set(table["task"])):
         raise ValueError(
             f"the manifest has no runs of {', '.join(missing)}; it has {', '.join(sorted(set(table['task'])))}"

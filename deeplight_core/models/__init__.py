@@ -1,6 +1,39 @@
-"""The models, one file per paper; `MODELS` maps the name in a checkpoint to the class."""
+"""Models, one file per paper: an encoder of `ENCODERS` with a head of `HEADS`.
 
-from deeplight_core.models.deeplight import DeepLight
+A new encoder or head is a class with a `name`, entered here; the battery of tests asks the rest.
+"""
 
-__all__ = ["MODELS"]
-MODELS = {"deeplight": DeepLight}
+from typing import Any
+
+from deeplight_core.models.deeplight import SliceEncoder
+from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.protocol import Batch, Encoder, Head, Model, Outcome
+
+__all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Model", "Outcome", "build"]
+
+ENCODERS: dict[str, type[Encoder]] = {kind.name: kind for kind in (SliceEncoder,)}
+HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers)}
+
+
+def build(architecture: dict[str, Any]) -> Model:
+    """A new model with random weights.
+
+    Parameters
+    ----------
+    architecture : `{"encoder": {"name", "shape", "settings"}, "head": {"name", "targets", "settings"}}`, as
+        `Model.architecture` gives it
+
+    Raises
+    ------
+    ValueError
+        If it names an encoder or head that does not exist, or settings that these do not have.
+    """
+    parts: dict[str, Any] = {}
+    for part, known in (("encoder", ENCODERS), ("head", HEADS)):
+        name = architecture[part]["name"]
+        if name not in known:
+            raise ValueError(f"there is no {part} {name!r}; there are {', '.join(known)}")
+        parts[part] = known[name], known[name].Settings.model_validate(architecture[part]["settings"])
+    (encoder_of, encoder_settings), (head_of, head_settings) = parts["encoder"], parts["head"]
+    encoder = encoder_of(tuple(architecture["encoder"]["shape"]), encoder_settings)
+    return Model(encoder, head_of(encoder.output_shape, architecture["head"]["targets"], head_settings))

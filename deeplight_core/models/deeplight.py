@@ -18,23 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplight_core.config import ModelSettings
+from deeplight_core.models.heads import Classes
 from deeplight_core.models.noise import dropout, uniform
+from deeplight_core.models.protocol import Encoder, Model
+from deeplight_core.routes import DeepLightSettings, ReadoutSettings
 
-__all__ = ["DeepLight", "Layer", "Loss", "SliceEncoder", "same_padding"]
+__all__ = ["DeepLight", "Layer", "SliceEncoder", "same_padding"]
 
 CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1)
 KERNEL = 3
 LSTM_UNITS = 64
-
-
-class Loss(NamedTuple):
-    """What the training loop gets: the scalar to minimise, each volume's loss (B,) and the logits (B, S)."""
-
-    value: Tensor
-    each: Tensor
-    logits: Tensor
 
 
 class Layer(NamedTuple):
@@ -135,11 +129,17 @@ class Convolutions(nn.Sequential):
         return maps.flip(2, 3)
 
 
-class SliceEncoder(nn.Module):
-    """Volume → 128 features: convolutions on every slice, then an LSTM up and one down the slices."""
+class SliceEncoder(Encoder):
+    """Volume → 128 features: convolutions on every slice, then an LSTM up and one down the slices.
 
-    def __init__(self, shape: tuple[int, int, int], settings: ModelSettings) -> None:
-        super().__init__()
+    A clip's features are the mean over its frames'.
+    """
+
+    name = "deeplight"
+    Settings = DeepLightSettings
+
+    def __init__(self, shape: tuple[int, int, int], settings: DeepLightSettings) -> None:
+        super().__init__(shape, settings)
         dropout = [p for p in settings.conv_dropout for _ in range(4)]
         layers = zip(pairwise((1, *CHANNELS)), STRIDES, dropout, strict=True)
         self.convolutions = Convolutions(*(SameConv2d(*in_out, stride, p) for in_out, stride, p in layers))
@@ -149,11 +149,37 @@ class SliceEncoder(nn.Module):
         self.slice_features = height * width * CHANNELS[-1]
         self.lstm = nn.LSTM(self.slice_features, LSTM_UNITS, batch_first=True, bidirectional=True)
         self.lstm_dropout = settings.lstm_dropout
-        self.n_features = 2 * LSTM_UNITS
+        self.output_shape = (2 * LSTM_UNITS,)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
 
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
+        for module in self.convolutions:
+            assert isinstance(module, SameConv2d)
+            if self.settings.initialisation == "he":
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        for name, weight in self.lstm.named_parameters():
+            if name.startswith("weight"):
+                fan_in, fan_out = self.slice_features + LSTM_UNITS, 4 * LSTM_UNITS
+                nn.init.normal_(weight, std=math.sqrt(2 / (fan_in + fan_out)))
+            else:
+                nn.init.zeros_(weight)
+                if name.startswith("bias_ih"):
+                    weight[LSTM_UNITS : 2 * LSTM_UNITS] = 1  # PyTorch's gate order: input, forget, cell, output
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the convolutions; the LSTM is a kernel of cuDNN or oneDNN already."""
+        self.convolutions.compile(*args, **kwargs)
+
     def forward(self, volumes: Tensor) -> Tensor:
-        """(B, Z, Y, X) → (B, 128)."""
+        """(B, …, Z, Y, X) → (B, 128)."""
+        if volumes.dim() > 4:
+            frames = self(volumes.flatten(0, -4))
+            return frames.view(len(volumes), -1, *self.output_shape).mean(dim=1)
         b, z, y, x = volumes.shape
         maps = self.convolutions(volumes.reshape(b * z, 1, y, x), self._kept_channels(volumes))
         slices = maps.permute(0, 2, 3, 1).reshape(b, z, self.slice_features)  # y, x, channel: TensorFlow's order
@@ -178,41 +204,35 @@ class SliceEncoder(nn.Module):
         return [of_layer.get(c) for c in self.convolutions]
 
 
-class DeepLight(nn.Module):
-    """The decoder: `encoder` (volume → 128 features) and `head` (the output layer).
+class DeepLight(Model):
+    """The paper's decoder: slices → convolutions → LSTM → output layer, with one output neuron per state.
 
     Parameters
     ----------
     shape : (X, Y, Z) of the grid, as in NIfTI
     n_states : output neurons
-    settings : initialisation and dropout; the default is the paper's
+    settings, readout : initialisation and dropout; the default is the paper's
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int] = (91, 109, 91), n_states: int = 16, settings: ModelSettings | None = None
-    ) -> None:
-        super().__init__()
-        self.shape, self.n_states = tuple(shape), n_states
-        self.settings = settings or ModelSettings()
-        self.encoder = SliceEncoder(shape, self.settings)
-        self.head = nn.Linear(self.encoder.n_features, n_states)
-        self.initialise()
+    encoder: SliceEncoder
 
-    @property
-    def architecture(self) -> dict[str, object]:
-        """What a checkpoint needs to build the same model again."""
-        return {
-            "model": "deeplight",
-            "shape": list(self.shape),
-            "n_states": self.n_states,
-            "settings": self.settings.model_dump(),
-        }
+    def __init__(
+        self,
+        shape: tuple[int, int, int] = (91, 109, 91),
+        n_states: int = 16,
+        settings: DeepLightSettings | None = None,
+        readout: ReadoutSettings | None = None,
+    ) -> None:
+        encoder = SliceEncoder(shape, settings or DeepLightSettings())
+        targets = [["", str(i)] for i in range(n_states)]
+        super().__init__(encoder, Classes(encoder.output_shape, targets, readout or ReadoutSettings()))
 
     def layers(self) -> list[Layer]:
         """The layers in their order, with what one volume makes of them; nothing is computed."""
-        convolutions, lstm = self.encoder.convolutions, self.encoder.lstm
+        convolutions, lstm, head = self.encoder.convolutions, self.encoder.lstm, self.head
+        assert isinstance(head, Classes)
         layers = []
-        width, height, n_slices = self.shape
+        width, height, n_slices = self.encoder.shape
         for i, conv in enumerate(convolutions):
             assert isinstance(conv, SameConv2d)
             height, width = (-(-n // stride) for n, stride in zip((height, width), conv.stride, strict=True))
@@ -223,47 +243,9 @@ class DeepLight(nn.Module):
         n_weights = sum(w.numel() for name, w in lstm.named_parameters() if name.startswith("weight"))
         states = (2, lstm.hidden_size)
         layers.append(Layer("encoder.lstm", "lstm", states, _n_parameters(lstm), 2 * n_weights * n_slices))
-        flops = 2 * self.head.weight.numel()
-        layers.append(Layer("head", "linear", (self.head.out_features,), _n_parameters(self.head), flops))
+        flops = 2 * head.weight.numel()
+        layers.append(Layer("head", "linear", (head.out_features,), _n_parameters(head), flops))
         return layers
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the convolutions; the LSTM is a kernel of cuDNN or oneDNN already."""
-        self.encoder.convolutions.compile(*args, **kwargs)
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
-        for module in self.encoder.convolutions:
-            assert isinstance(module, SameConv2d)
-            if self.settings.initialisation == "he":
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            else:
-                nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
-        for name, weight in self.encoder.lstm.named_parameters():
-            if name.startswith("weight"):
-                fan_in, fan_out = self.encoder.slice_features + LSTM_UNITS, 4 * LSTM_UNITS
-                nn.init.normal_(weight, std=math.sqrt(2 / (fan_in + fan_out)))
-            else:
-                nn.init.zeros_(weight)
-                if name.startswith("bias_ih"):
-                    weight[LSTM_UNITS : 2 * LSTM_UNITS] = 1  # PyTorch's gate order: input, forget, cell, output
-        nn.init.xavier_normal_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, volumes: Tensor) -> Tensor:
-        """(B, Z, Y, X) → logits (B, S)."""
-        features = dropout(self.encoder(volumes), self.settings.output_dropout, self.training)
-        with torch.autocast(volumes.device.type, enabled=False):
-            logits: Tensor = self.head(features)
-        return logits
-
-    def loss(self, batch: dict[str, Tensor]) -> Loss:
-        """Cross-entropy of a batch `{"volumes": (B, Z, Y, X), "labels": (B,)}`."""
-        logits = self(batch["volumes"])
-        each = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return Loss(each.mean(), each.detach(), logits)
 
 
 def _n_parameters(module: nn.Module) -> int:

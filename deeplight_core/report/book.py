@@ -35,9 +35,16 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
-_OWN_PARAMETERS = ("target", "variant", "fraction", "seed")  # of a notebook, beside the profile's sections
+_OWN_PARAMETERS = (
+    "route",
+    "target",
+    "variant",
+    "fraction",
+    "seed",
+    "fold",
+)  # of a notebook, beside the profile's sections
 _TABLES = {
-    "results.csv": "accuracy of every held-out subject, for every variant, fraction and seed of the sweep",
+    "results.csv": "scores of every held-out subject in every training of the sweep, by volume and by block",
     **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
     "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
     "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",
@@ -124,7 +131,8 @@ def _page(source: Path, target: Path, profile: str) -> None:
     chosen = notebook.metadata["papermill"]["parameters"]
     if target.parent.name == "03_finetuning":
         seed = f", seed {chosen['seed']}" if chosen["seed"] != 1 else ""
-        title = f"# {chosen['variant'].capitalize()}, {100 * chosen['fraction']:g}%{seed}"
+        fold = f", fold {chosen['fold']}" if chosen.get("fold") else ""
+        title = f"# {chosen['variant'].capitalize()}, {100 * chosen['fraction']:g}%{seed}{fold}"
         body = notebook.cells[0].source.split("\n", 1)[1]
         notebook.cells[0].source = f"{title}\n{body}"
     notebook.cells.append(nbformat.v4.new_markdown_cell(_how_to_reproduce(notebook, profile), id="reproduce"))

@@ -1,9 +1,11 @@
 """Sentences of the pages, made from settings and tables."""
 
+import pandas as pd
+
 from deeplight_core.config import Profile
 from deeplight_core.sweeps import planned
 
-__all__ = ["make_command", "missing_note"]
+__all__ = ["fold_note", "make_command", "missing_note"]
 
 
 _DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
@@ -16,12 +18,35 @@ def make_command(target: str, profile: str) -> str:
 
 
 def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
-    """One line of Markdown: what a page is made of, and what of its grid has not been run and how to run it."""
+    """One line of Markdown: what a page is made of, and which of its trainings are missing and how to run them."""
     n = len(planned(profile, name))
     if not missing:
-        return f"All {n} runs of this grid are here." if n else "This profile has no runs for this page."
+        return f"All {n} trainings of this page are here." if n else "This profile has no trainings for this page."
     command = make_command("reproduce" if name == "sweep" else "controls", profile.name)
     return (
-        f"**{len(missing)} of the {n} runs of this grid have not been run**; what is here is shown. `{command}` runs "
-        f"the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
+        f"**{len(missing)} of the {n} trainings of this page have not been run**; what is here is shown. `{command}` "
+        f"runs the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
+    )
+
+
+def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
+    """What cross-validation says of pre-training: a sentence for each fraction, and what to think of the other tests.
+
+    Parameters
+    ----------
+    comparison : of `statistics.compare_folds`
+    """
+    unit = profile.data.split_unit
+    said = [
+        f"- {row['n_subjects']:g} {unit}s ({100 * row['fraction']:g}%): {row['difference']:+.1%} "
+        f"[{row['low']:+.1%}, {row['high']:+.1%}], t({row['dof']:g}) = {row['t']:.2f}, p = {row['p']:.2g} "
+        f"(Bonferroni {row['p_bonferroni']:.2g})"
+        for row in comparison.to_dict("records")
+    ]
+    lines = "\n".join(said)
+    return (
+        f"**Cross-validated**: {profile.sweep.folds} folds of the {unit}s, {profile.sweep.repeats} time(s). "
+        "Pre-trained against from scratch, with the corrected resampled t-test (Nadeau & Bengio 2003) over folds:\n\n"
+        f"{lines}\n\nThe figures and tests below take each {unit}'s score from the fold that held it out. They count "
+        f"{unit}s, whose decoders share training data, so their intervals are too narrow: the list above is the test."
     )

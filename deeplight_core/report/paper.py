@@ -97,11 +97,14 @@ def full_run(recipe: Profile) -> pd.DataFrame:
     validated on`.
     """
     kept = label_rule(recipe.preprocessing)
-    source, target = kept[list(recipe.data.source)].sum(), kept[list(recipe.data.target)].sum()
-    cells = [cell for cell in planned(recipe, "sweep") if VARIANTS[cell.variant].learner == "deeplight"]
+    source, target = (kept[recipe.data.tasks(which)].sum() for which in ("source", "target"))
+    cells = [cell for cell in planned(recipe, "sweep") if VARIANTS[cell.variant].learner == "deep"]
     subjects = [f"subject {i}" for i in range(N_TRAIN)]
     n_subjects = sum(len(draw_units(subjects, cell.fraction, cell.seed)) for cell in cells)
-    epochs, n_validation = (recipe.pretraining.epochs, recipe.finetuning.epochs), recipe.data.n_validation
+    epochs, n_validation = (
+        (recipe.routes.supervised.pretraining.epochs, recipe.finetuning.epochs),
+        recipe.data.n_validation,
+    )
     return pd.DataFrame(
         {
             "trainings": [1, len(cells)],

@@ -1,4 +1,4 @@
-"""Linear learners on the same volumes and splits as the decoders."""
+"""Linear learners on the same examples and splits as the decoders."""
 
 import warnings
 
@@ -6,33 +6,76 @@ import numpy as np
 
 from deeplight_core.training.loader import Volumes
 
-__all__ = ["linear_predictions"]
+__all__ = ["linear_answers"]
 
 
-def linear_predictions(learner: str, train: Volumes, validation: Volumes) -> np.ndarray:
-    """Labels (N,) of the validation volumes from a linear model of the in-mask voxels.
+def linear_answers(learner: str, train: Volumes, held_out: Volumes, n_states: int = 0) -> np.ndarray:
+    """What a linear model of the in-mask voxels answers to the held-out examples; a clip is the mean of its frames.
 
     Parameters
     ----------
-    learner : "logistic" (L2-regularised multinomial logistic regression, C = 1) or "svm" (one-vs-rest, squared hinge,
-        C = 1), both scikit-learn's on volumes scaled so that a training volume's norm is about 10 and C means the same
-        on every grid; or "decoder" (nilearn's Decoder: the fifth of the voxels with the largest F value, linear
-        SVMs averaged over up to five folds of the training units, or of the volumes of a single one, which also choose
-        C by accuracy; its volumes are z-scored already, so it does not standardise them again)
+    learner : of states, "logistic" (L2-regularised multinomial logistic regression, C = 1) or "svm" (one-vs-rest,
+        squared hinge, C = 1), both scikit-learn's on volumes scaled so that a training volume's norm is about 10 and C
+        means the same on every grid; or "decoder" (nilearn's Decoder: the fifth of the voxels with the largest F value,
+        linear SVMs averaged over up to five folds of the training units, or of the volumes of a single one, which also
+        choose C by accuracy; its volumes are z-scored already, so it does not standardise them again). Of numbers,
+        "ridge" (ridge regression on the same scaled volumes; its penalty is chosen over folds of the training units)
+    n_states : number of states that an answer has a column for
+
+    Returns
+    -------
+    (N, S) probabilities, or distances from the planes of an SVM, of which the largest is the answer; (N, K) numbers
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    labels = train.labels.cpu().numpy()
+    if learner == "ridge":
+        return _ridge(train, held_out)
+    labels = train.examples.targets
     if learner == "decoder":
-        return _nilearn_predictions(train, labels, validation)
-    x, x_new = (d.masked(np.arange(len(d))).float().cpu().numpy() for d in (train, validation))
+        classes, found = _nilearn(train, labels, held_out)
+    else:
+        x, x_new = _voxels(train), _voxels(held_out)
+        scale = 10 / (x.std() * np.sqrt(x.shape[1]))
+        models = {"logistic": LogisticRegression(C=1.0, max_iter=1000), "svm": LinearSVC(C=1.0, random_state=0)}
+        model = models[learner].fit(x * scale, labels)
+        found = model.predict_proba(x_new * scale) if learner == "logistic" else model.decision_function(x_new * scale)
+        classes = model.classes_
+    if found.ndim == 1:  # of two classes, one distance
+        found = np.stack([-found, found], axis=1)
+    answers = np.full((len(found), n_states), 0.0 if learner == "logistic" else found.min() - 1)
+    answers[:, classes] = found  # a state that was not trained on is never the answer
+    return answers
+
+
+def _voxels(data: Volumes) -> np.ndarray:
+    """(N, V) float32."""
+    values = data.masked(np.arange(len(data))).float().cpu().numpy()
+    return np.asarray(values.reshape(len(values), -1, values.shape[-1]).mean(axis=1))
+
+
+def _ridge(train: Volumes, held_out: Volumes) -> np.ndarray:
+    """(N, K): a model for each column, of the examples that have it."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold
+
+    x, x_new, numbers = _voxels(train), _voxels(held_out), train.examples.targets
+    units = train.examples.table["unit"].to_numpy()
     scale = 10 / (x.std() * np.sqrt(x.shape[1]))
-    models = {"logistic": LogisticRegression(C=1.0, max_iter=1000), "svm": LinearSVC(C=1.0, random_state=0)}
-    return np.asarray(models[learner].fit(x * scale, labels).predict(x_new * scale))
+    answers = []
+    for values in numbers.T:
+        known = np.isfinite(values)
+        n_units = len(set(units[known]))
+        if n_units < 2:
+            raise ValueError(f"ridge regression needs at least 2 training units with a number, there is {n_units}")
+        folds = GroupKFold(min(5, n_units)).split(x[known], groups=units[known])
+        model = RidgeCV(np.logspace(-2, 5, 15), cv=list(folds), scoring="neg_mean_squared_error")
+        answers.append(model.fit(x[known] * scale, values[known]).predict(x_new * scale))
+    return np.stack(answers, axis=1)
 
 
-def _nilearn_predictions(train: Volumes, labels: np.ndarray, validation: Volumes) -> np.ndarray:
+def _nilearn(train: Volumes, labels: np.ndarray, held_out: Volumes) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, and the held-out examples' distances from their planes."""
     import nibabel as nib
     from nilearn.decoding import Decoder
     from nilearn.exceptions import MaskWarning
@@ -40,11 +83,11 @@ def _nilearn_predictions(train: Volumes, labels: np.ndarray, validation: Volumes
 
     store = train.store
     images = []
-    for data in (train, validation):
+    for data in (train, held_out):
         volumes = np.zeros((len(data), *store.mask.shape[::-1]), np.float32)
-        volumes[:, store.mask.T] = data.masked(np.arange(len(data))).float().cpu().numpy()
+        volumes[:, store.mask.T] = _voxels(data)
         images.append(nib.Nifti1Image(volumes.T, store.affine))
-    units = train.rows["unit"].to_numpy()
+    units = train.examples.table["unit"].to_numpy()
     n_units = len(set(units))
     folds = GroupKFold(min(5, n_units)) if n_units > 1 else StratifiedKFold(5)  # one unit: no other to choose C on
     mask = nib.Nifti1Image(store.mask.astype(np.uint8), store.affine)
@@ -53,4 +96,4 @@ def _nilearn_predictions(train: Volumes, labels: np.ndarray, validation: Volumes
         warnings.simplefilter("ignore", MaskWarning)  # a mask that covers a part of the brain is meant to,
         warnings.filterwarnings("ignore", "screening_percentile set to '100'")  # and is then used whole
         decoder.fit(images[0], labels, groups=units if n_units > 1 else None)
-    return np.asarray(decoder.predict(images[1]))
+    return np.asarray(decoder.classes_), np.asarray(decoder.decision_function(images[1]))

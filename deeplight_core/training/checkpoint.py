@@ -2,19 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from deeplight_core.config import ModelSettings
-from deeplight_core.models import MODELS
+from deeplight_core.config import PreprocessingSettings, recorded_settings
+from deeplight_core.data.store import Store
+from deeplight_core.models import ENCODERS, Model, build
 from deeplight_core.system.files import file_sha256, write_whole
 
 __all__ = [
+    "Saved",
     "check_data",
     "data_facts",
     "load_model",
@@ -27,24 +28,59 @@ __all__ = [
 ]
 
 
-def data_facts(info: dict[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
-    """What weights and data must agree on: the grid, TR and preprocessing, from a store's `info`."""
+def data_facts(store: Store) -> dict[str, Any]:
+    """What a checkpoint records of its data.
+
+    `grid` (shape, affine of the box that the model sees, orientation) and `normalisation` must agree with what the
+    weights are used on; `tr_s` and `preprocessing` may differ.
+    """
+    grid = {
+        "shape": list(store.shape), "affine": store.box_affine.round(4).tolist(), "orientation": store.orientation,
+    }  # fmt: skip
     return {
-        "shape": list(shape), "affine": affine.round(4).tolist(), "tr_s": info["tr_s"],
-        "preprocessing": info["preprocessing"],
+        "grid": grid, "normalisation": store.normalisation, "tr_s": store.info["tr_s"],
+        "preprocessing": store.info["preprocessing"],
     }  # fmt: skip
 
 
-def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]) -> None:
-    """Raise ValueError, saying what differs, unless a checkpoint's data agree with `facts`."""
-    if differing := [key for key, value in facts.items() if record["data"].get(key) != value]:
+def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]) -> list[str]:
+    """Compare a checkpoint's data with those that it is used on.
+
+    Returns
+    -------
+    what differs and may: the repetition time and settings of the preprocessing, `there` and `here`
+
+    Raises
+    ------
+    ValueError
+        If the grid (unless the encoder takes any) or the kind of normalisation differs: says what, and what to do.
+    """
+    there, name = record["data"], record["architecture"]["encoder"]["name"]
+    wrong = []
+    if name in ENCODERS and ENCODERS[name].needs_grid:
+        wrong += [
+            f"{key} {there['grid'][key]} there, {value} here"
+            for key, value in facts["grid"].items()
+            if there["grid"][key] != value
+        ]
+    if there["normalisation"] != facts["normalisation"]:
+        wrong.append(f"values are {there['normalisation']} there, {facts['normalisation']} here")
+    if wrong:
         raise ValueError(
-            f"checkpoint {folder} was trained on data of other {', '.join(differing)}: "
-            + "; ".join(f"{key} {record['data'].get(key)}, here {facts[key]}" for key in differing)
+            f"checkpoint {folder} was trained on another grid or other values: {'; '.join(wrong)}. Prepare the data on "
+            "its grid (preprocessing.resample_to, crop), or pre-train on these data"
         )
+    places = (f"checkpoint {folder}", "the store")
+    both = [
+        recorded_settings(PreprocessingSettings, of["preprocessing"], place).model_dump(mode="json")
+        for of, place in zip((there, facts), places, strict=True)
+    ]
+    differing = {"tr_s": (there["tr_s"], facts["tr_s"])}
+    differing |= {f"preprocessing.{key}": (both[0][key], both[1][key]) for key in both[0]}
+    return [f"{key} {one} there, {other} here" for key, (one, other) in differing.items() if one != other]
 
 
-def save_model(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
+def save_model(model: Model, folder: Path, record: dict[str, Any]) -> None:
     """Write `model.safetensors` and, last, `model.json` with the architecture and the record."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     write_whole(folder / "model.safetensors", lambda p: p.write_bytes(save(tensors)))
@@ -61,6 +97,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or "encoder" not in record.get("architecture", {}):
+        raise ValueError(
+            f"{path} is of an earlier version of this software, which did not record the grid that the model sees; "
+            "train it again (`deeplight pretrain` or `deeplight finetune`)"
+        )
     return record
 
 
@@ -74,19 +115,17 @@ def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     """Build the model of a checkpoint folder, weights and all; returns it with its record."""
     folder = Path(folder)
     record = read_record(folder)
-    architecture = dict(record["architecture"])
-    settings = ModelSettings.model_validate(architecture.pop("settings"))
-    model = MODELS[architecture.pop("model")](**architecture, settings=settings)
+    model = build(record["architecture"])
     model.load_state_dict(_tensors(folder, record), strict=True)
     return model, record
 
 
-def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> list[str]:
-    """Copy all weights but the output layer's from a checkpoint into `model`.
+def transfer(model: Model, folder: str | Path, facts: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Copy the whole encoder, and nothing else, from a checkpoint into `model`.
 
     Parameters
     ----------
@@ -94,20 +133,20 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
 
     Returns
     -------
-    the names of the checkpoint's weights that were left out
+    the names of the checkpoint's weights that were left out, and what differs between both data (see `check_data`)
 
     Raises
     ------
     ValueError
-        If the checkpoint's data differ in grid, TR or preprocessing, or any weight but the output layer's does not fit.
+        If the checkpoint's data do not agree, or any weight of the encoder does not fit.
     """
     folder = Path(folder)
     record = read_record(folder)
-    check_data(record, folder, facts)
+    differing = check_data(record, folder, facts)
     tensors = _tensors(folder, record)
-    left_out = [name for name in tensors if name.startswith("head.")]
+    left_out = [name for name in tensors if not name.startswith("encoder.")]
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
     misfits = [
         f"{name}: {tuple(kept[name].shape) if name in kept else 'absent'} there, "
         f"{tuple(own[name].shape) if name in own else 'absent'} here"
@@ -117,7 +156,7 @@ def transfer(model: nn.Module, folder: str | Path, facts: dict[str, Any]) -> lis
     if misfits:
         raise ValueError(f"checkpoint {folder} does not fit the model:\n" + "\n".join(f"  {m}" for m in misfits))
     model.load_state_dict(kept, strict=False)
-    return left_out
+    return left_out, differing
 
 
 def save_state(
@@ -127,28 +166,35 @@ def save_state(
     others: dict[str, Tensor],
     step: int,
     precision: str,
+    seconds: float = 0.0,
 ) -> None:
-    """Write what a training needs to go on: weights, the optimiser's moments, other tensors by name, the step.
+    """Write what a training needs to go on: the model's weights and buffers, the optimiser's moments, other tensors.
 
-    The state before stays until this one is whole.
+    Beside them stand the step, the precision and the seconds that it took so far. The state before stays until this one
+    is whole.
     """
-    tensors = dict(others)
+    tensors = {**others, **{f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
     for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():  # none of a weight that has not learnt yet
             tensors[f"adam.{key}.{name}"] = value
     data = save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        {"step": str(step), "precision": precision},
+        {"step": str(step), "precision": precision, "seconds": str(seconds)},
     )
     write_whole(path, lambda p: p.write_bytes(data))
 
 
+class Saved(NamedTuple):
+    """A state that was put back: the step to go on with, other tensors, the seconds that the training took so far."""
+
+    step: int
+    others: dict[str, Tensor]
+    seconds: float
+
+
 @torch.no_grad()
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
-) -> tuple[int, dict[str, Tensor]]:
-    """Put a saved state back, if there is one; the step to go on with (0 without), and the other tensors.
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> Saved:
+    """Put a saved state back, if there is one; step 0 without.
 
     Raises
     ------
@@ -156,13 +202,15 @@ def load_state(
         If the file is damaged, or was computed in another precision.
     """
     if not path.is_file():
-        return 0, {}
+        return Saved(0, {}, 0.0)
     try:
         with safe_open(path, framework="pt") as file:
-            step, begun_in = int(file.metadata()["step"]), file.metadata()["precision"]
+            about = file.metadata()
+            step, begun_in, seconds = int(about["step"]), about["precision"], float(about["seconds"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no dict
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(tensors.pop(f"model.{name}"))
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors.pop(f"model.{name}"))
             prefixes = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             state = {key: tensors.pop(stored) for key, stored in prefixes.items() if stored in tensors}
             if state:
@@ -179,7 +227,7 @@ def load_state(
             f"{path} was begun in {begun_in}, and this machine computes in {precision}; go on where it was begun, or "
             "delete it to train from the start"
         )
-    return step, tensors
+    return Saved(step, tensors, seconds)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from lightning_fabric.plugins.environments import (
 )
 from lightning_fabric.strategies import DDPStrategy
 
-from deeplight_core.config import TrainingSettings
+from deeplight_core.routes import TrainingSettings
 
 __all__ = ["available_precision", "keep_freed_memory", "session"]
 

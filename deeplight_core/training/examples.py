@@ -1,25 +1,170 @@
-"""What is learnt from: which volumes, with which labels, of which units. Knows no torch and reads no file."""
+"""What is learnt from: which volumes make an example, with which target, of which units.
+
+Knows no torch and reads no file. Letters: N examples, L frames of a clip, K targets.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["draw_units", "permute_labels", "select_rows"]
+__all__ = [
+    "Examples",
+    "clips",
+    "draw_units",
+    "fold_units",
+    "of_anything",
+    "of_numbers",
+    "of_states",
+    "permuted",
+    "unit_statistics",
+    "windows",
+]
 
 
-def select_rows(
-    index: pd.DataFrame, states: list[tuple[str, str]], split: str, units: list[str] | None = None
-) -> pd.DataFrame:
-    """The index rows of (task, state) pairs, a split and units, with their `label`: the position in `states`."""
-    labels = pd.Series({pair: label for label, pair in enumerate(states)}, dtype="int64")
-    rows = index[index["split"] == split]
-    if units is not None:
-        rows = rows[rows["unit"].isin(units)]
-    label = labels.reindex(pd.MultiIndex.from_frame(rows[["task", "state"]])).to_numpy()
-    rows = rows.assign(label=label).dropna(subset="label").astype({"label": "int64"}).reset_index(drop=True)
+@dataclass(frozen=True)
+class Examples:
+    """Examples of a store, enumerated: a batch is a function of seed and step.
+
+    rows : the volumes that may be read, as in the store's index (`file, row, …`)
+    table : (N) one row per example, that of its first volume in the index: `unit, split, task, run, frame, block, …`
+    members : which rows make an example: (N,) volumes, (N, L) clips, (N, 3, L) begin-middle-end windows
+    targets : (N,) labels; (N, K) numbers, NaN where one is missing; (N, 0) where there is nothing to decode
+    """
+
+    rows: pd.DataFrame
+    table: pd.DataFrame
+    members: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.table)
+
+    @property
+    def volumes_each(self) -> int:
+        """Volumes in an example."""
+        return int(np.prod(self.members.shape[1:], dtype=int))
+
+
+def _of_volumes(rows: pd.DataFrame, targets: np.ndarray, asked: str) -> Examples:
+    """Every row is an example; raises ValueError, naming what was asked for, if there is none."""
     if rows.empty:
-        of_units = f" for {units}" if units else ""
-        raise ValueError(f"the store has no {split} volumes of {sorted({t for t, _ in states})}{of_units}")
-    return rows
+        raise ValueError(f"the store has no {asked}")
+    return Examples(rows, rows, np.arange(len(rows)), targets)
+
+
+def _chosen(index: pd.DataFrame, split: str, units: list[str] | None) -> tuple[pd.DataFrame, str]:
+    """The index rows of a split ("": all) and units, and how messages end that name these."""
+    rows = index[index["split"] == split] if split else index
+    return (rows, "") if units is None else (rows[rows["unit"].isin(units)], f" for {units}")
+
+
+def of_states(
+    index: pd.DataFrame, states: list[tuple[str, str]], split: str = "", units: list[str] | None = None
+) -> Examples:
+    """Volumes of (task, state) pairs; a label is the position in `states`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such volume.
+    """
+    labels = pd.Series({pair: label for label, pair in enumerate(states)}, dtype="int64")
+    rows, of_units = _chosen(index, split, units)
+    label = labels.reindex(pd.MultiIndex.from_frame(rows[["task", "state"]])).to_numpy()
+    known = np.isfinite(label.astype(float))
+    asked = f"{split} volumes of {sorted({t for t, _ in states})}{of_units}".lstrip()
+    return _of_volumes(rows[known].reset_index(drop=True), label[known].astype(np.int64), asked)
+
+
+def of_numbers(
+    index: pd.DataFrame, columns: list[str], tasks: list[str], split: str = "", units: list[str] | None = None
+) -> Examples:
+    """Volumes of tasks, with the numbers in columns of the manifest as targets; those without any are left out.
+
+    Raises
+    ------
+    ValueError
+        If a column is absent or holds something that is no number, or there is no such volume.
+    """
+    if missing := [column for column in columns if column not in index]:
+        raise ValueError(f"the manifest has no column {', '.join(missing)}; it has {', '.join(map(str, index))}")
+    rows, of_units = _chosen(index[index["task"].isin(tasks)], split, units)
+    texts = rows[columns].astype(str).replace({"n/a": "", "nan": ""})
+    numbers = texts.apply(pd.to_numeric, errors="coerce")
+    wrong = (numbers.isna() & (texts != "")).to_numpy()
+    if wrong.any():
+        found = {(columns[j], rows["unit"].iloc[i], texts.iat[i, j]) for i, j in zip(*wrong.nonzero(), strict=True)}
+        named = "; ".join(f"{column} of {unit} is {text!r}" for column, unit, text in sorted(found)[:10])
+        raise ValueError(f"not a number: {named}; correct the manifest (an empty cell or n/a is a missing value)")
+    known = numbers.notna().any(axis=1).to_numpy()
+    asked = f"{split} volumes of {', '.join(tasks)} with {' or '.join(columns)}{of_units}".lstrip()
+    return _of_volumes(rows[known].reset_index(drop=True), numbers[known].to_numpy(np.float32), asked)
+
+
+def of_anything(index: pd.DataFrame, tasks: list[str], split: str = "", units: list[str] | None = None) -> Examples:
+    """All volumes of tasks, with a state or without, and nothing to decode.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    rows, of_units = _chosen(index[index["task"].isin(tasks)], split, units)
+    asked = f"{split} volumes of {', '.join(tasks)}{of_units}".lstrip()
+    return _of_volumes(rows.reset_index(drop=True), np.empty((len(rows), 0), np.float32), asked)
+
+
+def clips(volumes: Examples, length: int, step: int = 1) -> Examples:
+    """Clips of `length` consecutive frames of one block, one every `step` frames.
+
+    Parameters
+    ----------
+    volumes : volumes as examples; a clip's target is that of its first frame
+
+    Raises
+    ------
+    ValueError
+        If no block has as many consecutive frames.
+    """
+    return _of_sequences(volumes, np.arange(length), step, ["file", "block"], f"clip of {length} frames")
+
+
+def windows(volumes: Examples, length: int, gap: int = 0, step: int = 1) -> Examples:
+    """Beginning, middle and end of `length` consecutive frames of one run each, with `gap` frames between them.
+
+    There is one every `step` frames; labels play no part.
+
+    Raises
+    ------
+    ValueError
+        If no run has as many consecutive frames.
+    """
+    offsets = np.arange(3)[:, None] * (length + gap) + np.arange(length)
+    return _of_sequences(volumes, offsets, step, ["file"], f"window of 3 × {length} frames, {gap} apart")
+
+
+def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: list[str], what: str) -> Examples:
+    """Examples of several frames at fixed offsets from a first one, none of which is missing in between."""
+    table = volumes.table
+    keys = [pd.factorize(table[column])[0] for column in reversed(within)]
+    order = np.lexsort([table["frame"].to_numpy(), *keys])
+    breaks = np.diff(table["frame"].to_numpy()[order]) != 1
+    for key in keys:
+        breaks |= np.diff(key[order]) != 0
+    ends = np.append(np.flatnonzero(breaks) + 1, len(order))
+    starts = [np.arange(begin, end - offsets.max(), step) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    first = np.concatenate(starts)
+    if not len(first):
+        raise ValueError(f"no {'block' if 'block' in within else 'run'} is long enough for a {what}")
+    members = order[first.reshape(-1, *[1] * offsets.ndim) + offsets]
+    chosen = order[first]
+    table = table.iloc[chosen].reset_index(drop=True)
+    return Examples(volumes.rows, table, volumes.members[members], volumes.targets[chosen])
+
+
+# ---- units
 
 
 def draw_units(units: list[str], fraction: float, seed: int) -> list[str]:
@@ -30,7 +175,58 @@ def draw_units(units: list[str], fraction: float, seed: int) -> list[str]:
     return [str(u) for u in order[: max(1, int(fraction * len(units) + 0.5))]]
 
 
-def permute_labels(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The rows with their `label` in random order within each run: as frequent as before, and without meaning."""
+def fold_units(units: pd.DataFrame, n_folds: int, repeats: int, seed: int) -> list[list[str]]:
+    """The units held out in each fold: repeats × n_folds lists; in each repeat every unit is held out once.
+
+    Parameters
+    ----------
+    units : `unit, family`, a row for each unit; members of a family are held out together
+
+    Raises
+    ------
+    ValueError
+        If there are fewer families (or units without one) than folds.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    table = units.drop_duplicates("unit").sort_values("unit").reset_index(drop=True)
+    groups = table["family"].where(table["family"] != "", "unit " + table["unit"])
+    if groups.nunique() < n_folds:
+        raise ValueError(f"{groups.nunique()} families or single units cannot make {n_folds} folds; ask for fewer")
+    held_out = []
+    for repeat in range(repeats):
+        divided = GroupKFold(n_folds, shuffle=True, random_state=np.random.RandomState([seed, repeat, 0xF01D]))
+        held_out += [table["unit"][test].tolist() for _, test in divided.split(table, groups=groups)]
+    return held_out
+
+
+def unit_statistics(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sample SD (K,) of numbers over the units that they are of; missing ones are left out.
+
+    Raises
+    ------
+    ValueError
+        If a number is the same for all units, or known for fewer than two.
+    """
+    per_unit = pd.DataFrame(examples.targets).groupby(examples.table["unit"].to_numpy()).mean()
+    mean, sd = per_unit.mean().to_numpy(), per_unit.std().to_numpy()
+    if not (sd > 0).all():
+        n = int(per_unit.notna().sum().min())
+        raise ValueError(
+            f"a target does not vary over the {n} training unit(s) that have it; there is nothing to learn"
+        )
+    return mean, sd
+
+
+def permuted(examples: Examples, seed: int) -> Examples:
+    """The examples with their targets in random order: as frequent as before, and without meaning.
+
+    Labels change places within each run; numbers, which are a unit's, between units.
+    """
     random = np.random.default_rng([seed, 0x9E12])
-    return rows.assign(label=rows.groupby("file", sort=False)["label"].transform(random.permutation))
+    if examples.targets.ndim == 1:
+        labels = pd.Series(examples.targets).groupby(examples.table["file"].to_numpy(), sort=False)
+        return replace(examples, targets=labels.transform(random.permutation).to_numpy())
+    names, unit = np.unique(examples.table["unit"], return_inverse=True)
+    first = np.unique(unit, return_index=True)[1]
+    return replace(examples, targets=examples.targets[first[random.permutation(len(names))]][unit])

@@ -1,6 +1,6 @@
 """Seeded, resumable batches from a store to a device.
 
-Which volumes are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, how many
+Which examples are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, how many
 processes share the batch, nor whether the volumes come from memory or from disk.
 """
 
@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 
 from deeplight_core.data.store import Store, volume_reader
+from deeplight_core.models import Batch
+from deeplight_core.training.examples import Examples
 
-__all__ = ["Batch", "BatchOrder", "Volumes"]
+__all__ = ["BatchOrder", "Volumes"]
 
-Batch = dict[str, Tensor]
 _PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
 _ANNOUNCED = 64  # batches whose runs the system is told to fetch, when it streams run by run
 _SHARE_OF_MEMORY = 0.5  # of the device's free memory; the rest is the models'
 
 
 class BatchOrder:
-    """Which volumes are in the batch of a step (counted from 0 over all passes): a pure function of seed and step.
+    """Which examples are in the batch of a step (counted from 0 over all passes): a pure function of seed and step.
 
     Parameters
     ----------
-    files : (N,) the run's file of every volume
+    files : (N,) the run's file of every example
     shuffled_runs : shuffle within a window of so many runs, which slides over the runs in random order; volumes of at
         most so many runs and one are then wanted at a time (None: shuffle over all runs)
     """
@@ -45,11 +46,11 @@ class BatchOrder:
 
     @property
     def steps_per_pass(self) -> int:
-        """Batches of one pass over the volumes; the last one may be smaller."""
+        """Batches of one pass over the examples; the last one may be smaller."""
         return -(-len(self._file_of) // self.batch_size)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """The numbers of the volumes in the batch of a step."""
+        """The numbers of the examples in the batch of a step."""
         number, position = divmod(step, self.steps_per_pass)
         order = self._passes.get(number)
         if order is None:
@@ -66,11 +67,10 @@ class BatchOrder:
 
 
 class Volumes:
-    """Labelled volumes of a store on a device.
+    """Examples of a store on a device: volumes, clips or windows, with their targets.
 
     Parameters
     ----------
-    rows : index rows with `label`, as `select_rows` gives them
     in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
         $DEEPLIGHT_PER_GPU, where so many trainings share a GPU). Otherwise they are read while they are used, a few
         batches ahead
@@ -81,13 +81,14 @@ class Volumes:
     def __init__(
         self,
         store: Store,
-        rows: pd.DataFrame,
+        examples: Examples,
         device: torch.device | str = "cpu",
         in_memory: bool | None = None,
         by_run: bool = False,
     ) -> None:
-        self.store, self.rows, self.device, self._by_run = store, rows, torch.device(device), by_run
-        self.labels = torch.tensor(rows["label"].to_numpy(), device=self.device)
+        self.store, self.examples, self.device, self._by_run = store, examples, torch.device(device), by_run
+        rows = examples.rows
+        self.targets = torch.tensor(examples.targets, device=self.device)
         self.shape = store.shape[::-1]  # (Z, Y, X)
         inside = store.mask[store.box].T.ravel()
         places = np.where(inside, np.cumsum(inside) - 1, inside.sum())  # outside: the zero after the last voxel
@@ -117,23 +118,26 @@ class Volumes:
         self._readers = [] if in_memory else [volume_reader(store.path / file) for file in self._files]
 
     def __len__(self) -> int:
-        """The number of volumes."""
-        return len(self.rows)
+        """The number of examples."""
+        return len(self.examples)
 
     def masked(self, numbers: np.ndarray) -> Tensor:
-        """In-mask volumes (B, V) by their row numbers: float16 as stored, or float32 where they must be computed."""
-        return self._computed(self._moved(torch.from_numpy(numbers)), self._read(numbers))
+        """In-mask volumes (B, …, V) of examples: float16 as stored, or float32 where they must be computed."""
+        members = self.examples.members[numbers]
+        return self._computed(self._moved(torch.from_numpy(members)), self._read(members))
 
     def batch(self, numbers: np.ndarray) -> Batch:
-        """`volumes` (B, Z, Y, X) float32, zero outside the mask; their `labels` and `numbers` (B,)."""
-        return self._unmasked(numbers, self._read(numbers))
+        """`volumes` (B, …, Z, Y, X) float32, zero outside the mask; `targets` and `numbers` of the B examples."""
+        return self._unmasked(numbers, self._read(self.examples.members[numbers]))
 
-    def _read(self, numbers: np.ndarray) -> Tensor | None:
-        """What has to be read from disk, (B, V) as stored; None if all is on the device."""
+    def _read(self, members: np.ndarray) -> Tensor | None:
+        """What has to be read from disk, (B, …, V) as stored; None if all is on the device."""
         if self._all is not None:
             return None
-        places = zip(self._file_of[numbers], self._row_of[numbers], strict=True)
+        wanted = members.ravel()
+        places = zip(self._file_of[wanted], self._row_of[wanted], strict=True)
         volumes = torch.stack([self._readers[file](int(row)) for file, row in places])
+        volumes = volumes.view(*members.shape, -1)
         return volumes.pin_memory() if self.device.type == "cuda" else volumes
 
     def _moved(self, values: Tensor) -> Tensor:
@@ -149,22 +153,23 @@ class Volumes:
             assert self._all is not None
             picked = self._all[chosen]
         if self._scale is not None:
-            picked = picked.float().mul_(self._scale[chosen, None])
+            picked = picked.float().mul_(self._scale[chosen].unsqueeze(-1))
         if self._statistics:
             mean, sd = self._statistics
             picked = torch.where(sd > 0, (picked - mean) / sd, 0.0)
         return picked
 
     def _unmasked(self, numbers: np.ndarray, read: Tensor | None) -> Batch:
-        chosen = self._moved(torch.from_numpy(numbers))
-        masked = self._computed(chosen, read)
+        members = self.examples.members[numbers]
+        masked = self._computed(self._moved(torch.from_numpy(members)), read).view(members.size, -1)
         padded = masked.new_zeros(len(masked), masked.shape[1] + 1, dtype=torch.float32)
         padded[:, :-1] = masked
-        volumes = padded.index_select(1, self._places).view(-1, *self.shape)
-        return {"volumes": volumes, "labels": self.labels[chosen], "numbers": chosen}
+        volumes = padded.index_select(1, self._places).view(*members.shape, *self.shape)
+        chosen = self._moved(torch.from_numpy(numbers))
+        return {"volumes": volumes, "targets": self.targets[chosen], "numbers": chosen}
 
     def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-        """(row numbers, batch) for each set of row numbers; read ahead in a bounded buffer when streaming.
+        """(numbers, batch) for each set of examples' numbers; read ahead in a bounded buffer when streaming.
 
         The thread that reads ahead makes in-mask volumes only: glibc gives the memory of whole ones, if another thread
         than the first asks for it, back to the system each time.
@@ -188,7 +193,7 @@ class Volumes:
                 for numbers in self._announced(order) if self._by_run else order:
                     if stop.is_set():
                         return
-                    put((numbers, self._read(numbers)))
+                    put((numbers, self._read(self.examples.members[numbers])))
                 put(None)
             except BaseException as error:  # handed to the consumer, which raises it
                 put(error)
@@ -206,13 +211,13 @@ class Volumes:
             thread.join()
 
     def _announced(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same row numbers; the runs of those that come soon are fetched by the system in the background."""
+        """The same numbers; the runs of those that come soon are fetched by the system in the background."""
         coming: deque[np.ndarray] = deque()
         fetched: deque[int] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
         for numbers in chain(order, [None] * _ANNOUNCED):
             if numbers is not None:
                 coming.append(numbers)
-                for file in {*self._file_of[numbers].tolist()}.difference(fetched):
+                for file in {*self._file_of[self.examples.members[numbers].ravel()].tolist()}.difference(fetched):
                     fetched.append(file)
                     if hasattr(os, "posix_fadvise"):  # not on macOS
                         with (self.store.path / self._files[file]).open("rb") as stream:

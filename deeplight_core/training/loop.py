@@ -1,8 +1,9 @@
 """The training loop: set up, fit, evaluate; interrupted at any moment, it goes on as if it had not been.
 
-The loop knows only `model.loss(batch)`. Batches and dropout are functions of (seed, step) and of nothing else, so the
-state to keep is the weights, Adam's moments and the running tally of the epoch; and the batch may be shared by any
-number of processes.
+The loop knows only `model.loss(batch)`. Batches and noise are functions of (seed, step, example) and of nothing else,
+so the state to keep is the model's weights and buffers, Adam's moments and the tally of the epoch; and the batch may be
+shared by any number of processes. Models with BatchNorm take `models.batchnorm`'s, whose statistics are those of
+the whole batch; what it has averaged over steps is a buffer, and is saved with the weights.
 """
 
 import math
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,18 +19,34 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from deeplight_core.config import LayerGroup, TrainingSettings
+from deeplight_core.models import Batch, Model
 from deeplight_core.models.noise import part_of_batch
+from deeplight_core.routes import LayerGroup, TrainingSettings
 from deeplight_core.training.checkpoint import load_state, save_state
 from deeplight_core.training.devices import available_precision
-from deeplight_core.training.inference import predict
+from deeplight_core.training.inference import Answers, predict
 from deeplight_core.training.loader import BatchOrder, Volumes
 from deeplight_core.training.metrics import Metrics, Tally
 
-__all__ = ["fit", "learning_rate"]
+__all__ = ["Fitted", "fit", "learning_rate"]
 
 _WARM_UP = 0.05
-_LOOK_EVERY_S = 1.0  # how often the processor waits for the device, to see how things stand
+_LOOK_EVERY_S = 1.0  # how often the CPU waits for the device, to see how things stand
+
+
+class Fitted(NamedTuple):
+    """What a training gives, beside a trained model.
+
+    metrics : see `Metrics`
+    answers : to the examples that were measured on
+    seen_volumes : volumes that it was trained on, each as often as it was
+    seconds : how long it took, interruptions left out
+    """
+
+    metrics: pd.DataFrame
+    answers: Answers
+    seen_volumes: int
+    seconds: float
 
 
 def learning_rate(settings: TrainingSettings, step: int, n_steps: int) -> float:
@@ -44,7 +61,7 @@ def learning_rate(settings: TrainingSettings, step: int, n_steps: int) -> float:
 
 def fit(
     fabric: Fabric,
-    model: nn.Module,
+    model: Model,
     train: Callable[[torch.device], Volumes],
     validation: Callable[[torch.device], Volumes],
     settings: TrainingSettings,
@@ -52,19 +69,15 @@ def fit(
     folder: Path,
     label: str,
     checkpoint_every_s: float = 60.0,
-) -> tuple[pd.DataFrame, np.ndarray]:
+) -> Fitted:
     """Train a model; report each epoch; leave the model trained, on the CPU.
 
     Parameters
     ----------
     fabric : of `devices.session`; every process of it calls this function
-    train, validation : make the volumes on the device that is used
+    train, validation : make the examples on the device that is used, to train and to measure on
     folder : where the resumable state, `metrics.csv` and TensorBoard's files are kept
-    label : what to call this run in progress lines
-
-    Returns
-    -------
-    metrics (see `Metrics`), and the predicted validation labels (N,)
+    label : what to call this training in progress lines
 
     Raises
     ------
@@ -74,10 +87,10 @@ def fit(
     MemoryError
         If the memory of the device does not suffice.
     """
-    groups = _layer_groups(model, settings)
+    groups, started = _layer_groups(model, settings), time.monotonic()
     with _memory_explained(label, settings):
         data, held_out = train(fabric.device), validation(fabric.device)
-        order = BatchOrder(data.rows["file"].to_numpy(), settings.batch_size, seed, settings.shuffled_runs)
+        order = BatchOrder(data.examples.table["file"].to_numpy(), settings.batch_size, seed, settings.shuffled_runs)
         per_epoch = settings.steps_per_epoch or order.steps_per_pass
         n_steps = settings.epochs * per_epoch
         learning = [{"params": weights, "rate": group.rate} for group, weights in groups if group.rate > 0]
@@ -88,18 +101,20 @@ def fit(
         wrapped.mark_forward_method("loss")
 
         state, precision = folder / "state.safetensors", available_precision(settings.precision)
-        done, others = load_state(state, model, adam, precision)
+        done, others, seconds = load_state(state, model, adam, precision)
+        started -= seconds
         best = {name.removeprefix("best."): weight for name, weight in others.items() if name.startswith("best.")}
-        tally = Tally(len(data), fabric.device)
+        tally = Tally(len(data), len(model.head.scored), fabric.device)
         if done and fabric.is_global_zero:  # counts of all processes
             tally.counts.copy_(others["tally"])
         metrics = Metrics(
-            folder, label, done, done // per_epoch, n_steps, settings.epochs, settings.batch_size,
+            model.head, folder, label, done, done // per_epoch, n_steps, settings.epochs, settings.batch_size,
             writes=fabric.is_global_zero,
         )  # fmt: skip
         _check_agreement(fabric, done, metrics, folder)
         pace = _Pace(fabric, done, checkpoint_every_s)
-        predicted = np.empty(0, int)
+        answers: Answers | None = None
+        last = done
         steps = range(done, done if _out_of_patience(metrics, settings) else n_steps)
 
         with closing(metrics):
@@ -111,29 +126,32 @@ def fit(
                     group["lr"] = learning_rate(settings, step, n_steps) * group["rate"]
                 torch.manual_seed(seed * 1_000_003 + step)
                 _take_step(fabric, wrapped, optimizer, settings.l1, step, batch, len(order[step]), tally)
+                last = step + 1
                 if (pause := pace.after(step, at_end)) == "none":
                     continue
                 _check_finite(fabric, model, tally, order, data, label, step)
                 metrics.show(step + 1, epoch, tally)
                 if at_end:
                     counts = _sum(fabric, tally.counts).cpu().numpy()
-                    predicted, losses = predict(model, held_out, fabric)
-                    metrics.add_epoch(epoch, step + 1, data.rows, counts, held_out.rows, predicted, losses)
+                    answers = predict(model, held_out, fabric)
+                    metrics.add_epoch(epoch, step + 1, data.examples.table, counts, held_out.examples.table, answers)
                     tally.counts.zero_()
                     if settings.keep == "best" and metrics.best_epoch == epoch:
                         best = {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
                 if pause == "save":
                     kept = {"tally": _sum(fabric, tally.counts)} | {f"best.{n}": weight for n, weight in best.items()}
                     if fabric.is_global_zero:
-                        save_state(state, model, adam, kept, step + 1, precision)
+                        save_state(state, model, adam, kept, step + 1, precision, time.monotonic() - started)
                 if at_end and _out_of_patience(metrics, settings):
                     break
             if settings.keep == "best":
                 model.load_state_dict(best)
-            if settings.keep == "best" or len(predicted) == 0:  # killed between the last step and the results
-                predicted, _ = predict(model, held_out, fabric)
+            if settings.keep == "best" or answers is None:  # killed between the last step and the results
+                answers = predict(model, held_out, fabric)
     model.to("cpu").eval()
-    return metrics.table, predicted
+    passes, rest = divmod(last, order.steps_per_pass)
+    seen = passes * len(data) + min(rest * settings.batch_size, len(data))
+    return Fitted(metrics.table, answers, seen * data.examples.volumes_each, time.monotonic() - started)
 
 
 def _take_step(
@@ -142,15 +160,15 @@ def _take_step(
     optimizer: Any,
     l1: float,
     step: int,
-    batch: dict[str, Tensor],
+    batch: Batch,
     n_all: int,
     tally: Tally,
 ) -> None:
-    """Forward, backward, update with this process's part of a batch of `n_all` volumes."""
+    """Forward, backward, update with this process's part of a batch of `n_all` examples."""
     first, n_own = _share(n_all, fabric)
-    with part_of_batch(first, n_all), fabric.autocast():  # Fabric's precision alone covers `forward` only
-        loss, each, logits = model.loss(batch)
-    fabric.backward(loss * (n_own * fabric.world_size / n_all))  # DDP takes the mean over processes
+    with part_of_batch(first, n_own, n_all), fabric.autocast():  # Fabric's precision alone covers `forward` only
+        outcome = model.loss(batch)
+    fabric.backward(outcome.loss * (n_own * fabric.world_size / n_all))  # DDP takes the mean over processes
     if l1:  # the gradient of l1 × Σ|w| is l1 times each weight's sign
         for weight in model.parameters():
             if weight.grad is not None:
@@ -158,17 +176,17 @@ def _take_step(
     optimizer.step()
     optimizer.zero_grad()
     if n_own:
-        tally.add(step, each, logits, batch)
+        tally.add(step, outcome, batch)
 
 
 def _share(n: int, fabric: Fabric) -> tuple[int, int]:
-    """This process's share of a batch of n: its first volume, and how many volumes."""
+    """This process's share of a batch of n: its first example, and how many."""
     first, end = (n * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1))
     return first, end - first
 
 
 def _own_part(numbers: np.ndarray, fabric: Fabric) -> np.ndarray:
-    """The volumes of this process's share; where a small batch leaves it nothing, one volume, to count as nothing."""
+    """The examples of this process's share; where a small batch leaves it nothing, one, to count as nothing."""
     first, n_own = _share(len(numbers), fabric)
     return numbers[first : first + n_own] if n_own else numbers[:1]
 
@@ -199,7 +217,7 @@ def _layer_groups(model: nn.Module, settings: TrainingSettings) -> list[tuple[La
 
 
 def _enter_epoch(model: nn.Module, groups: list[tuple[LayerGroup, list[nn.Parameter]]], epoch: int) -> None:
-    """Freeze and unfreeze. Dropout is for what learns: a frozen part gives the same features for the same volume."""
+    """Freeze and unfreeze layers for this epoch. Frozen parts run in eval mode, so their features do not vary."""
     for group, weights in groups:
         for weight in weights:
             weight.requires_grad_(group.learns(epoch))
@@ -227,12 +245,13 @@ def _check_finite(
 ) -> None:
     """Raise ValueError if a loss or a weight was not finite since the last look; nothing since then is saved."""
     bad = float(fabric.all_reduce(tally.first_bad.clone(), reduce_op="min"))  # type: ignore[arg-type]
-    weights_are_finite = bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all())
+    values = [value for value in model.state_dict().values() if value.is_floating_point()]
+    weights_are_finite = bool(torch.stack([value.isfinite().all() for value in values]).all())
     if bad == math.inf and weights_are_finite:
         return
     what = "weights are" if bad == math.inf else "loss is"
     step = step if bad == math.inf else int(bad)
-    runs = sorted({str(f) for f in data.rows["file"].iloc[order[step]]})
+    runs = sorted({str(f) for f in data.examples.table["file"].iloc[order[step]]})
     raise ValueError(
         f"{label}: the {what} not finite at step {step}, runs {', '.join(runs)}; lower learning_rate, or look at these "
         "runs (`deeplight verify`)"
@@ -249,15 +268,15 @@ def _memory_explained(label: str, settings: TrainingSettings) -> Iterator[None]:
             raise
         other = "" if settings.precision == "bf16-mixed" else "use precision bf16-mixed, "
         raise MemoryError(
-            f"{label}: memory does not suffice for batches of {settings.batch_size} volumes; lower batch_size, {other}"
+            f"{label}: memory does not suffice for batches of {settings.batch_size} examples; lower batch_size, {other}"
             f"crop the grid (preprocessing.crop), or run fewer trainings at a time. {str(error).splitlines()[0]}"
         ) from error
 
 
 class _Pace:
-    """When to look at the device and when to save, in steps: clocks differ, so the first process says it for all.
+    """Decides at which steps to look at the device and to save; the first process decides for all, as clocks differ.
 
-    Looking makes the processor wait for the device, so it is done about once a second, and at the end of an epoch.
+    Looking makes the CPU wait for the device, so it is done about once a second, and at the end of an epoch.
     """
 
     def __init__(self, fabric: Fabric, done: int, save_every_s: float) -> None:

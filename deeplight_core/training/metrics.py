@@ -1,4 +1,4 @@
-"""What a training run has seen: counted on its device, kept as a table, shown on the terminal and in TensorBoard."""
+"""What a training has seen: counted on its device, kept as a table, shown on the terminal and in TensorBoard."""
 
 import time
 from functools import partial
@@ -7,48 +7,57 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
+from deeplight_core.analysis.measures import MEASURES
+from deeplight_core.models import Batch, Head, Outcome
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.progress import Bar, duration
+from deeplight_core.training.inference import Answers
 
 __all__ = ["Metrics", "Tally"]
 
+_COLUMNS = ("epoch", "step", "split", "task", "target", "subject", "measure", "score", "n", "loss")
+
 
 class Tally:
-    """How often each volume was seen in this epoch, how often decoded rightly, and its summed loss: (N, 3).
+    """What happened to each of N examples in this epoch: (N, 2 + 2K), on the training's device.
 
-    It stays on the training's device, so that counting makes nobody wait.
+    How often it was seen, its summed loss, and for each of K targets the summed score and how often there was one. It
+    stays on the device, so that counting makes nobody wait.
     """
 
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.counts = torch.zeros(n, 3, device=device)
+    def __init__(self, n: int, n_targets: int, device: torch.device) -> None:
+        self.counts = torch.zeros(n, 2 + 2 * n_targets, device=device)
         self.first_bad = torch.full((), torch.inf, device=device)  # first step whose loss was not finite
 
     @torch.no_grad()
-    def add(self, step: int, losses: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> None:
-        """Count a batch, whose volumes are all different."""
-        right = (logits.argmax(dim=1) == batch["labels"]).float()
-        self.counts[batch["numbers"]] += torch.stack([torch.ones_like(right), right, losses.float()], dim=1)
+    def add(self, step: int, outcome: Outcome, batch: Batch) -> None:
+        """Count a batch, whose examples are all different."""
+        losses, score = outcome.each.float(), outcome.score.float()
+        known = score.isfinite()
+        columns = [torch.ones_like(losses)[:, None], losses[:, None], torch.where(known, score, 0.0), known.float()]
+        self.counts[batch["numbers"]] += torch.cat(columns, dim=1)
         self.first_bad = torch.where(losses.isfinite().all(), self.first_bad, self.first_bad.clamp(max=step))
 
 
 class Metrics:
-    """The metrics of a run: one row per epoch × split × task × subject.
+    """The metrics of a training: one row per epoch × split × task × target × subject.
 
-    Columns `epoch, step, split, task, subject, score, n, loss` (training accuracy is measured while
+    Columns `epoch, step, split, task, target, subject, measure, score, n, loss` (training scores are measured while
     training, dropout on).
 
     Parameters
     ----------
+    head : says which targets are scored, and by which measure
     folder : where `metrics.csv` and TensorBoard's files are kept
     step, epoch : where the run goes on; what was measured after it is forgotten
-    batch_size : volumes per step, of all processes
+    batch_size : examples per step, of all processes
     writes : whether this process is the one that writes and prints
     """
 
     def __init__(
         self,
+        head: Head,
         folder: Path,
         label: str,
         step: int,
@@ -58,7 +67,7 @@ class Metrics:
         batch_size: int,
         writes: bool,
     ):
-        self._path, self._label, self._batch_size = folder / "metrics.csv", label, batch_size
+        self._head, self._path, self._label, self._batch_size = head, folder / "metrics.csv", label, batch_size
         self._started, self._first, self._n_steps, self._n_epochs = time.monotonic(), step, n_steps, n_epochs
         self.table = pd.DataFrame()
         if epoch and self._path.is_file():
@@ -84,55 +93,84 @@ class Metrics:
         """The epoch (from 1) with the lowest mean validation loss so far; 0 before the first."""
         if self.table.empty:
             return 0
-        held_out = self.table[self.table["split"] == "validation"]
+        first = self.table["target"] == self._head.scored[0]  # every target has the same loss beside it
+        held_out = self.table[first & (self.table["split"] == "validation")]
         total = (held_out["loss"] * held_out["n"]).groupby(held_out["epoch"]).sum()
         return int(str((total / held_out.groupby("epoch")["n"].sum()).idxmin()))
 
     def show(self, step: int, epoch: int, tally: Tally) -> None:
         """Show how things stand since the epoch began."""
-        n, right, loss = tally.counts.sum(dim=0).tolist()
+        sums = tally.counts.sum(dim=0).tolist()
         (then, step_then), now = self._looked, time.monotonic()
         rate = (step - step_then) * self._batch_size / (now - then)
         self._looked = now, step
+        measure = MEASURES[self._head.measure].title
+        scores = self._stated(sums[2 : 2 + len(self._head.scored)], sums[2 + len(self._head.scored) :])
         self._bar.update(
             step,
-            f"epoch {epoch}/{self._n_epochs}, batch {step}/{self._n_steps}, loss {loss / max(1, n):.2f}, "
-            f"{right / max(1, n):.1%} right, {rate:,.0f} volumes/s, {duration(self._left_s(step))} left",
+            f"epoch {epoch}/{self._n_epochs}, batch {step}/{self._n_steps}, loss {sums[1] / max(1, sums[0]):.2f}, "
+            f"{measure} {scores}, {rate:,.0f} examples/s, {duration(self._left_s(step))} left",
         )
 
     def add_epoch(
-        self,
-        epoch: int,
-        step: int,
-        train_rows: pd.DataFrame,
-        counts: np.ndarray,
-        validation_rows: pd.DataFrame,
-        predicted: np.ndarray,
-        losses: np.ndarray,
+        self, epoch: int, step: int, train: pd.DataFrame, counts: np.ndarray, held_out: pd.DataFrame, answers: Answers
     ) -> None:
-        """Add and report an epoch: the training's tally (N, 3), the predicted validation labels and their losses."""
-        right = predicted == validation_rows["label"].to_numpy()
-        seen = np.stack([np.ones(len(losses)), right, losses], axis=1)
-        both = [_epoch_rows(train_rows, counts, "train"), _epoch_rows(validation_rows, seen, "validation")]
+        """Add and report an epoch.
+
+        Parameters
+        ----------
+        train, held_out : the tables of the examples trained and measured on
+        counts : the training's tally (N, 2 + 2K)
+        answers : to the held-out examples
+        """
+        known = np.isfinite(answers.score)
+        seen = np.ones((len(held_out), 1))
+        measured = np.hstack([seen, answers.each[:, None], np.where(known, answers.score, 0), known])
+        both = [self._epoch_rows(train, counts, "train"), self._epoch_rows(held_out, measured, "validation")]
         rows = pd.concat(both).assign(epoch=epoch, step=step)
-        self.table = pd.concat([self.table, rows], ignore_index=True)
+        self.table = pd.concat([self.table, rows[list(_COLUMNS)]], ignore_index=True)
         if self._writer is None:
             return
-        mean = {
-            str(split): group[["score", "loss"]].mul(group["n"], axis=0).sum() / group["n"].sum()
-            for split, group in rows.groupby("split")
-        }
-        for split, values in mean.items():
-            for name in ("score", "loss"):
-                self._writer.add_scalar(f"{name}/{split}", values[name], step)
+        said = {}
+        for split, group in rows.groupby("split"):
+            first = group[group["target"] == self._head.scored[0]]
+            loss = (first["loss"] * first["n"]).sum() / first["n"].sum()
+            sums = [(group["score"] * group["n"])[group["target"] == t].sum() for t in self._head.scored]
+            n = [group.loc[group["target"] == t, "n"].sum() for t in self._head.scored]
+            self._writer.add_scalar(f"loss/{split}", loss, step)
+            for target, total, count in zip(self._head.scored, sums, n, strict=True):
+                name = self._head.measure if len(n) == 1 else f"{self._head.measure} of {target}"
+                self._writer.add_scalar(f"{name}/{split}", total / count, step)
+            said[split] = loss, self._stated(sums, n)
         self._writer.flush()
         print(
-            f"{self._label}: epoch {epoch}/{self._n_epochs}, loss {mean['train']['loss']:.3f}, "
-            f"accuracy {mean['train']['score']:.1%} in training, "
-            f"{mean['validation']['score']:.1%} in validation, {duration(self._left_s(step))} left",
+            f"{self._label}: epoch {epoch}/{self._n_epochs}, loss {said['train'][0]:.3f}, "
+            f"{MEASURES[self._head.measure].title} {said['train'][1]} in training, "
+            f"{said['validation'][1]} in validation, "
+            f"{duration(self._left_s(step))} left",
             flush=True,
         )
         write_whole(self._path, partial(self.table.to_csv, index=False))
+
+    def _stated(self, sums: list[float], n: list[float]) -> str:
+        """Mean scores in words."""
+        measure = MEASURES[self._head.measure]
+        means = [measure.format(total / count) if count else "–" for total, count in zip(sums, n, strict=True)]
+        return ", ".join(means)
+
+    def _epoch_rows(self, examples: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFrame:
+        """Score and loss per task, target and subject from (N, 2 + 2K) seen, summed loss, summed scores, known."""
+        keys = [examples["task"].to_numpy(), examples["unit"].to_numpy()]
+        sums = pd.DataFrame(tally).groupby(keys).sum()
+        tables, n_targets = [], len(self._head.scored)
+        for i, target in enumerate(self._head.scored):
+            seen, n = sums[0].to_numpy(), sums[2 + n_targets + i].to_numpy()
+            with np.errstate(invalid="ignore", divide="ignore"):
+                score, loss = sums[2 + i].to_numpy() / n, sums[1].to_numpy() / seen
+            names = {"task": sums.index.get_level_values(0), "subject": sums.index.get_level_values(1)}
+            values = {"measure": self._head.measure, "score": score, "n": n.astype(int), "loss": loss}
+            tables.append(pd.DataFrame({"split": split, **names, "target": target, **values})[n > 0])
+        return pd.concat(tables)
 
     def close(self) -> None:
         """End what is shown."""
@@ -142,16 +180,3 @@ class Metrics:
 
     def _left_s(self, step: int) -> float:
         return (time.monotonic() - self._started) / max(1, step - self._first) * (self._n_steps - step)
-
-
-def _epoch_rows(rows: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFrame:
-    """Accuracy and loss per task and subject from (N, 3) seen, right, summed loss."""
-    table = rows[["task"]].assign(subject=rows["unit"], n=tally[:, 0], right=tally[:, 1], loss=tally[:, 2])
-    sums = table.groupby(["task", "subject"]).sum().reset_index()
-    sums = sums[sums["n"] > 0]
-    return pd.DataFrame(
-        {
-            "epoch": 0, "step": 0, "split": split, "task": sums["task"], "subject": sums["subject"],
-            "score": sums["right"] / sums["n"], "n": sums["n"].astype(int), "loss": sums["loss"] / sums["n"],
-        }
-    )  # fmt: skip

@@ -1,51 +1,119 @@
+from collections import defaultdict
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from deeplight_core.analysis.scores import confusion, constant_answer, predictions_table, subject_scores
+from deeplight_core.analysis.scores import (
+    COLUMNS,
+    confusion,
+    constant_answer,
+    number_predictions,
+    outcome_predictions,
+    state_predictions,
+    subject_scores,
+)
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral"), ("GAMBLING", "neutral"), ("GAMBLING", "win")]
+KEY = {
+    "route": "supervised", "encoder": "deeplight", "variant": "scratch", "fraction": 0.05, "n_subjects": 3, "seed": 2,
+    "fold": 0, "seen_volumes": 480, "seconds": 1.5,
+}  # fmt: skip
 
 
-KEY = {"route": "supervised", "variant": "scratch", "fraction": 0.05, "n_subjects": 3, "seed": 2}
+def rows_of(n: int, random: np.random.Generator) -> pd.DataFrame:
+    """Examples of five subjects in two runs; ten blocks of a run have one state each, and some volumes are in none."""
+    table = pd.DataFrame({"dataset": "d", "session": "", "frame": np.arange(n), "block": random.integers(-1, 10, n)})
+    table["unit"], table["run"] = random.choice(list("abcde"), n), random.choice(["LR", "RL"], n)
+    state = pd.factorize(table["unit"] + table["run"])[0] + table["block"].to_numpy()
+    table[["task", "state"]] = [STATES[i % 4] for i in state]
+    table["subject"] = "somebody"
+    return table.sample(frac=1, random_state=0)
 
 
 @pytest.fixture
 def predictions() -> pd.DataFrame:
-    """Random decoded states of five subjects; two tasks share the name of a state."""
+    """Random answers; two tasks share the name of a state."""
     random = np.random.default_rng(0)
-    true, decoded = random.integers(4, size=(2, 200))
-    rows = pd.DataFrame([STATES[i] for i in true], columns=["task", "state"])
-    rows = rows.assign(unit=random.choice(list("abcde"), 200), run="LR", frame=np.arange(200))
-    return predictions_table(rows, decoded, STATES)
+    return state_predictions(rows_of(300, random), random.dirichlet([1, 1, 1, 1], 300), STATES)
 
 
-def test_predictions_table() -> None:
+def test_predictions_of_states() -> None:
     rows = pd.DataFrame(
-        {"task": "EMOTION", "state": ["fear", "neutral"], "unit": ["s1", "s2"], "run": "LR", "frame": [4, 9]}
-    )
+        {"dataset": "d", "subject": "x", "session": "1", "task": "EMOTION", "state": ["fear", "neutral"],
+         "unit": ["s1", "s2"], "run": "LR", "frame": [4, 9], "block": [0, 3]}
+    )  # fmt: skip
     rows.index = [7, 3]
-    table = predictions_table(rows, np.array([3, 1]), STATES)
+    table = state_predictions(rows, np.array([[0, 0, 0, 1], [0.25, 0.5, 0.125, 0.125]]), STATES)
     assert table.to_dict("records") == [
-        {"subject": "s1", "run": "LR", "frame": 4, "task": "EMOTION", "state": "fear",
-         "predicted_task": "GAMBLING", "predicted_state": "win"},
-        {"subject": "s2", "run": "LR", "frame": 9, "task": "EMOTION", "state": "neutral",
-         "predicted_task": "EMOTION", "predicted_state": "neutral"},
+        {"dataset": "d", "subject": "s1", "session": "1", "task": "EMOTION", "run": "LR", "frame": 4, "block": 0,
+         "state": "fear", "predicted_task": "GAMBLING", "predicted_state": "win", "EMOTION: fear": 0.0,
+         "EMOTION: neutral": 0.0, "GAMBLING: neutral": 0.0, "GAMBLING: win": 1.0},
+        {"dataset": "d", "subject": "s2", "session": "1", "task": "EMOTION", "run": "LR", "frame": 9, "block": 3,
+         "state": "neutral", "predicted_task": "EMOTION", "predicted_state": "neutral", "EMOTION: fear": 0.25,
+         "EMOTION: neutral": 0.5, "GAMBLING: neutral": 0.125, "GAMBLING: win": 0.125},
     ]  # fmt: skip
 
 
-def test_subject_scores_equals_a_loop(predictions: pd.DataFrame) -> None:
+def test_scores_equal_a_loop(predictions: pd.DataFrame) -> None:
     table = subject_scores(predictions, **KEY)
-    assert list(table.columns) == [*KEY, "task", "subject", "score", "n"]
-    assert len(table) == 10
+    assert tuple(table.columns) == COLUMNS
+    assert table.groupby("level").size().to_dict() == {"volume": 10, "block": 10}
     for row in table.itertuples():
-        hits = [
-            (p.task, p.state) == (p.predicted_task, p.predicted_state)
-            for p in predictions.itertuples()
-            if (p.task, p.subject) == (row.task, row.subject)
-        ]
-        assert (row.score, row.n) == (pytest.approx(sum(hits) / len(hits)), len(hits))
-        assert (row.route, row.variant, row.fraction, row.n_subjects, row.seed) == tuple(KEY.values())
+        own = [p for p in predictions.to_dict("records") if (p["task"], p["subject"]) == (row.task, row.subject)]
+        blocks = defaultdict(list)
+        for p in own:
+            if p["block"] >= 0:
+                blocks[p["run"], p["block"]].append(p)
+        groups = [[p] for p in own] if row.level == "volume" else list(blocks.values())
+        hits = []
+        for group in groups:
+            answer = np.mean([[p[f"{task}: {state}"] for task, state in STATES] for p in group], axis=0)
+            hits.append(STATES[answer.argmax()] == (group[0]["task"], group[0]["state"]))
+        assert (row.score, row.n) == (pytest.approx(np.mean(hits)), len(hits))
+        assert (row.dataset, row.target, row.measure) == ("d", "state", "accuracy")
+        assert {name: getattr(row, name) for name in KEY} == KEY
+
+
+def test_a_block_is_answered_by_the_mean_probability_not_by_a_vote() -> None:
+    rows = pd.DataFrame(
+        {"dataset": "d", "session": "", "task": "EMOTION", "state": "fear", "unit": "s1", "run": "LR", "block": 0,
+         "frame": range(3)}
+    )  # fmt: skip
+    answers = np.array([[0.9, 0.1, 0, 0], [0.45, 0.55, 0, 0], [0.4, 0.6, 0, 0]])
+    table = subject_scores(state_predictions(rows, answers, STATES), **KEY).set_index("level")
+    assert table.at["volume", "score"] == pytest.approx(1 / 3)
+    assert table.at["block", "score"] == 1.0
+    assert table["n"].to_dict() == {"volume": 3, "block": 1}
+
+
+def test_errors_of_numbers_equal_a_loop() -> None:
+    random = np.random.default_rng(0)
+    rows = rows_of(200, random)
+    truth, answers = random.normal(size=(200, 2)), random.normal(size=(200, 2))
+    truth[random.random((200, 2)) < 0.2] = np.nan
+    truth[(rows["unit"] == "c").to_numpy(), 1] = np.nan  # of whom nothing is known
+    predictions = number_predictions(rows, truth, answers, ["age", "iq"])
+    table = subject_scores(predictions, **KEY)
+    assert tuple(table.columns) == COLUMNS
+    assert set(table["measure"]) == {"absolute_error"}
+    assert "c" not in set(table.loc[table["target"] == "iq", "subject"])
+    for row in table[table["level"] == "volume"].itertuples():
+        own = ((rows["unit"] == row.subject) & (rows["task"] == row.task)).to_numpy()
+        column = ["age", "iq"].index(row.target)
+        errors = np.abs(answers[own, column] - truth[own, column])
+        assert row.n == np.isfinite(errors).sum()
+        assert row.score == pytest.approx(np.nanmean(errors))
+
+
+def test_other_outcomes_are_scored_by_their_own_measure() -> None:
+    rows, score = rows_of(50, np.random.default_rng(1)), np.random.default_rng(2).random((50, 1))
+    table = subject_scores(outcome_predictions(rows, score, ["order"]), "contrast_accuracy", **KEY)
+    assert set(table["measure"]) == {"contrast_accuracy"}
+    assert set(table["level"]) == {"volume"}
+    for row in table.itertuples():
+        own = ((rows["unit"] == row.subject) & (rows["task"] == row.task)).to_numpy()
+        assert row.score == pytest.approx(score[own, 0].mean())
 
 
 def test_confusion_equals_a_loop(predictions: pd.DataFrame) -> None:

@@ -575,3 +575,26 @@ def test_folds_keep_the_level_where_the_plain_test_does_not():
     means = table.groupby(["fraction", "fold", "variant"])["score"].mean().unstack()
     plain = stats.ttest_1samp((means["pretrained"] - means["scratch"]).to_numpy().reshape(n_studies, 20), 0, axis=1)
     assert (plain.pvalue < 0.05).mean() > 0.2
+
+
+def test_out_of_fold_scores_are_those_of_the_folds_that_held_a_subject_out() -> None:
+    key = {
+        "dataset": "d", "route": "supervised", "encoder": "deeplight", "fraction": 1.0, "seed": 1, "task": "WM",
+        "target": "state", "level": "volume", "measure": "accuracy", "n": 10, "seen_volumes": 100, "seconds": 1.0,
+    }  # fmt: skip
+    rows = [
+        {**key, "variant": variant, "subject": subject, "fold": fold, "score": score, "n_subjects": n}
+        for variant, shift in (("pretrained", 0.1), ("scratch", 0.0))
+        for subject, fold, score, n in [("a", 1, 0.5 + shift, 2), ("b", 1, 0.6, 2), ("c", 2, 0.4, 3), ("a", 3, 0.7, 2),
+                                        ("c", 3, 0.8, 2), ("b", 4, 0.2, 3)]
+    ]  # fmt: skip
+    results = pd.DataFrame(rows)
+    found = statistics.out_of_fold(results)
+    assert list(found) == list(results)
+    assert set(found["fold"]) == {0}
+    assert set(found["n_subjects"]) == {2}  # the mean is 2.33
+    of = found.set_index(["variant", "subject"])["score"]
+    assert of.loc["pretrained"].to_dict() == pytest.approx({"a": 0.65, "b": 0.4, "c": 0.6})
+    assert of.loc["scratch"].to_dict() == pytest.approx({"a": 0.6, "b": 0.4, "c": 0.6})
+    fixed = results[results["fold"] == 1].assign(fold=0)
+    pd.testing.assert_frame_equal(statistics.out_of_fold(fixed), fixed)

@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deeplight_core.config import ModelSettings
-from deeplight_core.models import MODELS
-from deeplight_core.models.deeplight import CHANNELS, DeepLight, SameConv2d, same_padding
+from deeplight_core.models import ENCODERS
+from deeplight_core.models.deeplight import CHANNELS, DeepLight, SameConv2d, SliceEncoder, same_padding
+from deeplight_core.routes import DeepLightSettings, ReadoutSettings
 
 SHAPE = (7, 8, 9)
-NO_DROPOUT = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
+NO_DROPOUT = DeepLightSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0)
 
 
 def build(
-    shape: tuple[int, int, int] = SHAPE, n_states: int = 4, settings: ModelSettings = NO_DROPOUT, seed: int = 0
-) -> DeepLight:
+    shape: tuple[int, int, int] = SHAPE, n_states: int = 4, settings: DeepLightSettings = NO_DROPOUT,
+    seed: int = 0, dropout: float = 0.0,
+) -> DeepLight:  # fmt: skip
     torch.manual_seed(seed)
-    return DeepLight(shape, n_states, settings)
+    return DeepLight(shape, n_states, settings, ReadoutSettings(dropout=dropout))
 
 
 def volumes(n: int = 3, shape: tuple[int, int, int] = SHAPE) -> Tensor:
@@ -37,18 +38,18 @@ def paper() -> DeepLight:
 
 
 def test_registered() -> None:
-    assert MODELS["deeplight"] is DeepLight
+    assert ENCODERS["deeplight"] is SliceEncoder
 
 
 def test_size_on_the_grid_of_hcp(paper: DeepLight) -> None:
-    assert (paper.shape, paper.n_states) == ((91, 109, 91), 16)
+    assert (paper.encoder.shape, len(paper.head.targets)) == ((91, 109, 91), 16)
     assert sum(p.numel() for p in paper.parameters()) == 597_856
     assert paper.encoder.slice_features == 768  # 4 rows × 3 columns × 64 channels
     layers = [(c.in_channels, c.out_channels, c.stride[0], c.dropout) for c in paper.encoder.convolutions]
     channels = [16] * 4 + [32] * 4 + [64] * 4
     strides = [1, 1, 2, 1] + [2, 1] * 4
     assert layers == list(zip([1, *channels[:-1]], channels, strides, [0.0] * 4 + [0.2] * 4 + [0.4] * 4, strict=True))
-    assert (paper.encoder.lstm_dropout, paper.settings.output_dropout) == (0.5, 0.5)
+    assert (paper.encoder.lstm_dropout, paper.head.settings.dropout) == (0.5, 0.5)
     assert paper.head.weight.shape == (16, 128)
 
 
@@ -238,10 +239,10 @@ def test_reversed_slices_with_swapped_directions_swap_the_features() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 8, 1), (1, 8, 9), (7, 1, 9), (34, 5, 2), (12, 14, 11)])
 @pytest.mark.parametrize("n_states", [1, 2, 20])
 def test_any_grid_and_any_number_of_states(shape: tuple[int, int, int], n_states: int) -> None:
-    model = build(shape, n_states, ModelSettings())
-    loss, _, logits = model.loss({"volumes": volumes(2, shape), "labels": torch.tensor([0, n_states - 1])})
+    model = build(shape, n_states, DeepLightSettings(), dropout=0.5)
+    loss, _, _, answer = model.loss({"volumes": volumes(2, shape), "targets": torch.tensor([0, n_states - 1])})
     loss.backward()
-    assert logits.shape == (2, n_states)
+    assert answer.shape == (2, n_states)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -276,7 +277,7 @@ def check_spread(model: DeepLight, variances: dict[str, float]) -> None:
 
 
 def test_biases_are_zero_but_the_forget_gates() -> None:
-    for name, bias in build(settings=ModelSettings()).named_parameters():
+    for name, bias in build(settings=DeepLightSettings(), dropout=0.5).named_parameters():
         if "bias" in name:
             expected = torch.zeros_like(bias)
             if "bias_ih" in name:
@@ -306,7 +307,7 @@ def dropped_maps(model: DeepLight, given: Tensor) -> list[Tensor]:
 
 def test_dropout_drops_whole_channels_of_each_slice_in_its_groups() -> None:
     shape = (34, 40, 30)
-    model = build(shape, settings=ModelSettings(conv_dropout=(0.0, 0.2, 0.4))).train()
+    model = build(shape, settings=DeepLightSettings(conv_dropout=(0.0, 0.2, 0.4))).train()
     torch.manual_seed(0)
     for layer, maps in enumerate(dropped_maps(model, volumes(2, shape))):
         p = (0.0, 0.2, 0.4)[layer // 4]
@@ -320,20 +321,21 @@ def test_dropout_drops_whole_channels_of_each_slice_in_its_groups() -> None:
 
 
 def test_no_dropout_outside_training() -> None:
-    model = build(settings=ModelSettings()).eval()
+    model = build(settings=DeepLightSettings(), dropout=0.5).eval()
     assert torch.equal(model(volumes()), model(volumes()))
     for maps in dropped_maps(model, volumes()):
         assert (maps == 1).all()
 
 
-def test_dropout_on_the_inputs_of_lstm_and_output_layer() -> None:
+def test_dropout_on_the_inputs_of_lstm_and_output_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(
-        settings=ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0.3, output_dropout=0.6)
+        settings=DeepLightSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0.3), dropout=0.6
     )
     dropped_maps(model, volumes(1))  # from here on all slice features are 1
     seen: dict[str, Tensor] = {}
     model.encoder.lstm.register_forward_pre_hook(lambda _, inputs: seen.update(lstm=inputs[0]))
-    model.head.register_forward_pre_hook(lambda _, inputs: seen.update(head=inputs[0]))
+    linear = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: (seen.update(head=x), linear(self, x))[1])
     torch.manual_seed(0)
     model.train()(volumes(40))
     assert abs((seen["lstm"] == 0).float().mean() - 0.3) < 4 * math.sqrt(0.21 / seen["lstm"].numel())
@@ -347,8 +349,11 @@ def test_dropout_on_the_inputs_of_lstm_and_output_layer() -> None:
 
 def test_loss_is_the_cross_entropy() -> None:
     model, labels = build().eval(), torch.tensor([2, 0, 3])
-    loss, each, logits = model.loss({"volumes": volumes(), "labels": labels})
-    p = np.exp(logits.detach().numpy()) / np.exp(logits.detach().numpy()).sum(axis=1, keepdims=True)
+    loss, each, score, answer = model.loss({"volumes": volumes(), "targets": labels})
+    logits = model(volumes()).detach().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(answer, p, rtol=1e-5)
+    assert score[:, 0].tolist() == [p[i].argmax() == label for i, label in enumerate(labels)]
     assert loss.item() == pytest.approx(-np.mean([np.log(p[i, label]) for i, label in enumerate(labels)]), abs=1e-5)
     assert each.mean() == loss
     assert each.tolist() == pytest.approx([-np.log(p[i, label]) for i, label in enumerate(labels)], abs=1e-5)
@@ -356,15 +361,15 @@ def test_loss_is_the_cross_entropy() -> None:
 
 def test_one_batch_can_be_overfitted() -> None:
     model = build()
-    batch = {"volumes": volumes(8), "labels": torch.arange(8) % 4}
+    batch = {"volumes": volumes(8), "targets": torch.arange(8) % 4}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(60):
-        loss, _, logits = model.loss(batch)
+        loss, _, score, _ = model.loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss < 0.05
-    assert (logits.argmax(dim=1) == batch["labels"]).all()
+    assert (score == 1).all()
 
 
 @torch.no_grad()

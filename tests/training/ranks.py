@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from deeplight_core.cli import main
-from deeplight_core.config import TrainingSettings
 from deeplight_core.data.store import open_store
-from deeplight_core.training.loader import Batch, Volumes
+from deeplight_core.models import Batch
+from deeplight_core.routes import TrainingSettings
+from deeplight_core.training.loader import Volumes
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 

@@ -1,17 +1,29 @@
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import N_KEPT
 from test_loader import STATES
 
 from deeplight_core.data.store import Store
-from deeplight_core.training.examples import draw_units, permute_labels, select_rows
+from deeplight_core.training.examples import (
+    Examples,
+    clips,
+    draw_units,
+    fold_units,
+    of_anything,
+    of_numbers,
+    of_states,
+    permuted,
+    unit_statistics,
+    windows,
+)
 
 
 @pytest.fixture
-def rows(store: Store) -> pd.DataFrame:
-    return select_rows(store.index, STATES, "train")
+def examples(store: Store) -> Examples:
+    return of_states(store.index, STATES, "train")
 
 
 def test_draws_are_nested_within_a_seed() -> None:
@@ -44,28 +56,144 @@ def test_labels_are_positions_in_the_states() -> None:
         unit=list("aabca"), split=["train"] * 3 + ["validation", "train"]
     )
     states = [("GAMBLING", "win"), ("GAMBLING", "neutral"), ("EMOTION", "neutral")]
-    assert select_rows(index, states, "train")["label"].tolist() == [2, 1, 0]
-    assert select_rows(index, states, "validation")["label"].tolist() == [2]
-    assert select_rows(index, states, "train", ["b"])["label"].tolist() == [0]
+    assert of_states(index, states, "train").targets.tolist() == [2, 1, 0]
+    assert of_states(index, states, "validation").targets.tolist() == [2]
+    assert of_states(index, states, "train", ["b"]).targets.tolist() == [0]
     with pytest.raises(ValueError, match=r"no validation volumes of \['WM'\]"):
-        select_rows(index, [("WM", "body")], "validation")
+        of_states(index, [("WM", "body")], "validation")
     with pytest.raises(ValueError, match=r"no train volumes of .* for \['z'\]"):
-        select_rows(index, states, "train", ["z"])
+        of_states(index, states, "train", ["z"])
 
 
-def test_rows_of_the_store(store: Store) -> None:
-    rows = select_rows(store.index, STATES, "train", ["s2", "s4"])
-    assert set(rows["unit"]) == {"s2", "s4"}
-    assert len(rows) == 2 * (N_KEPT + N_KEPT // 2)
-    assert [STATES[label] for label in rows["label"]] == list(zip(rows["task"], rows["state"], strict=True))
+def test_volumes_of_the_store(store: Store) -> None:
+    examples = of_states(store.index, STATES, "train", ["s2", "s4"])
+    table = examples.table
+    assert set(table["unit"]) == {"s2", "s4"}
+    assert len(examples) == 2 * (N_KEPT + N_KEPT // 2)
+    assert [STATES[label] for label in examples.targets] == list(zip(table["task"], table["state"], strict=True))
+    assert examples.volumes_each == 1
 
 
-def test_permuted_labels_stay_in_their_run_and_as_frequent(rows: pd.DataFrame) -> None:
-    permuted = permute_labels(rows, 1)
-    pd.testing.assert_frame_equal(permuted.drop(columns="label"), rows.drop(columns="label"))
-    counts = [table.groupby(["file", "label"]).size() for table in (permuted, rows)]
+def test_permuted_labels_stay_in_their_run_and_as_frequent(examples: Examples) -> None:
+    changed = permuted(examples, 1)
+    pd.testing.assert_frame_equal(changed.table, examples.table)
+    counts = [of.table.assign(label=of.targets).groupby(["file", "label"]).size() for of in (changed, examples)]
     pd.testing.assert_series_equal(*counts)
-    both = rows.groupby("file")["label"].transform("nunique") == 2  # half of those labels change in expectation
-    assert 0.3 < (permuted["label"] == rows["label"])[both].mean() < 0.7
-    pd.testing.assert_frame_equal(permuted, permute_labels(rows, 1))
-    assert not permuted.equals(permute_labels(rows, 2))
+    labels = examples.table.assign(label=examples.targets)
+    both = labels.groupby("file")["label"].transform("nunique") == 2  # half of those labels change in expectation
+    assert 0.3 < (changed.targets == examples.targets)[both].mean() < 0.7
+    assert (changed.targets == permuted(examples, 1).targets).all()
+    assert (changed.targets != permuted(examples, 2).targets).any()
+
+
+# ---- numbers
+
+
+PEOPLE = pd.DataFrame(
+    {
+        "unit": list("aabbccdd"), "split": "train", "task": "T1w", "file": list("aabbccdd"), "frame": [0, 1] * 4,
+        "block": 0, "age": ["30", "30", "41.5", "41.5", "n/a", "n/a", "", ""], "iq": ["1"] * 2 + [""] * 4 + ["3"] * 2,
+    }
+)  # fmt: skip
+
+
+def test_numbers_are_those_of_the_columns() -> None:
+    examples = of_numbers(PEOPLE, ["age", "iq"], ["T1w"])
+    assert examples.table["unit"].tolist() == list("aabbdd")  # nothing is known of c
+    np.testing.assert_array_equal(
+        examples.targets, np.array([[30, 1], [30, 1], [41.5, np.nan], [41.5, np.nan], [np.nan, 3], [np.nan, 3]])
+    )
+    with pytest.raises(ValueError, match=r"not a number: age of b is 'old'; correct the manifest"):
+        of_numbers(PEOPLE.assign(age=PEOPLE["age"].replace("41.5", "old")), ["age"], ["T1w"])
+    with pytest.raises(ValueError, match=r"the manifest has no column height; it has unit"):
+        of_numbers(PEOPLE, ["height"], ["T1w"])
+    with pytest.raises(ValueError, match=r"no volumes of T1w with age for \['c'\]"):
+        of_numbers(PEOPLE, ["age"], ["T1w"], units=["c"])
+
+
+def test_units_are_what_numbers_are_z_scored_over() -> None:
+    """A unit counts once, however many volumes it has."""
+    many = pd.concat([PEOPLE, PEOPLE[PEOPLE["unit"] == "b"]], ignore_index=True)
+    mean, sd = unit_statistics(of_numbers(many, ["age", "iq"], ["T1w"]))
+    np.testing.assert_allclose(mean, [35.75, 2])
+    np.testing.assert_allclose(sd, [np.std([30, 41.5], ddof=1), np.sqrt(2)])
+    with pytest.raises(ValueError, match=r"does not vary over the 1 training unit"):
+        unit_statistics(of_numbers(PEOPLE, ["age"], ["T1w"], units=["a"]))
+
+
+def test_permuted_numbers_change_between_units() -> None:
+    examples = of_numbers(PEOPLE, ["age"], ["T1w"])
+    orders = {tuple(permuted(examples, seed).targets[:, 0].tolist()) for seed in range(10)}
+    assert orders == {(30, 30, 41.5, 41.5), (41.5, 41.5, 30, 30)}
+
+
+# ---- clips and windows
+
+
+def frames(*runs: tuple[str, list[int], list[int]]) -> Examples:
+    """Volumes of runs, each with its frames and blocks, in random order."""
+    table = pd.concat([pd.DataFrame({"file": f, "frame": t, "block": b, "task": "rest"}) for f, t, b in runs])
+    table = table.sample(frac=1, random_state=0).reset_index(drop=True)
+    return of_anything(table, ["rest"])
+
+
+def shown(examples: Examples) -> set[tuple[str, tuple[int, ...]]]:
+    """The run and frames of each example."""
+    rows = examples.rows
+    return {(rows["file"][m.flat[0]], tuple(rows["frame"].to_numpy()[m].ravel().tolist())) for m in examples.members}
+
+
+def test_clips_are_consecutive_frames_of_one_block() -> None:
+    volumes = frames(("a", [2, 3, 4, 5, 7, 8], [0, 0, 0, 1, 1, 1]), ("b", [0, 1], [0, 0]))
+    found = clips(volumes, 2)
+    assert shown(found) == {("a", (2, 3)), ("a", (3, 4)), ("a", (7, 8)), ("b", (0, 1))}
+    assert found.members.shape == (4, 2)
+    assert found.volumes_each == 2
+    assert found.table["frame"].tolist() == found.rows["frame"].to_numpy()[found.members[:, 0]].tolist()
+    assert shown(clips(volumes, 3)) == {("a", (2, 3, 4))}
+    with pytest.raises(ValueError, match="no block is long enough for a clip of 4 frames"):
+        clips(volumes, 4)
+
+
+def test_windows_are_beginning_middle_and_end_of_a_run() -> None:
+    volumes = frames(("a", list(range(9)), [0] * 4 + [-1] * 5), ("b", [0, 1, 2, 4, 5, 6, 7, 8, 9, 10], [0] * 10))
+    found = windows(volumes, 2, gap=1)
+    assert shown(found) == {("a", (0, 1, 3, 4, 6, 7)), ("a", (1, 2, 4, 5, 7, 8))}  # in b a frame is missing
+    assert found.members.shape == (2, 3, 2)
+    assert shown(windows(volumes, 2)) >= {("b", (4, 5, 6, 7, 8, 9)), ("b", (5, 6, 7, 8, 9, 10))}
+    assert len(windows(volumes, 1, step=3)) == 3 + 1 + 2
+    with pytest.raises(ValueError, match="no run is long enough for a window of 3 × 4 frames, 0 apart"):
+        windows(volumes, 4)
+
+
+def test_windows_equal_a_plain_loop() -> None:
+    random = np.random.default_rng(0)
+    runs = [(f"run{i}", sorted(random.choice(40, 30, replace=False).tolist()), [0] * 30) for i in range(5)]
+    length, gap, step = 2, 1, 1
+    expected = set()
+    for name, there, _ in runs:
+        for first in there:
+            asked = [first + part * (length + gap) + i for part in range(3) for i in range(length)]
+            whole = range(first, asked[-1] + 1)
+            if {*whole} <= {*there}:
+                expected.add((name, tuple(asked)))
+    assert shown(windows(frames(*runs), length, gap, step)) == expected
+
+
+# ---- folds
+
+
+def test_every_unit_is_held_out_once_and_families_stay_together() -> None:
+    units = pd.DataFrame({"unit": [f"u{i}" for i in range(11)], "family": ["f1"] * 3 + ["f2"] * 2 + [""] * 6})
+    held_out = fold_units(units, 4, 3, seed=1)
+    assert len(held_out) == 12
+    for repeat in range(3):
+        folds = held_out[4 * repeat : 4 * repeat + 4]
+        assert sorted(u for fold in folds for u in fold) == sorted(units["unit"])
+        assert all({"u0", "u1", "u2"} <= {*fold} or {"u0", "u1", "u2"}.isdisjoint(fold) for fold in folds)
+        assert max(map(len, folds)) - min(map(len, folds)) <= 2
+    assert held_out == fold_units(units.sample(frac=1, random_state=3), 4, 3, seed=1)  # whatever the order
+    assert held_out != fold_units(units, 4, 3, seed=2)
+    assert held_out[:4] != held_out[4:8]
+    with pytest.raises(ValueError, match="8 families or single units cannot make 9 folds"):
+        fold_units(units, 9, 1, seed=0)

@@ -7,23 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import SHAPE
 
 from deeplight_core.data.store import Store
-from deeplight_core.training.examples import select_rows
+from deeplight_core.training.examples import Examples, of_states
 from deeplight_core.training.loader import BatchOrder, Volumes
 
 STATES = [("SOCIAL", "no interaction"), ("EMOTION", "fear"), ("SOCIAL", "interaction")]
 
 
 @pytest.fixture(scope="module")
-def rows(store: Store) -> pd.DataFrame:
-    """Rows of all training runs, in an order that is neither the files' nor the frames'."""
-    rows = select_rows(store.index, STATES, "train")
-    return rows.sample(frac=1, random_state=0).reset_index(drop=True)
+def examples(store: Store) -> Examples:
+    """Volumes of all training runs, in an order that is neither the files' nor the frames'."""
+    found = of_states(store.index, STATES, "train")
+    order = np.random.default_rng(0).permutation(len(found))
+    rows = found.rows.iloc[order].reset_index(drop=True)
+    return Examples(rows, rows, np.arange(len(rows)), found.targets[order])
 
 
 def cropped(store: Store) -> Store:
@@ -77,41 +78,41 @@ def test_a_window_of_runs_slides_over_all() -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("crop", [True, False])
-def test_voxels_are_at_their_places(store: Store, rows: pd.DataFrame, in_memory: bool, crop: bool) -> None:
+def test_voxels_are_at_their_places(store: Store, examples: Examples, in_memory: bool, crop: bool) -> None:
     store = cropped(store) if crop else store
-    data = Volumes(store, rows, in_memory=in_memory)
+    data = Volumes(store, examples, in_memory=in_memory)
     numbers = np.array([50, 3, 77, 3])
     batch = data.batch(numbers)
     assert batch["volumes"].dtype == torch.float32
     assert batch["volumes"].shape == (4, *((7, 5, 5) if crop else SHAPE[::-1]))
-    assert batch["labels"].tolist() == rows["label"].iloc[numbers].tolist()
-    for volume, row in zip(batch["volumes"].numpy(), rows.iloc[numbers].itertuples(), strict=True):
+    assert batch["targets"].tolist() == examples.targets[numbers].tolist()
+    for volume, row in zip(batch["volumes"].numpy(), examples.rows.iloc[numbers].itertuples(), strict=True):
         image = store.unmask(store.read(row.file)[row.row].numpy())
         np.testing.assert_array_equal(volume, image.get_fdata()[store.box].T)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_masked_volumes(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
-    masked = Volumes(store, rows, in_memory=in_memory).masked(np.arange(len(rows)))
+def test_masked_volumes(store: Store, examples: Examples, in_memory: bool) -> None:
+    masked = Volumes(store, examples, in_memory=in_memory).masked(np.arange(len(examples)))
     assert masked.dtype == torch.float16
-    expected = torch.stack([store.read(row.file)[row.row] for row in rows.itertuples()])
+    expected = torch.stack([store.read(row.file)[row.row] for row in examples.rows.itertuples()])
     assert torch.equal(masked, expected)
 
 
 @pytest.mark.parametrize("by_run", [False, True])
-def test_streaming_gives_the_same_batches(store: Store, rows: pd.DataFrame, by_run: bool) -> None:
+def test_streaming_gives_the_same_batches(store: Store, examples: Examples, by_run: bool) -> None:
     def batches(in_memory: bool | None) -> list[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         steps = (order[step] for step in range(12))
-        return list(Volumes(store, rows, in_memory=in_memory, by_run=by_run).batches(steps))
+        return list(Volumes(store, examples, in_memory=in_memory, by_run=by_run).batches(steps))
 
-    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2 if by_run else None)
+    order = BatchOrder(examples.table["file"].to_numpy(), 16, 1, shuffled_runs=2 if by_run else None)
     streamed, in_memory = batches(False), batches(True)
     assert len(streamed) == len(in_memory) == 12
     for step, ((numbers, batch), (same_numbers, same_batch)) in enumerate(zip(streamed, in_memory, strict=True)):
         np.testing.assert_array_equal(numbers, order[step])
         np.testing.assert_array_equal(numbers, same_numbers)
         assert torch.equal(batch["volumes"], same_batch["volumes"])
-        assert torch.equal(batch["labels"], same_batch["labels"])
+        assert torch.equal(batch["targets"], same_batch["targets"])
         assert batch["numbers"].tolist() == numbers.tolist()
 
 
@@ -130,9 +131,9 @@ class Order:
             yield np.arange(4)
 
 
-def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, rows: pd.DataFrame) -> None:
+def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, examples: Examples) -> None:
     threads, order = threading.active_count(), Order()
-    batches = Volumes(store, rows, in_memory=False).batches(iter(order))
+    batches = Volumes(store, examples, in_memory=False).batches(iter(order))
     next(batches)
     assert threading.active_count() == threads + 1
     while order.taken < 6:  # one given, four in the buffer, one waiting for its place
@@ -144,30 +145,30 @@ def test_reads_ahead_within_bounds_and_stops_with_the_consumer(store: Store, row
 
 
 def test_runs_that_come_soon_are_announced_once(
-    store: Store, rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    store: Store, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     announced = []
     monkeypatch.setattr("os.posix_fadvise", lambda *given: announced.append(given[1:]))
-    order = BatchOrder(rows["file"].to_numpy(), 16, 1, shuffled_runs=2)
-    data = Volumes(store, rows, in_memory=False, by_run=True)
+    order = BatchOrder(examples.table["file"].to_numpy(), 16, 1, shuffled_runs=2)
+    data = Volumes(store, examples, in_memory=False, by_run=True)
     assert len(list(data.batches(order[step] for step in range(order.steps_per_pass)))) == order.steps_per_pass
-    assert announced == [(0, 0, os.POSIX_FADV_WILLNEED)] * rows["file"].nunique()
+    assert announced == [(0, 0, os.POSIX_FADV_WILLNEED)] * examples.rows["file"].nunique()
 
 
 @pytest.mark.parametrize(("free", "kept"), [(10**9, True), (1000, False)])
 def test_volumes_stay_on_the_device_if_they_take_less_than_half_of_its_free_memory(
-    store: Store, rows: pd.DataFrame, free: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, examples: Examples, free: int, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deeplight_core.training.loader._free_memory", lambda device: free)
     threads = threading.active_count()
-    batches = Volumes(store, rows).batches(iter(Order()))
+    batches = Volumes(store, examples).batches(iter(Order()))
     next(batches)
     assert (threading.active_count() == threads) == kept
     batches.close()
 
 
-def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, rows: pd.DataFrame) -> None:
-    threads, data = threading.active_count(), Volumes(store, rows, in_memory=False)
+def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, examples: Examples) -> None:
+    threads, data = threading.active_count(), Volumes(store, examples, in_memory=False)
     assert len(list(data.batches(iter([np.arange(3)] * 9)))) == 9
     assert threading.active_count() == threads
 
@@ -180,23 +181,23 @@ def test_no_thread_is_left_at_the_end_or_after_an_error(store: Store, rows: pd.D
     assert threading.active_count() == threads
 
 
-def test_memory_needs_no_thread(store: Store, rows: pd.DataFrame) -> None:
+def test_memory_needs_no_thread(store: Store, examples: Examples) -> None:
     threads = threading.active_count()
-    next(Volumes(store, rows).batches(iter(Order())))  # so few volumes are kept in memory by default
+    next(Volumes(store, examples).batches(iter(Order())))  # so few volumes are kept in memory by default
     assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_errors_reach_the_consumer(store: Store, rows: pd.DataFrame, in_memory: bool) -> None:
-    given = Volumes(store, rows, in_memory=in_memory).batches(iter([np.arange(3), np.array([len(rows)])]))
+def test_errors_reach_the_consumer(store: Store, examples: Examples, in_memory: bool) -> None:
+    given = Volumes(store, examples, in_memory=in_memory).batches(iter([np.arange(3), np.array([len(examples)])]))
     assert len(next(given)[0]) == 3
     with pytest.raises(IndexError):
         next(given)
 
 
-def test_damaged_file_is_an_error(store: Store, rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_damaged_file_is_an_error(store: Store, examples: Examples, tmp_path: Path) -> None:
     store = replace(store, path=Path(shutil.copytree(store.path, tmp_path / "store")))
-    file = str(rows["file"].iloc[7])
+    file = str(examples.rows["file"].iloc[7])
     (store.path / file).write_bytes((store.path / file).read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match=f"{file} is damaged"):
-        Volumes(store, rows)
+        Volumes(store, examples)

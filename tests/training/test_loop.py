@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from deeplight_core.config import LayerGroup, ModelSettings, TrainingSettings
 from deeplight_core.data.store import Store
-from deeplight_core.models.deeplight import DeepLight, Loss, SliceEncoder
+from deeplight_core.models import Batch, Outcome
+from deeplight_core.models.deeplight import DeepLight, SliceEncoder
+from deeplight_core.routes import DeepLightSettings, LayerGroup, ReadoutSettings, TrainingSettings
 from deeplight_core.training.devices import session
-from deeplight_core.training.examples import select_rows
+from deeplight_core.training.examples import of_states
 from deeplight_core.training.inference import predict
-from deeplight_core.training.loader import Batch, BatchOrder, Volumes
+from deeplight_core.training.loader import BatchOrder, Volumes
 from deeplight_core.training.loop import _enter_epoch, _layer_groups, fit, learning_rate
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
@@ -30,8 +31,12 @@ N_TRAIN = 4 * N_KEPT
 SETTINGS = TrainingSettings(
     epochs=2, steps_per_epoch=3, batch_size=16, learning_rate=1e-3, schedule="cosine", threads=1
 )
-MODEL = ModelSettings(initialisation="he")
-NO_DROPOUT = ModelSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0, output_dropout=0)
+MODEL = (DeepLightSettings(initialisation="he"), ReadoutSettings())
+NO_DROPOUT = (
+    DeepLightSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0),
+    ReadoutSettings(dropout=0),
+)
+Decoder = tuple[DeepLightSettings, ReadoutSettings]
 UNBROKEN = 6  # steps of SETTINGS
 
 
@@ -52,7 +57,7 @@ def train(
     store: Store,
     folder: Path,
     settings: TrainingSettings = SETTINGS,
-    model: ModelSettings = MODEL,
+    model: Decoder = MODEL,
     seed: int = 1,
     every_s: float = 60,
     steps: float = math.inf,
@@ -63,34 +68,34 @@ def train(
 
     def volumes(split: str) -> Callable[[torch.device], Volumes]:
         def make(device: torch.device) -> Volumes:
-            data = Killed(store, select_rows(store.index, STATES, split), device)
+            data = Killed(store, of_states(store.index, STATES, split), device)
             data.left = steps if split == "train" else math.inf
             return data
 
         return make
 
     torch.manual_seed(seed)
-    net = DeepLight(store.shape, len(STATES), model)
+    net = DeepLight(store.shape, len(STATES), *model)
     if frozen:
         settings = settings.model_copy(update={"groups": [LayerGroup(layers="encoder", rate=0)]})
     with session(settings, devices) as fabric:
         data = volumes("train"), volumes("validation")
-        metrics, predicted = fit(fabric, net, *data, settings, seed, folder, "run", checkpoint_every_s=every_s)
+        fitted = fit(fabric, net, *data, settings, seed, folder, "run", checkpoint_every_s=every_s)
     assert not net.training
-    return metrics, predicted, net.state_dict()
+    return fitted.metrics, fitted.answers.answer.argmax(axis=1), net.state_dict()
 
 
-def reference(store: Store, settings: TrainingSettings, model: ModelSettings, seed: int = 1) -> dict[str, Tensor]:
+def reference(store: Store, settings: TrainingSettings, model: Decoder, seed: int = 1) -> dict[str, Tensor]:
     """The weights of the loop that anyone would write, without dropout: every batch as a whole, `torch.optim.AdamW`."""
-    data = Volumes(store, select_rows(store.index, STATES, "train"))
-    order = BatchOrder(data.rows["file"].to_numpy(), settings.batch_size, seed)
+    data = Volumes(store, of_states(store.index, STATES, "train"))
+    order = BatchOrder(data.examples.table["file"].to_numpy(), settings.batch_size, seed)
     torch.manual_seed(seed)
-    net = DeepLight(store.shape, len(STATES), model).train()
+    net = DeepLight(store.shape, len(STATES), *model).train()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=settings.weight_decay)
     steps = settings.epochs * (settings.steps_per_epoch or order.steps_per_pass)
     for step in range(steps):
         batch = data.batch(order[step])
-        loss = torch.nn.functional.cross_entropy(net(batch["volumes"]), batch["labels"])
+        loss = torch.nn.functional.cross_entropy(net(batch["volumes"]), batch["targets"])
         loss = loss + settings.l1 * sum(weight.abs().sum() for weight in net.parameters())
         optimizer.zero_grad()
         loss.backward()
@@ -155,7 +160,7 @@ def test_resumed_equals_unbroken(unbroken: tuple, store: Store, tmp_path: Path, 
 
 def test_frozen_weights_stay_and_a_resumed_run_equals_an_unbroken_one(store: Store, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    before = DeepLight(store.shape, len(STATES), MODEL).state_dict()
+    before = DeepLight(store.shape, len(STATES), *MODEL).state_dict()
     *_, weights = train(store, tmp_path / "whole", frozen=True)
     for name, weight in weights.items():
         assert torch.equal(weight, before[name]) == name.startswith("encoder."), name
@@ -292,7 +297,7 @@ def test_layer_groups_learn_at_their_rates_and_in_their_epochs(store: Store, tmp
     ]
     settings = SETTINGS.model_copy(update={"groups": groups, "steps_per_epoch": 1, "schedule": "constant"})
     torch.manual_seed(1)
-    before = DeepLight(store.shape, len(STATES), MODEL).state_dict()
+    before = DeepLight(store.shape, len(STATES), *MODEL).state_dict()
     moved = []
     for folder, epochs in (("one", 1), ("two", 2)):
         weights = train(store, tmp_path / folder, settings.model_copy(update={"epochs": epochs}))[2]
@@ -398,7 +403,9 @@ def test_a_compiled_model_learns_the_same(store: Store, tmp_path: Path) -> None:
 
 def test_metrics_have_each_epoch_split_task_and_subject(unbroken: tuple) -> None:
     metrics = unbroken[0]
-    assert list(metrics.columns) == ["epoch", "step", "split", "task", "subject", "score", "n", "loss"]
+    assert list(metrics.columns) == [
+        "epoch", "step", "split", "task", "target", "subject", "measure", "score", "n", "loss",
+    ]  # fmt: skip
     assert metrics.groupby("epoch")["step"].unique().map(list).to_dict() == {1: [3], 2: [6]}
     assert metrics[metrics["split"] == "train"].groupby("epoch")["n"].sum().to_dict() == {
         1: 48,
@@ -413,11 +420,11 @@ def test_metrics_have_each_epoch_split_task_and_subject(unbroken: tuple) -> None
 
 def test_last_metrics_are_those_of_the_predictions(unbroken: tuple, store: Store) -> None:
     metrics, predicted = unbroken[:2]
-    rows = select_rows(store.index, STATES, "validation")
+    examples = of_states(store.index, STATES, "validation")
     last = metrics[(metrics["epoch"] == 2) & (metrics["split"] == "validation")]
     for row in last.itertuples():
-        of_subject = (rows["unit"] == row.subject).to_numpy()
-        assert row.score == pytest.approx((predicted == rows["label"])[of_subject].mean())
+        of_subject = (examples.table["unit"] == row.subject).to_numpy()
+        assert row.score == pytest.approx((predicted == examples.targets)[of_subject].mean())
 
 
 def test_an_epoch_is_one_pass_unless_its_steps_are_given(store: Store, tmp_path: Path) -> None:
@@ -434,15 +441,15 @@ def test_training_accuracy_is_counted_per_subject(store: Store, tmp_path: Path) 
     """With a step size of next to nothing and without dropout, it is that of the untrained model."""
     settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-30})
     metrics, _, weights = train(store, tmp_path, settings, NO_DROPOUT)
-    data = Volumes(store, select_rows(store.index, STATES, "train"))
-    untrained = DeepLight(store.shape, 2, NO_DROPOUT).eval()
+    data = Volumes(store, of_states(store.index, STATES, "train"))
+    untrained = DeepLight(store.shape, 2, *NO_DROPOUT).eval()
     untrained.load_state_dict(weights)
-    predicted, losses = predict(untrained, data)
-    order = BatchOrder(data.rows["file"].to_numpy(), 16, seed=1)
+    losses, score, _ = predict(untrained, data)
+    order = BatchOrder(data.examples.table["file"].to_numpy(), 16, seed=1)
     batches = [order[step] for step in range(3)]
     for row in metrics[metrics["split"] == "train"].itertuples():
-        seen = [i for batch in batches for i in batch if data.rows["unit"][i] == row.subject]
-        hits = [predicted[i] == data.rows["label"][i] for i in seen]
+        seen = [i for batch in batches for i in batch if data.examples.table["unit"][i] == row.subject]
+        hits = [score[i, 0] for i in seen]
         assert row.n == len(seen)
         assert row.score == pytest.approx(np.mean(hits))
         assert row.loss == pytest.approx(np.mean([losses[i] for i in seen]), rel=1e-5)
@@ -501,14 +508,17 @@ def test_what_was_learnt_from_a_bad_loss_is_not_kept(
     )
     loss = DeepLight.loss
 
-    def spoilt(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
-        value, each, logits = loss(self, batch)
+    def spoilt(self: DeepLight, batch: Batch) -> Outcome:
+        value, each, *found = loss(self, batch)
+        if not self.training:
+            return Outcome(value, each, *found)
         calls.append(batch["numbers"].tolist())
-        return Loss(value * torch.nan, each * torch.nan, logits) if len(calls) == 5 else Loss(value, each, logits)
+        wrong = torch.nan if len(calls) == 5 else 1
+        return Outcome(value * wrong, each * wrong, *found)
 
     calls: list[list[int]] = []
     monkeypatch.setattr(DeepLight, "loss", spoilt)
-    rows = select_rows(store.index, STATES, "train")
+    rows = of_states(store.index, STATES, "train").table
     with pytest.raises(ValueError, match="not finite at step 4, runs") as error:
         train(store, tmp_path)
     named = set(re.findall(r"runs/\S+\.safetensors", str(error.value)))
@@ -519,11 +529,11 @@ def test_what_was_learnt_from_a_bad_loss_is_not_kept(
 
 
 def test_too_little_memory_is_explained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loss(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
-        return Loss(torch.empty(2**60), *2 * [torch.empty(0)])
+    def loss(self: DeepLight, batch: Batch) -> Outcome:
+        return Outcome(torch.empty(2**60), *3 * [torch.empty(0)])
 
     monkeypatch.setattr(DeepLight, "loss", loss)
-    with pytest.raises(MemoryError, match=r"run: memory does not suffice for batches of 16 volumes; lower batch_size"):
+    with pytest.raises(MemoryError, match=r"run: memory does not suffice for batches of 16 examples; lower batch_size"):
         train(store, tmp_path)
 
 
@@ -533,9 +543,9 @@ def test_weights_that_are_not_finite_are_not_kept(
     """A gradient may overflow where the loss does not."""
     loss = DeepLight.loss
 
-    def steep(self: DeepLight, batch: dict[str, Tensor]) -> Loss:
-        value, each, logits = loss(self, batch)
-        return Loss(value + (self.head.bias * torch.inf).sum().nan_to_num(), each, logits)
+    def steep(self: DeepLight, batch: Batch) -> Outcome:
+        value, *found = loss(self, batch)
+        return Outcome(value + (self.head.bias * torch.inf).sum().nan_to_num(), *found)
 
     monkeypatch.setattr(DeepLight, "loss", steep)
     with pytest.raises(ValueError, match=r"the weights are not finite at step 0, runs .*; lower learning_rate"):
@@ -580,13 +590,15 @@ def test_tensorboard_holds_the_epochs(store: Store, tmp_path: Path, interrupted_
             train(store, tmp_path, every_s=0, steps=interrupted_at)
     metrics, *_ = train(store, tmp_path)
     events = tensorboard(tmp_path)
-    assert sorted(events.Tags()["scalars"]) == ["loss/train", "loss/validation", "score/train", "score/validation"]
+    tags = ["accuracy/train", "accuracy/validation", "loss/train", "loss/validation"]
+    assert sorted(events.Tags()["scalars"]) == tags
     for tag in events.Tags()["scalars"]:
         name, split = tag.split("/")
         of_split = metrics[metrics["split"] == split]
         for scalar, (step, rows) in zip(events.Scalars(tag), of_split.groupby("step"), strict=True):
             assert scalar.step == step
-            assert scalar.value == pytest.approx(np.average(rows[name], weights=rows["n"]), rel=1e-6)
+            values = rows["loss" if name == "loss" else "score"]
+            assert scalar.value == pytest.approx(np.average(values, weights=rows["n"]), rel=1e-6)
 
 
 def test_says_how_far_it_is(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

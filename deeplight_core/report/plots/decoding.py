@@ -137,7 +137,7 @@ def accuracy_by_fraction(
         axes.errorbar(
             group["n_subjects"] * 1.03 ** (position - (len(variants) - 1) / 2),  # side by side, so that intervals show
             group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
-            linestyle="-" if VARIANTS[variant].learner == "deeplight" else "--",
+            linestyle="-" if VARIANTS[variant].learner == "deep" else "--",
         )  # fmt: skip
     mark_chance(axes, measure.chance(n_states), named=True)
     axes.set_xscale("log")

@@ -1,0 +1,271 @@
+"""What every encoder with every head must do. A new entry of a registry fails here until it has its case."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SHAPE
+from safetensors.torch import load_file, save_file
+from tiny import TinyEncoder
+from torch import Tensor
+
+from deeplight_core import models
+from deeplight_core.data.store import Store, open_store
+from deeplight_core.models import ENCODERS, HEADS, Batch, Model
+from deeplight_core.routes import ROUTES, TrainingSettings
+from deeplight_core.training.checkpoint import data_facts, load_model, save_model, transfer
+from deeplight_core.training.devices import session
+from deeplight_core.training.examples import Examples, clips, of_numbers, of_states, unit_statistics, windows
+from deeplight_core.training.loader import Volumes
+from deeplight_core.training.loop import Fitted, fit
+
+STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
+# What a case is built with; the second encoder stands for the next one that somebody adds.
+ENCODER_CASES: dict[str, dict[str, Any]] = {"deeplight": {"initialisation": "he"}, "tiny": {}}
+HEAD_CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "classes": ([list(pair) for pair in STATES], {"dropout": 0.2}), "numbers": (["age", "iq"], {"dropout": 0.2}),
+}  # fmt: skip
+EXACT = {"deeplight": {"conv_dropout": (0, 0, 0), "lstm_dropout": 0}, "tiny": {"noise": 0.0}}  # without noise
+CASES = list(itertools.product(ENCODER_CASES, HEAD_CASES))
+SETTINGS = TrainingSettings(epochs=2, steps_per_epoch=4, batch_size=10, learning_rate=1e-3, threads=1)
+every_case = pytest.mark.parametrize(("encoder", "head"), CASES)
+
+
+@pytest.fixture(autouse=True)
+def _second_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.ENCODERS, "tiny", TinyEncoder)
+
+
+def test_every_entry_has_its_case() -> None:
+    assert {*ENCODER_CASES} == {*ENCODERS}
+    assert {*HEAD_CASES} == {*HEADS}
+    assert {*EXACT} == {*ENCODERS}
+    assert {route.encoder for route in ROUTES.values()} <= {*ENCODERS}
+    assert {route.head for route in ROUTES.values()} <= {*HEADS}
+
+
+def made(encoder: str, head: str, exact: bool = False, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Model:
+    """A model; an exact one draws no noise."""
+    targets, readout = HEAD_CASES[head]
+    own = ENCODER_CASES[encoder] | (EXACT[encoder] if exact else {})
+    torch.manual_seed(seed)
+    model = models.build(
+        {
+            "encoder": {"name": encoder, "shape": list(shape), "settings": own},
+            "head": {"name": head, "targets": targets, "settings": readout | ({"dropout": 0.0} if exact else {})},
+        }
+    )
+    if head == "numbers":
+        model.head.standardise([40.0, 100.0], [10.0, 15.0])
+    return model
+
+
+def batch_of(head: str, n: int = 6, extra: tuple[int, ...] = (), shape: tuple[int, ...] = SHAPE) -> Batch:
+    """Random examples; of numbers some are missing."""
+    random = torch.Generator().manual_seed(0)
+    volumes = torch.randn(n, *extra, *shape[::-1], generator=random)
+    if head == "classes":
+        targets = torch.arange(n) % len(STATES)
+    else:
+        targets = torch.randn(n, 2, generator=random) * torch.tensor([10.0, 15]) + torch.tensor([40.0, 100])
+        targets[0, 1] = targets[3, 0] = torch.nan
+    return {"volumes": volumes, "targets": targets, "numbers": torch.arange(n)}
+
+
+def people(store: Store) -> pd.DataFrame:
+    """The store's index with two numbers of each subject; one is missing."""
+    units = sorted(store.index["unit"].unique())
+    numbers = {"age": [str(30 + 3 * i) for i in range(len(units))], "iq": [str(90 + 7 * (i % 3)) for i in range(6)]}
+    numbers["iq"][1] = "n/a"
+    return store.index.assign(
+        **{c: store.index["unit"].map(dict(zip(units, v, strict=True))) for c, v in numbers.items()}
+    )
+
+
+def examples(store: Store, head: str, split: str, kind: str = "volume") -> Examples:
+    if head == "classes":
+        found = of_states(store.index, STATES, split)
+    else:
+        found = of_numbers(people(store), ["age", "iq"], ["EMOTION"], split)
+    return {"volume": lambda: found, "clip": lambda: clips(found, 2), "window": lambda: windows(found, 1)}[kind]()
+
+
+# ---- shapes
+
+
+@every_case
+@pytest.mark.parametrize("extra", [(), (2,), (3, 2)])
+def test_outcome_has_its_shapes_on_unequal_axes(encoder: str, head: str, extra: tuple[int, ...]) -> None:
+    model, batch = made(encoder, head), batch_of(head, 5, extra)
+    outcome = model.loss(batch)
+    n_scored = len(model.head.scored)
+    assert model.encoder(batch["volumes"]).shape == (5, *model.encoder.output_shape)
+    assert outcome.loss.shape == ()
+    assert outcome.each.shape == (5,)
+    assert outcome.score.shape == (5, n_scored)
+    assert outcome.answer.shape == (5, *model.head.answer_shape)
+    assert not any(tensor.requires_grad for tensor in outcome[1:])
+    assert outcome.loss.item() == pytest.approx(outcome.each.mean().item(), rel=1e-6)
+    missing = batch["targets"].isnan() if head == "numbers" else torch.zeros(5, n_scored, dtype=torch.bool)
+    assert torch.equal(outcome.score.isnan(), missing)
+
+
+@pytest.mark.parametrize("head", HEAD_CASES)
+def test_an_encoder_without_a_grid_takes_any(head: str) -> None:
+    for encoder in (name for name, kind in ENCODERS.items() if not kind.needs_grid):
+        model = made(encoder, head)
+        model.loss(batch_of(head, shape=(5, 9, 6))).loss.backward()
+
+
+# ---- learning
+
+
+@every_case
+def test_one_batch_can_be_overfitted(encoder: str, head: str) -> None:
+    model, batch = made(encoder, head, exact=True).train(), batch_of(head)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    first = model.loss(batch).loss.item()
+    for _ in range(300):
+        loss = model.loss(batch).loss
+        if loss.item() < 0.1 * first:
+            return
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    raise AssertionError(f"from {first} only to {loss.item()}")
+
+
+@every_case
+def test_float32_and_bfloat16_agree(encoder: str, head: str) -> None:
+    """Rounded to 8 binary places, a loss differs by some percent of what the batch's losses differ by."""
+    model, batch = made(encoder, head, exact=True).train(), batch_of(head, 12)
+    single = model.loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.loss(batch)
+    assert half.loss.dtype == torch.float32
+    torch.testing.assert_close(half.each, single.each, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(half.answer, single.answer, rtol=0.1, atol=0.05, equal_nan=True)
+
+
+# ---- saved and resumed
+
+
+@every_case
+def test_saved_is_loaded(encoder: str, head: str, store: Store, tmp_path: Path) -> None:
+    model = made(encoder, head)
+    model.loss(batch_of(head))  # a step of its buffers, if it has some
+    facts = data_facts(store)
+    save_model(model, tmp_path, {"data": facts})
+    torch.manual_seed(99)
+    loaded, record = load_model(tmp_path)
+    assert record["architecture"] == json.loads(json.dumps(model.architecture))
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    volumes = batch_of(head)["volumes"]
+    assert torch.equal(loaded.eval()(volumes), model.eval()(volumes))
+    other = made(encoder, "classes", seed=2)
+    before = other.head.weight.clone()
+    left_out, differing = transfer(other, tmp_path, facts)
+    assert {name.partition(".")[0] for name in left_out} == {"head"}
+    assert differing == []
+    for name, tensor in other.encoder.state_dict().items():
+        assert torch.equal(tensor, model.encoder.state_dict()[name]), name
+    assert torch.equal(other.head.weight, before)
+
+
+class Killed(Volumes):
+    """Training examples that end the process, so to speak, after so many batches."""
+
+    left = 10**9
+
+    def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+        for numbers, batch in super().batches(order):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield numbers, batch
+
+
+def train(
+    store: Store, folder: Path, encoder: str, head: str, steps: int = 10**9, devices: int = 1, kind: str = "volume"
+) -> tuple[Fitted, dict[str, Tensor]]:
+    """What a training gives, and the model's state; it is interrupted after so many steps."""
+    train, held_out = (examples(store, head, split, kind) for split in ("train", "validation"))
+
+    def volumes(device: torch.device) -> Volumes:
+        data = Killed(store, train, device)
+        data.left = steps
+        return data
+
+    model = made(encoder, head)
+    if head == "numbers":
+        model.head.standardise(*unit_statistics(train))
+    with session(SETTINGS, devices) as fabric:
+        fitted = fit(
+            fabric,
+            model,
+            volumes,
+            lambda device: Volumes(store, held_out, device),
+            SETTINGS,
+            1,
+            folder,
+            "training",
+            0.0,
+        )
+    return fitted, model.state_dict()
+
+
+@every_case
+@pytest.mark.parametrize("kind", ["volume", "clip", "window"])
+def test_killed_and_resumed_is_unbroken(encoder: str, head: str, kind: str, store: Store, tmp_path: Path) -> None:
+    whole, expected = train(store, tmp_path / "whole", encoder, head, kind=kind)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "broken", encoder, head, steps=4, kind=kind)
+    resumed, state = train(store, tmp_path / "broken", encoder, head, kind=kind)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.items())
+    for one, other in zip(whole.answers, resumed.answers, strict=True):
+        np.testing.assert_array_equal(one, other)
+    pd.testing.assert_frame_equal(whole.metrics, resumed.metrics, check_exact=True)
+    n, each = len(examples(store, head, "train", kind)), {"volume": 1, "clip": 2, "window": 3}[kind]
+    sizes = [min(10, n - start) for start in range(0, n, 10)]
+    assert resumed.seen_volumes == whole.seen_volumes == each * sum((sizes * 8)[:8])
+
+
+def test_processes_train_as_one(store: Store, tmp_path: Path) -> None:
+    """Noise and batch statistics included; the last batch of a pass has two examples, for three processes."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    done = subprocess.run(
+        [*torchrun, __file__, str(store.path), str(tmp_path / "many")], env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for encoder, head in CASES:
+        name = f"{encoder}-{head}"
+        single, state = train(store, tmp_path / "one" / name, encoder, head)
+        many = load_file(tmp_path / "many" / name / "model.safetensors")
+        losses = pd.read_csv(tmp_path / "many" / name / "metrics.csv")["loss"]
+        np.testing.assert_allclose(losses, single.metrics["loss"], rtol=1e-3)  # sums in another order, through Adam
+        for key, tensor in state.items():
+            if "running" in key:
+                torch.testing.assert_close(many[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+if __name__ == "__main__":  # one of the processes of `test_processes_train_as_one`
+    models.ENCODERS["tiny"] = TinyEncoder
+    for encoder, head in CASES:
+        folder = Path(sys.argv[2]) / f"{encoder}-{head}"
+        _, weights = train(open_store(sys.argv[1]), folder, encoder, head, devices=3)
+        if os.environ["RANK"] == "0":
+            save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / "model.safetensors")

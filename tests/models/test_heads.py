@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.protocol import Encoder
+from deeplight_core.routes import ReadoutSettings
+
+EXACT = ReadoutSettings(dropout=0)
+
+
+class Same(Encoder):
+    """Features as they are given."""
+
+    name = "same"
+    Settings = ReadoutSettings
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        return volumes
+
+
+SAME = Same((1, 1, 1), EXACT)
+
+
+def features(n: int, *shape: int) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+
+def numbers(settings: ReadoutSettings = EXACT) -> Numbers:
+    torch.manual_seed(0)
+    head = Numbers((5,), ["age", "iq"], settings)
+    head.initialise()
+    head.standardise(np.array([40, 100]), np.array([8.0, 15]))
+    return head
+
+
+TRUTH = torch.tensor([[30.0, 90], [52, torch.nan], [torch.nan, torch.nan], [41, 120]])
+
+
+def test_numbers_equal_a_plain_loop() -> None:
+    head, given = numbers(), features(4, 5)
+    outcome = head.outcome(SAME, {"volumes": given, "targets": TRUTH})
+    z = given.detach().numpy() @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    for i in range(4):
+        squares = []
+        for k, (mean, sd) in enumerate(((40, 8), (100, 15))):
+            answer = z[i, k] * sd + mean
+            assert outcome.answer[i, k].item() == pytest.approx(answer, rel=1e-5)
+            if np.isfinite(truth := TRUTH[i, k].item()):
+                squares.append((z[i, k] - (truth - mean) / sd) ** 2)
+                assert outcome.score[i, k].item() == pytest.approx(abs(answer - truth), rel=1e-4)
+            else:
+                assert outcome.score[i, k].isnan()
+        assert outcome.each[i].item() == pytest.approx(np.mean(squares) if squares else 0, rel=1e-5)
+    assert outcome.loss.item() == pytest.approx(outcome.each.mean().item())
+
+
+def test_a_missing_number_teaches_nothing() -> None:
+    head, given = numbers(), features(4, 5)
+    head.outcome(SAME, {"volumes": given, "targets": TRUTH}).loss.backward()
+    assert given.grad is not None
+    assert (given.grad[2] == 0).all()
+    assert (given.grad[[0, 1, 3]] != 0).all()
+    before = given.grad.clone()
+    given.grad = None
+    only_age = TRUTH.clone()
+    only_age[1, 0] = torch.nan  # nothing is known of it any more
+    numbers().outcome(SAME, {"volumes": given, "targets": only_age}).loss.backward()
+    assert (given.grad[1] == 0).all()
+    assert torch.equal(given.grad[0], before[0])
+
+
+def test_a_head_takes_features_with_places() -> None:
+    head = Classes((4, 2, 3, 1), [["WM", "body"], ["WM", "face"]], EXACT)
+    outcome = head.outcome(SAME, {"volumes": features(3, 4, 2, 3, 1), "targets": torch.tensor([0, 1, 1])})
+    assert outcome.answer.shape == (3, 2)
+    torch.testing.assert_close(outcome.answer.sum(dim=1), torch.ones(3))
+
+
+def test_means_and_deviations_are_saved_with_the_weights() -> None:
+    torch.manual_seed(1)
+    other = Numbers((5,), ["age", "iq"], EXACT)
+    other.load_state_dict(numbers().state_dict())
+    assert other.mean.tolist() == [40, 100]
+    assert other.sd.tolist() == [8, 15]
+
+
+@pytest.mark.parametrize("head", [Classes, Numbers])
+def test_glorot_normal_and_no_bias(head: type[nn.Linear]) -> None:
+    torch.manual_seed(0)
+    made = head((300,), [["t", str(i)] for i in range(200)], EXACT)
+    made.initialise()
+    assert made.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+    assert (made.bias == 0).all()
