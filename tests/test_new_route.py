@@ -1,0 +1,154 @@
+"""A fifth route, added as CONTRIBUTING says: an encoder, a head and an entry; from unlabelled windows to a decoder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import N_FRAMES, use_threads
+from safetensors.torch import load_file
+from tiny import TinyEncoder, TinySettings
+from torch import Tensor, nn
+
+from deeplight_core import config, experiment, models, routes
+from deeplight_core.config import Profile
+from deeplight_core.data.prepare import prepare
+from deeplight_core.models import Batch, Encoder, Head, Outcome
+from deeplight_core.routes import Route, Routes, Section, TrainingSettings, Variant
+
+# ---- what somebody writes into models/ and routes.py
+
+
+class OrderSettings(Section):
+    swapped_every: int = 2
+    """Every so many-th window has its middle and end exchanged."""
+
+
+class Order(Head):
+    """Were the middle and the end of a window exchanged? No label is needed."""
+
+    name = "order"
+    Settings = OrderSettings
+    measure = "contrast_accuracy"
+    scored = ["order"]  # noqa: RUF012  # never changed
+    answer_shape = (1,)
+
+    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: OrderSettings) -> None:
+        super().__init__()
+        self.targets, self.settings = targets, settings
+        self.read = nn.Linear(3 * features[0], 1)
+
+    def initialise(self) -> None:
+        nn.init.xavier_normal_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.read(features)[:, 0]
+
+    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
+        swapped = batch["numbers"] % self.settings.swapped_every == 0
+        parts = encoder(batch["volumes"].flatten(0, 1)).view(len(swapped), 3, -1)  # each window is encoded by itself
+        parts = torch.where(swapped[:, None, None], parts[:, [0, 2, 1]], parts)
+        logits = self(parts.flatten(1))
+        each = F.binary_cross_entropy_with_logits(logits, swapped.float(), reduction="none")
+        right = ((logits > 0) == swapped).float()[:, None]
+        return Outcome(each.mean(), each.detach(), right, logits.detach().sigmoid()[:, None])
+
+
+class WindowSettings(Section):
+    length: int = 2
+    gap: int = 1
+    step: int = 2
+
+
+class GuessSettings(Section):
+    encoder: TinySettings = TinySettings()
+    head: OrderSettings = OrderSettings()
+    example: WindowSettings = WindowSettings()
+    pretraining: TrainingSettings = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-3, threads=1)
+
+
+class MoreRoutes(Routes):
+    guess: GuessSettings = GuessSettings()
+
+
+GUESS = Route("guessing the order", "nobody", encoder="tiny", head="order", example="window", unlabelled=True)
+FROM_GUESS = Variant("pre-trained on order", route="guess", start="checkpoint")
+
+
+# ---- and what there is then
+
+
+@pytest.fixture
+def profile(
+    dataset: tuple[pd.DataFrame, Path], tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Profile:
+    """Pre-trains by the new route on a task without any state, fine-tunes on another."""
+    monkeypatch.chdir(tmp_path)
+    use_threads(monkeypatch)
+    monkeypatch.setitem(models.ENCODERS, "tiny", TinyEncoder)
+    monkeypatch.setitem(models.HEADS, "order", Order)
+    monkeypatch.setitem(routes.ROUTES, "guess", GUESS)
+    monkeypatch.setitem(routes.VARIANTS, "guessed", FROM_GUESS)
+    data = tiny_profile.data.model_copy(update={"source": {"EMOTION": {}}})
+    kept = tiny_profile.preprocessing.model_copy(update={"keep": "all"})
+    update = {"name": "guess", "data": data, "preprocessing": kept, "routes": MoreRoutes()}
+    made = tiny_profile.model_copy(update=update)
+    manifest = dataset[0].assign(events=dataset[0]["events"].where(dataset[0]["task"] != "EMOTION", ""))  # rest
+    prepare(manifest, made, jobs=1)
+    return made
+
+
+def test_the_new_route_pretrains_without_labels_and_a_decoder_starts_from_it(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained = experiment.pretrain(profile, 1, "guess")
+    assert pretrained.folder.name.startswith("pretraining-guess-seed1-")
+    metrics = pretrained.metrics()
+    assert set(metrics["measure"]) == {"contrast_accuracy"}
+    n_windows = -(-(N_FRAMES["EMOTION"] - 3 * 2 - 2 * 1 + 1) // 2)  # of a run, every second one
+    assert set(metrics.loc[metrics["split"] == "train", "n"]) == {n_windows}
+    results = pretrained.results()
+    assert set(results["seen_volumes"]) == {2 * 4 * n_windows * 6}  # two epochs, four subjects, six volumes a window
+    decoder = experiment.finetune(profile, "guessed", 1.0, 1)
+    assert set(decoder.results()["encoder"]) == {"tiny"}
+    assert set(decoder.results()["route"]) == {"guess"}
+    assert set(decoder.results()["measure"]) == {"accuracy"}
+    frozen = monkeypatch.setitem(
+        routes.VARIANTS, "guessed-frozen", Variant("", "guess", start="checkpoint", frozen=True)
+    )
+    assert frozen is None
+    of_frozen = load_file(experiment.finetune(profile, "guessed-frozen", 1.0, 1).folder / "model.safetensors")
+    before = load_file(pretrained.folder / "model.safetensors")
+    assert {name for name in before if name.startswith("encoder.")} == {
+        n for n in of_frozen if n.startswith("encoder.")
+    }
+    assert all(torch.equal(of_frozen[name], before[name]) for name in of_frozen if name.startswith("encoder."))
+
+
+def test_it_is_killed_and_resumed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.pretrain(profile, 1, "guess")
+    resumed = load_file(experiment.pretrain(profile, 1, "guess").folder / "model.safetensors")
+    shutil.rmtree(experiment.pretraining(profile, 1, "guess").folder)
+    unbroken = load_file(experiment.pretrain(profile, 1, "guess").folder / "model.safetensors")
+    assert any("running" in name for name in unbroken)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in unbroken.items())
+
+
+def test_every_route_has_its_settings() -> None:
+    assert {*Routes.model_fields} == {*routes.ROUTES}
+    for name, route in routes.ROUTES.items():
+        section = getattr(config.Profile().routes, name)
+        assert isinstance(section.encoder, models.ENCODERS[route.encoder].Settings)
+        assert isinstance(section.head, models.HEADS[route.head].Settings)
+        assert isinstance(section.pretraining, TrainingSettings)
+    assert {variant.route for variant in routes.VARIANTS.values()} <= {*routes.ROUTES}
