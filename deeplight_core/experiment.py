@@ -193,6 +193,13 @@ def _check_fold(profile: Profile, fold: object) -> None:
         raise ValueError(f"fold must be a whole number from 0 (the manifest's split) to {n}, got {fold!r}")
 
 
+def _check_targets(profile: Profile, which: _Which, who: str) -> None:
+    if not profile.data.states(which) and not profile.data.columns(which):
+        raise ValueError(
+            f"{who} learns states or numbers, and data.{which} names none; name the states of its tasks, or a column"
+        )
+
+
 def _code() -> str:
     """What of the software decides a result: the code that computes, and torch, whichever device it was built for."""
     return code_hash(("models", "training")) + torch.__version__.partition("+")[0]
@@ -212,6 +219,8 @@ def pretraining(
         raise ValueError(f"there is no route {route!r}; there are {', '.join(ROUTES)}")
     _check_seed(seed)
     _check_fold(profile, fold)
+    if not ROUTES[route].unlabelled:
+        _check_targets(profile, "source", f"route {route}")
     splits = splits or _Splits(profile, open_store(profile.store))
     split = splits.of("source", fold)
     section, asked = getattr(profile.routes, route), _asked(profile, "source")
@@ -245,6 +254,7 @@ def finetuning(
         raise ValueError(
             f"fraction must be above 0 and at most 1, got {fraction!r}; 0.05 means 5% of the training units"
         )
+    _check_targets(profile, "target", f"variant {variant}")
     chosen, columns = VARIANTS[variant], profile.data.columns("target")
     if chosen.learner != "deep" and (chosen.learner == "ridge") != bool(columns):
         kinds = ("numbers", "states") if columns else ("states", "numbers")

@@ -408,6 +408,14 @@ def test_unknown_routes_and_folds_are_refused(project: Path, tiny_profile: Profi
             ask()
 
 
+def test_what_learns_from_labels_says_when_there_are_none(project: Path, tiny_profile: Profile) -> None:
+    rest = changed(tiny_profile, "data", source={"EMOTION": {}}, target={"SOCIAL": {}})
+    with pytest.raises(ValueError, match=r"route supervised learns states or numbers, and data.source names none"):
+        pretraining(rest, 1)
+    with pytest.raises(ValueError, match=r"variant scratch learns states or numbers, and data.target names none"):
+        finetuning(rest, "scratch", 0.5, 1)
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_is_killed_and_resumed(
     route: str, project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch
