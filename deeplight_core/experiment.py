@@ -11,7 +11,7 @@ A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ h
 
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
@@ -202,7 +202,7 @@ def _check_targets(profile: Profile, which: _Which, who: str) -> None:
 
 def _code() -> str:
     """What of the software decides a result: the code that computes, and torch, whichever device it was built for."""
-    return code_hash(("models", "training")) + torch.__version__.partition("+")[0]
+    return code_hash(("models", "training", "experiment.py")) + torch.__version__.partition("+")[0]
 
 
 def pretraining(
@@ -223,10 +223,10 @@ def pretraining(
         _check_targets(profile, "source", f"route {route}")
     splits = splits or _Splits(profile, open_store(profile.store))
     split = splits.of("source", fold)
-    section, asked = getattr(profile.routes, route), _asked(profile, "source")
     key = digest(
-        _code(), "pretraining", splits.store.identity, route, section, asked, split.train, split.reported, seed
-    )
+        _code(), "pretraining", splits.store.identity, *_described_route(profile, route), _asked(profile, "source"),
+        split.train, split.watched, split.reported, seed,
+    )  # fmt: skip
     name = f"pretraining-{route}-seed{seed}" + (f"-fold{fold}" if fold else "")
     training = Training(
         profile, profile.folder / f"{name}-{key}", "pretraining", route, "", 1.0, seed, fold, split, None
@@ -266,13 +266,13 @@ def finetuning(
     if chosen.start != "random":
         checkpoint = pretraining(profile, seed, chosen.route, fold, splits).folder
         origin = read_record(checkpoint)["sha256"]
-    settings = None
+    settings: Any = None
     if chosen.learner == "deep":
         encoder = getattr(profile.routes, chosen.route).encoder
-        settings = [section.model_dump(mode="json", exclude_defaults=True) for section in (encoder, profile.finetuning)]
+        settings = [encoder.model_dump(mode="json"), profile.finetuning.model_dump(mode="json"), split.watched]
     key = digest(
         _code(), "finetuning", splits.store.identity, settings, _asked(profile, "target"), split.train, split.reported,
-        variant, origin, seed,
+        {**asdict(chosen), "title": variant}, origin, seed,
     )  # fmt: skip
     name = f"finetuning-{variant}-{fraction:g}-seed{seed}" + (f"-fold{fold}" if fold else "")
     training = Training(
@@ -282,6 +282,12 @@ def finetuning(
     if chosen.learner == "deep":
         _check_selection(training)
     return training
+
+
+def _described_route(profile: Profile, route: str) -> list[Any]:
+    """What a route is, and all its settings, also those at their defaults: another default is another training."""
+    settings = getattr(profile.routes, route).model_dump(mode="json")
+    return [{**asdict(ROUTES[route]), "title": route, "paper": ""}, settings]
 
 
 def _asked(profile: Profile, which: _Which) -> list[Any]:
@@ -406,10 +412,11 @@ def _architecture(training: Training, store: Store) -> dict[str, Any]:
     own = {"initialisation": VARIANTS[training.variant].initialisation} if training.variant else {}
     encoder = section.encoder.model_copy(update={key: value for key, value in own.items() if value})
     columns = data.columns(which)
+    targets: list[Any] = columns or [list(pair) for pair in data.states(which)]
     name, settings = "numbers" if columns else "classes", training.profile.finetuning.head
     if training.stage == "pretraining":
-        name, settings = (route.head if route.unlabelled else name), section.head
-    targets: list[Any] = [] if name not in ("classes", "numbers") else columns or [list(p) for p in data.states(which)]
+        name, settings = (name if route.head == "classes" else route.head), section.head
+        targets = [] if route.unlabelled else targets
     return {
         "encoder": {"name": route.encoder, "shape": store.shape, "settings": encoder.model_dump()},
         "head": {"name": name, "targets": targets, "settings": settings.model_dump()},
@@ -465,8 +472,11 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             lambda device: Volumes(store, watched, device, by_run=True),
             settings, training.seed, training.folder, training.label,
         )  # fmt: skip
+        answers = fitted.answers
+        if not same:
+            data = Volumes(store, reported, fabric.device, by_run=True)
+            answers = predict(model.to(fabric.device), data, fabric)
         if fabric.is_global_zero:
-            answers = fitted.answers if same else predict(model, Volumes(store, reported, by_run=True))
             measured = {"seen_volumes": fitted.seen_volumes, "seconds": round(fitted.seconds, 1)}
             record = {
                 "data": facts, "store": store.identity,

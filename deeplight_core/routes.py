@@ -133,7 +133,8 @@ class Route:
 
     title : what figures call it
     paper : who published it
-    encoder, head : names in `models.ENCODERS` and `models.HEADS`
+    encoder, head : names in `models.ENCODERS` and `models.HEADS`; where the source is numbers, `numbers` takes the
+        place of `classes`
     example : what is learnt from: a volume, a clip, or a begin-middle-end window
     unlabelled : whether volumes without a state are examples, too
 

@@ -116,7 +116,8 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
         finetuning(changed(tiny_profile, "data", target={"SOCIAL": {"interaction": ["mental"]}}), "scratch", 0.5, 1),
     ]
     assert len({other.folder for other in [training, *others]}) == 7
-    other_store = replace(open_store(tiny_profile.store), info={"preprocessing": None})
+    store = open_store(tiny_profile.store)
+    other_store = replace(store, info={**store.info, "manifest": "another"})
     splits = experiment._Splits(tiny_profile, other_store)
     assert finetuning(tiny_profile, "scratch", 0.5, 1, splits=splits).folder != training.folder
     assert pretraining(tiny_profile, 2).folder != pretraining(tiny_profile, 1).folder

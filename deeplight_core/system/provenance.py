@@ -15,10 +15,11 @@ _PACKAGE = Path(deeplight_core.__file__).parent
 
 
 @cache
-def code_hash(wings: tuple[str, ...]) -> str:
-    """Twelve hexadecimal digits of the code in some of the package's wings; comments and docstrings do not count."""
+def code_hash(parts: tuple[str, ...]) -> str:
+    """Twelve hexadecimal digits of the code in some wings or modules; comments and docstrings do not count."""
     hashed = hashlib.sha256()
-    for path in sorted(file for wing in wings for file in (_PACKAGE / wing).glob("*.py")):
+    patterns = [part if part.endswith(".py") else f"{part}/*.py" for part in parts]
+    for path in sorted(file for pattern in patterns for file in _PACKAGE.glob(pattern)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
