@@ -1,5 +1,6 @@
 """Sentences of the pages, made from settings and tables."""
 
+import numpy as np
 import pandas as pd
 
 from deeplight_core.config import Profile
@@ -39,8 +40,12 @@ def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
     unit = profile.data.split_unit
     said = [
         f"- {row['n_subjects']:g} {unit}s ({100 * row['fraction']:g}%): {row['difference']:+.1%} "
-        f"[{row['low']:+.1%}, {row['high']:+.1%}], t({row['dof']:g}) = {row['t']:.2f}, p = {row['p']:.2g} "
-        f"(Bonferroni {row['p_bonferroni']:.2g})"
+        f"[{row['low']:+.1%}, {row['high']:+.1%}], "
+        + (
+            "no variance, no test"
+            if np.isnan(row["t"])
+            else f"t({row['dof']:g}) = {row['t']:.2f}, p = {row['p']:.2g} (Bonferroni {row['p_bonferroni']:.2g})"
+        )
         for row in comparison.to_dict("records")
     ]
     lines = "\n".join(said)
