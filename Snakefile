@@ -23,6 +23,7 @@ import yaml
 
 from deeplight_core import config as settings
 from deeplight_core.sweeps import CONTROLS, Cell, planned
+from deeplight_core.system.provenance import code_hash
 from deeplight_core.data.manifest import read_manifest, select
 from deeplight_core.routes import ROUTES, VARIANTS
 
@@ -100,8 +101,13 @@ def trained(route, target, seed, fold):
     return [found] if DEVICES * NODES > 1 and target in ("", "own") else []
 
 
-def pretraining_settings(route):
-    return settings.digest(MADE_OF_DATA, getattr(PROFILE.routes, route))
+def folds_of(fold):
+    """What decides who is in a fold."""
+    return [PROFILE.sweep.folds, PROFILE.sweep.repeats, PROFILE.data.split_seed] if fold else None
+
+
+def pretraining_settings(route, fold):
+    return settings.digest(code_hash(), MADE_OF_DATA, getattr(PROFILE.routes, route), folds_of(fold))
 
 
 def pretraining_parameters(route, seed, fold, target=""):
@@ -147,7 +153,9 @@ def parameters_of(cell):
 
 def settings_of(cell):
     route = getattr(PROFILE.routes, VARIANTS[cell.variant].route)
-    return settings.digest(MADE_OF_DATA, route.encoder, PROFILE.finetuning, route if cell.pretraining else None)
+    started_from = route if cell.pretraining else None
+    own = (MADE_OF_DATA, route.encoder, PROFILE.finetuning, started_from, folds_of(cell.fold))
+    return settings.digest(code_hash(), *own)
 
 
 SUBJECTS = []
@@ -192,7 +200,7 @@ PAPERMILL = (
 rule book:
     input:
         BOOKS + "/01_data.ipynb",
-        BOOKS + "/02_pretraining.ipynb",
+        [BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else [],
         BOOKS + "/04_statistics.ipynb",
         BOOKS + "/paper_and_this_run.ipynb",
         expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
@@ -288,7 +296,7 @@ if DEVICES * NODES > 1:
             seed=r"\d+",
             fold=r"(-fold\d+)?",
         params:
-            settings=lambda w: pretraining_settings(w.route),
+            settings=lambda w: pretraining_settings(w.route, w.fold),
             fold=lambda w: f"--fold {number_of(w.fold)} " if w.fold else "",
         threads: lambda w: DEVICES * getattr(PROFILE.routes, w.route).pretraining.threads
         priority: 1
@@ -317,7 +325,7 @@ rule pretraining:
     params:
         notebook="02_pretraining",
         parameters=pretraining_parameters("supervised", FIRST_SEED, FOLDS[0]),
-        settings=pretraining_settings("supervised"),
+        settings=pretraining_settings("supervised", FOLDS[0]),
     threads: PROFILE.routes.supervised.pretraining.threads
     priority: 1  # a third of the sweep waits for it
     resources:
@@ -340,7 +348,7 @@ use rule pretraining as other_pretraining with:
     params:
         notebook="02_pretraining",
         parameters=lambda w: pretraining_parameters(w.route, w.seed, number_of(w.fold), w.target),
-        settings=lambda w: pretraining_settings(w.route),
+        settings=lambda w: pretraining_settings(w.route, w.fold),
     threads: lambda w: getattr(PROFILE.routes, w.route).pretraining.threads
 
 

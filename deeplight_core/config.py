@@ -219,6 +219,8 @@ class PreprocessingSettings(Section):
 class FinetuningSettings(TrainingSettings):
     """Training on the target, common to all variants (section 3.2)."""
 
+    epochs: int = Field(50, ge=1)
+    """Number of epochs."""
     head: ReadoutSettings = ReadoutSettings()
     """The output layer on the encoder's features."""
 
@@ -263,7 +265,7 @@ class Profile(Section):
     preprocessing: PreprocessingSettings = PreprocessingSettings()
     routes: Routes = Routes()
     """The ways to pre-train: what their models are like, and how they are trained."""
-    finetuning: FinetuningSettings = FinetuningSettings(epochs=50)
+    finetuning: FinetuningSettings = FinetuningSettings()
     sweep: SweepSettings = SweepSettings()
     controls: ControlSettings = ControlSettings()
 

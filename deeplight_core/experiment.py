@@ -66,6 +66,7 @@ __all__ = [
     "prepare_part",
     "pretrain",
     "pretraining",
+    "reported_rows",
     "series",
     "sweep_results",
 ]
@@ -147,36 +148,44 @@ class _Splits:
         self._data, self._sweep, self.store = profile.data, profile.sweep, store
         self.of = cache(self._of)
 
-    def _units(self, which: _Which) -> pd.DataFrame:
+    def _units(self, which: _Which, unlabelled: bool) -> pd.DataFrame:
         """`unit, family, split` of what is learnt from."""
         rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
-        if states := self._data.states(which):
+        if unlabelled:
+            rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
+        elif states := self._data.states(which):
             rows = learnt_from.of_states(rows, states).table
         elif columns := self._data.columns(which):
             rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
         return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
 
-    def _of(self, which: _Which, fold: int) -> Split:
+    def _of(self, which: _Which, fold: int, unlabelled: bool = False) -> Split:
         """The manifest's own split (fold 0), or a fold: units of train and validation, without the fold's own."""
-        units = self._units(which)
+        units = self._units(which, unlabelled)
         by_split = {str(split): group["unit"].tolist() for split, group in units.groupby("split")}
         reported = by_split.get("test") or by_split.get("validation", [])
         split = Split(by_split.get("train", []), by_split.get("validation") or reported, reported)
         if fold:
-            split = self._fold(which, split, by_split.get("validation", []), fold)
+            split = self._fold(units, split, by_split.get("validation", []), fold)
         for name, of in (("training", split.train), ("held-out", split.reported)):
             if not of:
                 raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
         return split
 
-    def _fold(self, which: _Which, fixed: Split, validation: list[str], fold: int) -> Split:
+    def _fold(self, units: pd.DataFrame, fixed: Split, validation: list[str], fold: int) -> Split:
         sweep = self._sweep
-        pool = self._units("target")
+        if self.store.statistics():
+            raise ValueError(
+                "z-scores over the training images are not made anew for each fold, so that held-out images would be "
+                "seen; set preprocessing.structural.z_score to false, or sweep.folds to null"
+            )
+        pool = self._units("target", unlabelled=False)
         folds = fold_units(pool[pool["split"] != "test"], sweep.folds or 0, sweep.repeats, self._data.split_seed)
-        if fold > len(folds):
-            raise ValueError(f"there is no fold {fold}; sweep.folds and sweep.repeats make {len(folds)}")
-        held_out, divided = {*folds[fold - 1]}, {unit for of in folds for unit in of}
-        # Units of the source that the target does not have keep their split; nobody of the fold is pre-trained on.
+        divided = {unit for of in folds for unit in of}
+        families = {*pool.loc[pool["unit"].isin(folds[fold - 1]), "family"]} - {""}
+        held_out = {*folds[fold - 1], *units.loc[units["family"].isin(families), "unit"]}
+        # Units of the source that the target does not have keep their split; nobody of the fold is pre-trained on, nor
+        # anybody of their families.
         train = {*fixed.train, *({*validation} & divided)} - held_out
         reported = sorted({*fixed.train, *validation} - train)
         return Split(sorted(train), reported, reported)
@@ -202,7 +211,7 @@ def _check_targets(profile: Profile, which: _Which, who: str) -> None:
 
 def _code() -> str:
     """What of the software decides a result: the code that computes, and torch, whichever device it was built for."""
-    return code_hash(("models", "training", "experiment.py")) + torch.__version__.partition("+")[0]
+    return code_hash() + torch.__version__.partition("+")[0]
 
 
 def pretraining(
@@ -222,7 +231,7 @@ def pretraining(
     if not ROUTES[route].unlabelled:
         _check_targets(profile, "source", f"route {route}")
     splits = splits or _Splits(profile, open_store(profile.store))
-    split = splits.of("source", fold)
+    split = splits.of("source", fold, ROUTES[route].unlabelled)
     key = digest(
         _code(), "pretraining", splits.store.identity, *_described_route(profile, route), _asked(profile, "source"),
         split.train, split.watched, split.reported, seed,
@@ -231,7 +240,8 @@ def pretraining(
     training = Training(
         profile, profile.folder / f"{name}-{key}", "pretraining", route, "", 1.0, seed, fold, split, None
     )
-    _check_selection(training)
+    states_or_columns = profile.data.states("target") or profile.data.columns("target")
+    _check_selection(training, splits.of("target", fold).reported if states_or_columns else [])
     return training
 
 
@@ -280,7 +290,7 @@ def finetuning(
         checkpoint,
     )  # fmt: skip
     if chosen.learner == "deep":
-        _check_selection(training)
+        _check_selection(training, [])
     return training
 
 
@@ -295,10 +305,10 @@ def _asked(profile: Profile, which: _Which) -> list[Any]:
     return [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
 
 
-def _check_selection(training: Training) -> None:
-    """Nothing is chosen on the units that are reported."""
+def _check_selection(training: Training, others: list[str]) -> None:
+    """Nothing is chosen on units that are reported, here or (`others`) in what follows from it."""
     settings, split = training.settings, training.split
-    if (settings.keep == "best" or settings.patience) and {*split.watched} & {*split.reported}:
+    if (settings.keep == "best" or settings.patience) and {*split.watched} & {*split.reported, *others}:
         raise ValueError(
             f"{training.label}: keep: best and patience would choose by the {training.profile.data.split_unit}s that "
             "are reported; hold out a third split (`deeplight manifest --test N`), or set keep: last and patience: null"
@@ -357,7 +367,9 @@ def finetune(
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.DataFrame:
-    """The results table of a trained decoder on a split of the profile's store (by default the one that is reported).
+    """The results table of a trained decoder on a split of the profile's store, by default the one that is reported.
+
+    Of a decoder that was trained in a fold, these are the units that the fold held out.
 
     Raises
     ------
@@ -370,14 +382,20 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
     for difference in check_data(record, checkpoint, data_facts(store)):
         print(f"note: other data than {Path(checkpoint).name} was trained on: {difference}", flush=True)
     targets, training = model.head.targets, record["training"]
-    split = split or ("test" if "test" in store.splits else "validation")
+    shape, grid = list(store.shape), record["data"]["grid"]["shape"]
+    if len(model.encoder.output_shape) > 1 and shape != grid:
+        raise ValueError(f"{checkpoint} has a head for volumes of {grid}, the store has volumes of {shape}")
+    held_out = {*training["reported"]} & {*store.index["unit"]}
+    units = sorted(held_out) if training["fold"] and held_out and not split else None
+    if units is None:
+        split = split or ("test" if "test" in store.splits else "validation")
     if model.head.name == "classes":
         states = [(task, state) for task, state in targets]
         if unknown := [f"{task}: {state}" for task, state in states if state not in store.info["events"].get(task, {})]:
             raise ValueError(f"{checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
-        chosen = learnt_from.of_states(store.index, states, split)
+        chosen = learnt_from.of_states(store.index, states, split, units)
     elif model.head.name == "numbers":
-        chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split)
+        chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split, units)
     else:
         raise ValueError(f"{checkpoint} has a head of kind {model.head.name}, which decodes nothing that can be scored")
     model.eval()
@@ -389,7 +407,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
 
 
 def _examples(training: Training, store: Store, units: list[str]) -> Examples:
-    """What a training learns from or is measured on: its route's kind of example while pre-training, else volumes."""
+    """What a training learns from or is measured on: volumes, or its route's clips; windows only while pre-training."""
     data, which = training.profile.data, training.which
     route = ROUTES[training.route]
     if training.stage == "pretraining" and route.unlabelled:
@@ -398,7 +416,7 @@ def _examples(training: Training, store: Store, units: list[str]) -> Examples:
         chosen = learnt_from.of_numbers(store.index, columns, data.tasks(which), units=units)
     else:
         chosen = learnt_from.of_states(store.index, data.states(which), units=units)
-    if training.stage == "pretraining" and route.example != "volume":
+    if route.example == "clip" or (training.stage == "pretraining" and route.example == "window"):
         section = getattr(training.profile.routes, training.route)
         sequences = learnt_from.clips if route.example == "clip" else learnt_from.windows
         return sequences(chosen, **section.example.model_dump())
@@ -481,7 +499,8 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             record = {
                 "data": facts, "store": store.identity,
                 "training": {**settings.model_dump(mode="json"), **_key(training), **measured, "precision": precision,
-                             "units": training.units, "tasks": training.profile.data.tasks(training.which),
+                             "units": training.units, "reported": split.reported,
+                             "tasks": training.profile.data.tasks(training.which),
                              "left_out": left_out,
                              "from": training.checkpoint.name if training.checkpoint else None},
             }  # fmt: skip
@@ -580,6 +599,14 @@ def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Traini
     bench = _bench(profile, cells)
     found = {cell: _if_finished(cell, *bench[cell.target]) for cell in cells}
     return {cell: training for cell, training in found.items() if training}
+
+
+def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
+    """The index rows with a state of the units that the sweep reports, of its fixed split or of all folds."""
+    splits = _Splits(profile, open_store(profile.store))
+    folds = range(1, (profile.sweep.folds or 0) * profile.sweep.repeats + 1) if profile.sweep.folds else [0]
+    units = sorted({unit for fold in folds for unit in splits.of(which, fold).reported})
+    return learnt_from.of_states(splits.store.index, profile.data.states(which), units=units).table
 
 
 def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:

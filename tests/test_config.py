@@ -242,7 +242,7 @@ def test_a_setting_that_comes_later_changes_no_digest_where_it_has_its_default()
     for contrast in (1.0, 2.0):
         assert digest(Later(contrast=contrast)) == digest(SimulationSettings(contrast=contrast))
     assert digest(Later(motion_mm=1)) != digest(Later())
-    assert digest(Profile(finetuning=FinetuningSettings())) != digest(Profile())  # 40 epochs, the profile has 50
+    assert digest(Profile(finetuning=FinetuningSettings(epochs=40))) != digest(Profile())
 
 
 def test_differences_lists_what_is_not_the_papers() -> None:

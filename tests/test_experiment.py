@@ -455,7 +455,7 @@ def test_the_folder_names_the_commit(project: Path, tiny_profile: Profile) -> No
 def test_other_code_is_another_training(project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     before = finetuning(tiny_profile, "scratch", 0.5, 1)
     assert before.finished
-    monkeypatch.setattr(experiment, "code_hash", lambda wings: "other")
+    monkeypatch.setattr(experiment, "code_hash", lambda: "other")
     assert not finetuning(tiny_profile, "scratch", 0.5, 1).finished
     monkeypatch.undo()
     monkeypatch.chdir(project)

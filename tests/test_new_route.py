@@ -2,60 +2,20 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import N_FRAMES, use_threads
 from safetensors.torch import load_file
-from tiny import TinyEncoder, TinySettings
-from torch import Tensor, nn
+from tiny import Order, OrderSettings, TinyEncoder, TinySettings
 
 from deeplight_core import config, experiment, models, routes
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
-from deeplight_core.models import Batch, Encoder, Head, Outcome
 from deeplight_core.routes import Route, Routes, Section, TrainingSettings, Variant
 
 # ---- what somebody writes into models/ and routes.py
-
-
-class OrderSettings(Section):
-    swapped_every: int = 2
-    """Every so many-th window has its middle and end exchanged."""
-
-
-class Order(Head):
-    """Were the middle and the end of a window exchanged? No label is needed."""
-
-    name = "order"
-    Settings = OrderSettings
-    measure = "contrast_accuracy"
-    scored = ["order"]  # noqa: RUF012  # never changed
-    answer_shape = (1,)
-
-    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: OrderSettings) -> None:
-        super().__init__()
-        self.targets, self.settings = targets, settings
-        self.read = nn.Linear(3 * features[0], 1)
-
-    def initialise(self) -> None:
-        nn.init.xavier_normal_(self.read.weight)
-        nn.init.zeros_(self.read.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.read(features)[:, 0]
-
-    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
-        swapped = batch["numbers"] % self.settings.swapped_every == 0
-        parts = encoder(batch["volumes"].flatten(0, 1)).view(len(swapped), 3, -1)  # each window is encoded by itself
-        parts = torch.where(swapped[:, None, None], parts[:, [0, 2, 1]], parts)
-        logits = self(parts.flatten(1))
-        each = F.binary_cross_entropy_with_logits(logits, swapped.float(), reduction="none")
-        right = ((logits > 0) == swapped).float()[:, None]
-        return Outcome(each.mean(), each.detach(), right, logits.detach().sigmoid()[:, None])
 
 
 class WindowSettings(Section):

@@ -1,12 +1,14 @@
-"""A second encoder, as somebody would add it: fully convolutional, with batch normalisation and noise on its input."""
+"""An encoder and two heads, as somebody would add them."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplight_core.models import Encoder
+from deeplight_core.models import Batch, Encoder, Head, Outcome
 from deeplight_core.models.batchnorm import BatchNorm
-from deeplight_core.models.noise import normal
+from deeplight_core.models.noise import normal, uniform
 from deeplight_core.routes import Section
 
 
@@ -16,7 +18,10 @@ class TinySettings(Section):
 
 
 class TinyEncoder(Encoder):
-    """Volumes or clips → 6 features: two convolutions, the mean over all places, the mean over frames."""
+    """Volumes or clips → 6 features: two convolutions, the mean over all places, the mean over frames.
+
+    Fully convolutional, with batch normalisation and noise on its input.
+    """
 
     name = "tiny"
     Settings = TinySettings
@@ -41,3 +46,73 @@ class TinyEncoder(Encoder):
         maps = F.relu(self.norm(self.first(frames)))
         features = torch.tanh(self.second(maps)).mean(dim=(2, 3, 4))
         return features.view(len(volumes), -1, 6).mean(dim=1)
+
+
+class OrderSettings(Section):
+    swapped_every: int = 2
+    """Every so many-th window has its middle and end exchanged."""
+
+
+class Order(Head):
+    """Were the middle and the end of a window exchanged? No label is needed."""
+
+    name = "order"
+    Settings = OrderSettings
+    measure = "contrast_accuracy"
+    scored = ["order"]  # noqa: RUF012  # never changed
+    answer_shape = (1,)
+
+    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: OrderSettings) -> None:
+        super().__init__()
+        self.targets, self.settings = targets, settings
+        self.read = nn.Linear(3 * features[0], 1)
+
+    def initialise(self) -> None:
+        nn.init.xavier_normal_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.read(features)[:, 0]
+
+    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
+        swapped = batch["numbers"] % self.settings.swapped_every == 0
+        parts = encoder(batch["volumes"].flatten(0, 1)).view(len(swapped), 3, -1)  # each window is encoded by itself
+        parts = torch.where(swapped[:, None, None], parts[:, [0, 2, 1]], parts)
+        logits = self(parts.flatten(1))
+        each = F.binary_cross_entropy_with_logits(logits, swapped.float(), reduction="none")
+        right = ((logits > 0) == swapped).float()[:, None]
+        return Outcome(each.mean(), each.detach(), right, logits.detach().sigmoid()[:, None])
+
+
+class MeanSettings(Section):
+    masked: float = 0.2
+    """Share of the volumes that a training does not count."""
+
+
+class Mean(Head):
+    """Features → the mean of the volume. Nothing is answered; the error is scored. Draws a mask while training."""
+
+    name = "mean"
+    Settings = MeanSettings
+    measure = "reconstruction_error"
+    scored = ["volume"]  # noqa: RUF012  # never changed
+    answer_shape = (0,)
+
+    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: MeanSettings) -> None:
+        super().__init__()
+        self.targets, self.settings = targets, settings
+        self.read = nn.Linear(features[0], 1)
+
+    def initialise(self) -> None:
+        nn.init.xavier_normal_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.read(features)[:, 0]
+
+    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
+        error = self(encoder(batch["volumes"])) - 10 * batch["volumes"].flatten(1).mean(dim=1)
+        each = error.square()
+        if self.training and self.settings.masked:
+            each = each * (uniform(len(each), device=each.device) >= self.settings.masked)
+        return Outcome(each.mean(), each.detach(), error.detach().abs()[:, None], error.new_empty(len(error), 0))

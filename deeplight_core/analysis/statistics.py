@@ -25,6 +25,7 @@ __all__ = [
     "only",
     "out_of_fold",
     "seed_model",
+    "shared_folds",
     "subject_means",
     "subjects_saved",
 ]
@@ -54,14 +55,22 @@ def only(
     return chosen
 
 
+def shared_folds(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those folds that, at their fraction and seed, all variants have; unfinished sweeps have others."""
+    cell = ["fraction", "seed"]
+    variants = results.groupby(cell)["variant"].transform("nunique")
+    return results[results.groupby([*cell, "fold"])["variant"].transform("nunique") == variants]
+
+
 def out_of_fold(results: pd.DataFrame) -> pd.DataFrame:
-    """Each subject's score from the folds that held it out (their mean, if folds were repeated), as of one fixed split.
+    """Each subject's score from the `shared_folds` that held it out (their mean), as of one fixed split.
 
     For figures and descriptions; tests between decoders are `compare_folds`'. Results of the fixed split are given back
     as they are.
     """
     if not len(results) or (results["fold"] == 0).all():
         return results
+    results = shared_folds(results)
     cell = ["variant", "fraction"]
     n_subjects = results.groupby(cell)["n_subjects"].transform("mean").round().astype(int)
     keys = [c for c in results if c not in ("fold", "score", "n", "seen_volumes", "seconds")]

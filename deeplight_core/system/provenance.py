@@ -12,14 +12,14 @@ import deeplight_core
 __all__ = ["code_hash", "commit"]
 
 _PACKAGE = Path(deeplight_core.__file__).parent
+_DECIDES = ("models/*.py", "training/*.py", "experiment.py", "analysis/scores.py")
 
 
 @cache
-def code_hash(parts: tuple[str, ...]) -> str:
-    """Twelve hexadecimal digits of the code in some wings or modules; comments and docstrings do not count."""
+def code_hash() -> str:
+    """Twelve hexadecimal digits of the code that decides a training's results; comments and docstrings do not count."""
     hashed = hashlib.sha256()
-    patterns = [part if part.endswith(".py") else f"{part}/*.py" for part in parts]
-    for path in sorted(file for pattern in patterns for file in _PACKAGE.glob(pattern)):
+    for path in sorted(file for pattern in _DECIDES for file in _PACKAGE.glob(pattern)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

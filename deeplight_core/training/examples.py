@@ -91,6 +91,9 @@ def of_numbers(
     if missing := [column for column in columns if column not in index]:
         raise ValueError(f"the manifest has no column {', '.join(missing)}; it has {', '.join(map(str, index))}")
     rows, of_units = _chosen(index[index["task"].isin(tasks)], split, units)
+    if rows.empty:
+        asked = f"{split} volumes of {', '.join(tasks)}{of_units}".lstrip()
+        raise ValueError(f"the store has no {asked}; those without a state are kept with preprocessing.keep: all")
     texts = rows[columns].astype(str).replace({"n/a": "", "nan": ""})
     numbers = texts.apply(pd.to_numeric, errors="coerce")
     wrong = (numbers.isna() & (texts != "")).to_numpy()
@@ -212,9 +215,7 @@ def unit_statistics(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     mean, sd = per_unit.mean().to_numpy(), per_unit.std().to_numpy()
     if not (sd > 0).all():
         n = int(per_unit.notna().sum().min())
-        raise ValueError(
-            f"a target does not vary over the {n} training unit(s) that have it; there is nothing to learn"
-        )
+        raise ValueError(f"a target does not vary over the {n} training unit(s) that have it; take a larger fraction")
     return mean, sd
 
 

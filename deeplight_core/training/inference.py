@@ -46,7 +46,9 @@ def predict(model: Model, data: Volumes, fabric: Fabric | None = None) -> Answer
     starts = range(rank * size, len(data), n_ranks * size)
     n_scored, n_answers = len(model.head.scored), math.prod(model.head.answer_shape)
     results = torch.zeros(len(data), 1 + n_scored + n_answers, device=data.device)
-    for _, batch in data.batches(np.arange(start, min(start + size, len(data))) for start in starts):
+    wanted = (np.arange(start, min(start + size, len(data))) for start in starts)
+    for start, (_, batch) in zip(starts, data.batches(wanted), strict=True):
+        torch.manual_seed(start)  # what a head draws here is the same however many processes there are
         with fabric.autocast() if fabric else nullcontext():
             found = model.loss(batch)
         columns = (found.each[:, None], found.score, found.answer.flatten(1))
@@ -56,4 +58,4 @@ def predict(model: Model, data: Volumes, fabric: Fabric | None = None) -> Answer
     for part in was_training:
         part.training = True
     each, score, answer = np.split(results.cpu().numpy(), [1, 1 + n_scored], axis=1)
-    return Answers(each[:, 0], score, answer.reshape(-1, *model.head.answer_shape))
+    return Answers(each[:, 0], score, answer.reshape(len(answer), *model.head.answer_shape))

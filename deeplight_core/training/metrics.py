@@ -93,8 +93,9 @@ class Metrics:
         """The epoch (from 1) with the lowest mean validation loss so far; 0 before the first."""
         if self.table.empty:
             return 0
-        first = self.table["target"] == self._head.scored[0]  # every target has the same loss beside it
-        held_out = self.table[first & (self.table["split"] == "validation")]
+        held_out = self.table[self.table["split"] == "validation"]
+        if len(self._head.scored) > 1:  # a subject has one loss, beside each of its targets
+            held_out = held_out.sort_values("n").drop_duplicates(["epoch", "task", "subject"], keep="last")
         total = (held_out["loss"] * held_out["n"]).groupby(held_out["epoch"]).sum()
         return int(str((total / held_out.groupby("epoch")["n"].sum()).idxmin()))
 
@@ -132,15 +133,16 @@ class Metrics:
         if self._writer is None:
             return
         said = {}
-        for split, group in rows.groupby("split"):
-            first = group[group["target"] == self._head.scored[0]]
-            loss = (first["loss"] * first["n"]).sum() / first["n"].sum()
+        for split, tally in (("train", counts), ("validation", measured)):
+            group = rows[rows["split"] == split]
+            loss = tally[:, 1].sum() / tally[:, 0].sum()
             sums = [(group["score"] * group["n"])[group["target"] == t].sum() for t in self._head.scored]
             n = [group.loc[group["target"] == t, "n"].sum() for t in self._head.scored]
             self._writer.add_scalar(f"loss/{split}", loss, step)
             for target, total, count in zip(self._head.scored, sums, n, strict=True):
-                name = self._head.measure if len(n) == 1 else f"{self._head.measure} of {target}"
-                self._writer.add_scalar(f"{name}/{split}", total / count, step)
+                if count:
+                    name = self._head.measure if len(n) == 1 else f"{self._head.measure} of {target}"
+                    self._writer.add_scalar(f"{name}/{split}", total / count, step)
             said[split] = loss, self._stated(sums, n)
         self._writer.flush()
         print(

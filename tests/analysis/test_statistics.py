@@ -598,3 +598,14 @@ def test_out_of_fold_scores_are_those_of_the_folds_that_held_a_subject_out() -> 
     assert of.loc["scratch"].to_dict() == pytest.approx({"a": 0.6, "b": 0.4, "c": 0.6})
     fixed = results[results["fold"] == 1].assign(fold=0)
     pd.testing.assert_frame_equal(statistics.out_of_fold(fixed), fixed)
+
+
+def test_folds_that_a_variant_lacks_are_left_out() -> None:
+    rows = [
+        {"variant": v, "fraction": f, "seed": 1, "fold": k, "subject": f"s{k}", "score": 0.5}
+        for v in ("pretrained", "scratch") for f in (0.5, 1.0) for k in (1, 2, 3)
+        if (v, f, k) != ("scratch", 0.5, 2)
+    ]  # fmt: skip
+    kept = statistics.shared_folds(pd.DataFrame(rows))
+    assert len(kept) == 4 + 6
+    assert set(kept.loc[kept["fraction"] == 0.5, "fold"]) == {1, 3}

@@ -23,7 +23,7 @@ from conftest import (
 from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, open_store, verify
-from deeplight_core.training.examples import select_rows
+from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 
 
@@ -257,10 +257,11 @@ def test_int8_rounds_to_the_step_that_it_says(
 
 def test_int8_volumes_are_the_same_from_memory_and_disk(project: Path, dataset: Dataset, tiny_profile: Profile) -> None:
     made = prepare(dataset[0], changed(tiny_profile, storage="int8"), jobs=1)
-    rows = select_rows(made.index, [("SOCIAL", "interaction"), ("EMOTION", "fear")], "train")
-    rows = rows.sample(frac=1, random_state=0).reset_index(drop=True)
+    shuffled = made.index.sample(frac=1, random_state=0)
+    examples = of_states(shuffled, [("SOCIAL", "interaction"), ("EMOTION", "fear")], "train")
+    rows = examples.rows
     of_rows = [made.read(row.file)[row.row].numpy() * np.float32(made.scales[row.file]) for row in rows.itertuples()]
-    in_memory, streamed = (Volumes(made, rows, in_memory=which) for which in (True, False))
+    in_memory, streamed = (Volumes(made, examples, in_memory=which) for which in (True, False))
     numbers = np.random.default_rng(0).permutation(len(rows))
     for volumes in (in_memory, streamed):
         np.testing.assert_array_equal(volumes.masked(numbers).numpy(), np.stack(of_rows)[numbers])

@@ -24,7 +24,7 @@ from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import open_store
-from deeplight_core.training.examples import select_rows
+from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 
 SEX = {"h1": "F", "h2": "M", "h3": "F", "h4": "M", "h5": "F", "h6": "M"}
@@ -185,11 +185,11 @@ def test_z_scores_are_numpys_over_the_training_images(heads: Dataset, storage: s
     np.testing.assert_allclose(mean, trained_on.mean(axis=0), rtol=1e-6)  # float32
     np.testing.assert_allclose(sd, trained_on.std(axis=0, ddof=1), rtol=1e-6, atol=1e-9)
     assert (sd == 0).sum() == 1
-    rows = select_rows(made.index, [("T1w", "female"), ("T1w", "male")], "validation")
-    expected = np.stack([volumes[file] for file in rows["file"]])
+    examples = of_states(made.index, [("T1w", "female"), ("T1w", "male")], "validation")
+    expected = np.stack([volumes[file] for file in examples.rows["file"]])
     expected = np.divide(expected - mean, sd, out=np.zeros_like(expected), where=sd > 0)
     for in_memory in (True, False):
-        z = Volumes(made, rows, in_memory=in_memory).masked(np.arange(len(rows))).numpy()
+        z = Volumes(made, examples, in_memory=in_memory).masked(np.arange(len(examples))).numpy()
         np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -133,7 +133,7 @@ def accuracy_by_fraction(
     for position, variant in enumerate(variants):
         group = intervals[intervals["variant"] == variant].sort_values("n_subjects")
         error = np.stack([group["mean"] - group["low"], group["high"] - group["mean"]])
-        colour, mark = STYLES[variant.removesuffix("-permuted")]
+        colour, mark = STYLES.get(variant.removesuffix("-permuted"), (colour_of("", position), "*"))
         axes.errorbar(
             group["n_subjects"] * 1.03 ** (position - (len(variants) - 1) / 2),  # side by side, so that intervals show
             group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
