@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from deeplight_core.experiment import (
 from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.system.provenance import commit
+from deeplight_core.training import loop
 from deeplight_core.training.checkpoint import load_model, read_record
 
 VARIANTS = ["pretrained", "scratch", "linear"]
@@ -426,11 +428,16 @@ def test_every_route_is_killed_and_resumed(
     command = ["deeplight", "pretrain", "tiny.yaml", "--route", route, "--seed", "3"]
     monkeypatch.setattr("sys.argv", command)
 
-    def killed(*given: object) -> None:
-        raise KeyboardInterrupt
+    step, steps = loop._take_step, []
+
+    def killed(*given: Any) -> None:
+        steps.append(given)
+        if len(steps) == 7:  # in the second epoch
+            raise KeyboardInterrupt
+        step(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "save_model", killed)
+        patch.setattr(loop, "_take_step", killed)
         with pytest.raises(SystemExit, match="130"):
             cli.main()
     training = pretraining(tiny_profile, 3, route)
@@ -470,6 +477,18 @@ def test_nothing_is_chosen_by_what_is_reported(project: Path, tiny_profile: Prof
             with pytest.raises(ValueError, match=r"would choose by the subjects that are reported; hold out a third"):
                 ask()
         assert finetuning(best, "linear", 0.5, 1).finished  # it chooses nothing
+
+
+def test_a_pretraining_is_not_chosen_by_what_its_fine_tuning_reports(project: Path, tiny_profile: Profile) -> None:
+    """The test subject lacks the target, so fine-tuning reports the validation subject."""
+    with_split(tiny_profile.store, {"s6": "test"})
+    best = rerouted(tiny_profile, "pretraining", keep="best")
+    assert not pretraining(best, 1).finished
+    path = tiny_profile.store / "index.parquet"
+    index = pd.read_parquet(path)
+    index[~((index["unit"] == "s6") & (index["task"] == "SOCIAL"))].to_parquet(path)
+    with pytest.raises(ValueError, match="would choose by the subjects that are reported"):
+        pretraining(best, 1)
 
 
 def with_split(path: Path, units: dict[str, str]) -> None:
@@ -537,6 +556,33 @@ def test_folds_hold_out_every_unit_once_and_nobody_is_pretrained_on(folded: Prof
     results, missing = sweep_results(folded)
     assert set(results["fold"]) == {2}
     assert len(missing) == 11
+
+
+def test_families_of_a_fold_are_not_pretrained_on(folded: Profile) -> None:
+    """Also who has no data of the target."""
+    path = folded.store / "index.parquet"
+    index = pd.read_parquet(path)
+    index["family"] = index["unit"].map({"s3": "f", "s4": "f"}).fillna("")
+    index[~((index["unit"] == "s4") & (index["task"] == "SOCIAL"))].to_parquet(path)
+    for fold in range(1, 7):
+        held_out = finetuning(folded, "linear", 1.0, 1, fold).split.reported
+        assert "s4" not in held_out
+        assert ("s4" in pretraining(folded, 1, fold=fold).units) == ("s3" not in held_out)
+
+
+def test_a_decoder_of_a_fold_is_evaluated_on_what_the_fold_held_out(folded: Profile) -> None:
+    pretrain(folded, 1, fold=1)
+    training = finetune(folded, "pretrained", 1.0, 1, 1)
+    pd.testing.assert_frame_equal(evaluate(folded, training.folder), training.results())
+    assert set(evaluate(folded, training.folder, "validation")["subject"]) == {"s5", "s6"}  # if that is asked for
+
+
+def test_statistics_of_all_training_images_are_not_for_folds(folded: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "statistics", lambda self: (0, 1))
+    with pytest.raises(
+        ValueError, match=r"not made anew for each fold, .* set preprocessing.structural.z_score to false"
+    ):
+        finetuning(folded, "linear", 1.0, 1, 1)
 
 
 def test_a_split_for_tests_is_in_no_fold(folded: Profile) -> None:

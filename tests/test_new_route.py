@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from deeplight_core import config, experiment, models, routes
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.routes import Route, Routes, Section, TrainingSettings, Variant
+from deeplight_core.training import loop
 
 # ---- what somebody writes into models/ and routes.py
 
@@ -90,11 +92,16 @@ def test_the_new_route_pretrains_without_labels_and_a_decoder_starts_from_it(
 
 
 def test_it_is_killed_and_resumed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*given: object) -> None:
-        raise KeyboardInterrupt
+    step, steps = loop._take_step, []
+
+    def killed(*given: Any) -> None:
+        steps.append(given)
+        if len(steps) == 6:  # in the second epoch
+            raise KeyboardInterrupt
+        step(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "save_model", killed)
+        patch.setattr(loop, "_take_step", killed)
         with pytest.raises(KeyboardInterrupt):
             experiment.pretrain(profile, 1, "guess")
     resumed = load_file(experiment.pretrain(profile, 1, "guess").folder / "model.safetensors")
