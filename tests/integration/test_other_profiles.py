@@ -37,8 +37,8 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project, warm):
     if not (SHARED / dataset).is_dir():
         pytest.skip(f"the real dataset {dataset} is not beside the repository")
     settings = yaml.safe_load((project / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))
-    for stage in ("pretraining", "finetuning"):
-        settings[stage] |= {"epochs": 1, "steps_per_epoch": 3}
+    for training in (settings["routes"]["supervised"]["pretraining"], settings["finetuning"]):
+        training |= {"epochs": 1, "steps_per_epoch": 3}
     settings["sweep"]["fractions"] = [0.5]
     short = project / "short" / f"{profile}.yaml"
     short.parent.mkdir(exist_ok=True)

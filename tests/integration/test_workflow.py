@@ -205,8 +205,8 @@ def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, 
         (["-p", "fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
         (["-p", "fraction", "1.2"], "fraction must be above 0 and at most 1, got 1.2"),
         (["-p", "variant", "magic"], "unknown variant 'magic'; known are pretrained, scratch, linear"),
-        (["-y", "model: {initialisation: glorot}"], "there is no finished checkpoint"),
-        (["-y", "model: {dropuot: 0.5}"], "unknown key"),
+        (["-y", "routes: {supervised: {encoder: {initialisation: glorot}}}"], "there is no finished checkpoint"),
+        (["-y", "routes: {supervised: {encoder: {dropuot: 0.5}}}"], "unknown key"),
     ],
 )
 def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, project, warm, tmp_path):
