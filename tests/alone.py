@@ -60,7 +60,7 @@ PREAMBLE = """
         return len(list(store.glob("runs/sub-*.json")))
 
     def wait_until(true):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not true():
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from kernels import warm_kernels
 
 from deeplight_core.config import Profile, SimulationSettings
 from deeplight_core.data.manifest import COLUMNS
@@ -104,6 +105,13 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, P
     root, settings = tmp_path_factory.mktemp("simulated"), SimulationSettings(resolution_mm=10, seed=3)
     simulate(manifest, root, settings, jobs=2)
     return manifest, root, settings
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables with which papermill's kernels start at once."""
+    with warm_kernels(tmp_path_factory.mktemp("kernels"), Path(__file__).parents[1]) as environment:
+        yield environment
 
 
 def real_data(name: str) -> Path:

@@ -22,9 +22,9 @@ CLUSTER = ["--profile", "profiles/slurm"]
 FINETUNING = "runs/smoke/notebooks/03_finetuning"
 
 STAND_INS = {
-    # A training that ends when as many as TOGETHER have begun, or after ten seconds.
+    # A training that ends when as many as TOGETHER have begun, or after a minute.
     "papermill": """echo "start ${CUDA_VISIBLE_DEVICES-} $2" >> "$CALLS"
-for i in {1..100}; do [ $(grep -c ^start "$CALLS") -ge $TOGETHER ] && break; sleep 0.1; done
+for i in {1..600}; do [ $(grep -c ^start "$CALLS") -ge $TOGETHER ] && break; sleep 0.1; done
 cp "$1" "$2"; echo "end $2" >> "$CALLS" """,
     "deeplight": 'echo "deeplight $*" >> "$CALLS"',
     # A cluster that runs each job at once, on this machine, and returns when it is done.

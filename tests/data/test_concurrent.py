@@ -270,7 +270,7 @@ def test_a_worker_that_is_killed_is_one_message_and_the_same_command_goes_on(
         time.sleep(0.01)
     time.sleep(0.2)
     os.kill(found[0], signal.SIGKILL)  # as Linux does when memory runs out
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=120)
     assert process.returncode == 2, shown
     assert shown.startswith("deeplight: "), shown
     assert "Traceback" not in shown
@@ -295,7 +295,7 @@ def test_workers_that_die_while_others_are_still_started_do_not_keep_the_pool_wa
     (tmp_path / "main.py").write_text(textwrap.dedent(script))
     process = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        _, shown = process.communicate(timeout=20)
+        _, shown = process.communicate(timeout=120)
     finally:
         process.kill()  # its workers end with it
     assert process.returncode == 0, shown

@@ -1,4 +1,7 @@
-"""The main job on profile smoke, in a copy of the repository: killed half-way, resumed, repeated, extended, damaged."""
+"""The main job on profile smoke, in a copy of the repository: killed half-way, resumed, repeated, extended, damaged.
+
+The tests share what was executed, so they run in this order in one process. `warm` kernels execute what is not new.
+"""
 
 import json
 import os
@@ -6,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,52 +16,35 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from running import ENVIRONMENT, copy_of_repository, run, workflow
 from scipy import stats
 
 from deeplight_core.sweeps import CONTROLS
 
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+pytestmark = pytest.mark.xdist_group("workflow")
 EXTERNAL = re.compile(
     r"""<(?:script|img|iframe)[^>]+src="https?://|<link[^>]+rel="(?:stylesheet|preload)"[^>]+href="https?://"""
 )
 
 
-def workflow(project: Path, profile: str, **config: object) -> list[str]:
-    settings = [f"profile={profile}", *(f"{key}={value}" for key, value in config.items())]
-    return ["snakemake", "--nolock", "--rerun-incomplete", "--cores", "2", "--config", *settings]
-
-
-def run(command: list[str], project: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=project, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A copy of the repository in which `make reproduce PROFILE=smoke` was killed while pre-training, and run again."""
-    folder = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    folder = copy_of_repository(tmp_path_factory.mktemp("project"))
     log = folder / "killed.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            workflow(folder, "smoke"), cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
+            workflow("smoke"), cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
         )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list(folder.glob("runs/smoke/pretraining-*/state.safetensors")):
         assert process.poll() is None, f"the workflow ended before it could be killed: {log.read_text()[-4000:]}"
-        assert time.monotonic() < deadline, "pre-training did not start in four minutes"
+        assert time.monotonic() < deadline, "pre-training did not start in ten minutes"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "runs/smoke/notebooks/02_pretraining.ipynb").exists()
-    done = run(workflow(folder, "smoke"), folder)
+    done = run(workflow("smoke"), folder)
     assert done.returncode == 0, done.stdout[-4000:]
     return folder
 
@@ -156,7 +141,7 @@ def test_controls_say_that_they_have_not_been_run(project):
 
 def test_a_second_run_does_nothing(project):
     before = {p: p.stat().st_mtime_ns for p in notebooks(project, "smoke")}
-    done = run(workflow(project, "smoke"), project)
+    done = run(workflow("smoke"), project)
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in notebooks(project, "smoke")} == before
@@ -169,14 +154,14 @@ def test_an_added_fraction_repeats_no_finished_training(project):
     wider = project / "wider" / "smoke.yaml"
     wider.parent.mkdir(exist_ok=True)
     wider.write_text(yaml.safe_dump(profile), encoding="utf-8")
-    done = run([*workflow(project, str(wider)), "--dry-run"], project)
+    done = run([*workflow(str(wider)), "--dry-run"], project)
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE))
     pages = {"statistics": 1, "paper_and_this_run": 1, "control_page": 2, "book": 1}  # baselines and initialisation
     assert {name: int(n) for name, n in counts.items()} == {"finetuning": 3, **pages, "total": 8}
 
 
-def test_controls_run_and_their_pages_follow(project):
-    done = run(workflow(project, "smoke", controls="yes"), project)
+def test_controls_run_and_their_pages_follow(project, warm):
+    done = run(workflow("smoke", controls="yes"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
     for control in CONTROLS:
         page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")
@@ -184,7 +169,7 @@ def test_controls_run_and_their_pages_follow(project):
         assert "have not been run" not in page, control
     transfer = pd.read_csv(project / "runs/smoke/transfer_map.csv")
     assert set(transfer["task"]) == {"WM", "GAMBLING", "MOTOR", "LANGUAGE", "SOCIAL", "RELATIONAL", "EMOTION"}
-    again = run(workflow(project, "smoke"), project)  # without asking for controls: what is there stays
+    again = run(workflow("smoke"), project)  # without asking for controls: what is there stays
     assert "Nothing to be done" in again.stdout
 
 
@@ -201,13 +186,13 @@ def test_controls_run_and_their_pages_follow(project):
         ("controls_permutation", ["-y", "controls: {fractions: [0.25]}"]),
     ],
 )
-def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, project, tmp_path):
+def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, project, warm, tmp_path):
     """In a copy of the results, since pages write their tables."""
     copy = tmp_path / "project"
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns("data", "book", "_build", ".snakemake", "notebooks"))
     shutil.copytree(project / "notebooks", copy / "notebooks")
     out = tmp_path / "out.ipynb"
-    done = run(["papermill", f"notebooks/{notebook}.ipynb", str(out), "-p", "name", "smoke", *parameters], copy)
+    done = run(["papermill", f"notebooks/{notebook}.ipynb", str(out), "-p", "name", "smoke", *parameters], copy, **warm)
     assert done.returncode == 0, done.stdout[-3000:]
     text = json.dumps([o for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", [])])
     complete = parameters[-1].startswith("sweep: {variants")
@@ -220,13 +205,14 @@ def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, 
         (["-p", "fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
         (["-p", "fraction", "1.2"], "fraction must be above 0 and at most 1, got 1.2"),
         (["-p", "variant", "magic"], "unknown variant 'magic'; known are pretrained, scratch, linear"),
-        (["-y", "model: {initialisation: glorot}"], "there is no finished checkpoint"),
-        (["-y", "model: {dropuot: 0.5}"], "unknown key"),
+        (["-y", "routes: {supervised: {encoder: {initialisation: glorot}}}"], "there is no finished checkpoint"),
+        (["-y", "routes: {supervised: {encoder: {dropuot: 0.5}}}"], "unknown key"),
     ],
 )
-def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, project, tmp_path):
+def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, project, warm, tmp_path):
     out = tmp_path / "out.ipynb"
-    done = run(["papermill", "notebooks/03_finetuning.ipynb", str(out), "-p", "name", "smoke", *parameters], project)
+    command = ["papermill", "notebooks/03_finetuning.ipynb", str(out), "-p", "name", "smoke", *parameters]
+    done = run(command, project, **warm)
     assert done.returncode != 0
     assert message in done.stdout
     cells = nbformat.read(out, as_version=4).cells
@@ -236,78 +222,25 @@ def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, p
     assert failed[0] <= 2  # the first cell after the parameters
 
 
-def test_papermill_by_hand_finds_the_finished_training(project, tmp_path):
+def test_papermill_by_hand_finds_the_finished_training(project, warm, tmp_path):
     command = ["papermill", "notebooks/03_finetuning.ipynb", str(tmp_path / "out.ipynb"), "-f", "profiles/smoke.yaml"]
-    done = run(
-        [*command, "-p", "variant", "scratch", "-p", "fraction", "0.5", "-p", "seed", "1", "--log-output"], project
-    )
+    command += ["-p", "variant", "scratch", "-p", "fraction", "0.5", "-p", "seed", "1", "--log-output"]
+    done = run(command, project, **warm)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "found in finetuning-scratch-0.5-seed1" in done.stdout
 
 
-def test_one_job_per_subject_fills_the_same_store(project):
-    profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
-    (project / "profiles/parts.yaml").write_text(yaml.safe_dump({**profile, "name": "parts"}), encoding="utf-8")
-    done = run([*workflow(project, "parts", by_subject="yes"), "--until", "data"], project)
-    assert done.returncode == 0, done.stdout[-3000:]
-    one, other = project / "runs/smoke/store", project / "runs/parts/store"
-    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
-    assert len(names) > 2
-    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
-
-
-def test_a_failed_notebook_is_kept_with_its_traceback(project):
+def test_a_failed_notebook_is_kept_with_its_traceback(project, warm):
     """Last, since it damages the store."""
     damaged = next((project / "runs/smoke/store/runs").glob("sub-sim031_task-WM*.safetensors"))  # held out
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(bytes(content))
     target = "runs/smoke/notebooks/03_finetuning/linear-0.75-seed1.ipynb"
-    done = run([*workflow(project, "smoke"), "--allowed-rules", "finetuning", "--", target], project)
+    done = run([*workflow("smoke"), "--allowed-rules", "finetuning", "--", target], project, **warm)
     assert done.returncode != 0
     assert f"{damaged.name} is damaged" in done.stdout
     assert "FAILED: 03_finetuning" in done.stdout
     assert not (project / target).exists()
     kept = nbformat.read(project / "runs/smoke/notebooks/failed/linear-0.75-seed1.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in kept.cells for o in c.get("outputs", []))
-
-
-@pytest.mark.parametrize(("profile", "dataset"), [("haxby", "haxby2001-vt"), ("haxby-slice", "haxby2001-slice")])
-def test_the_same_workflow_reads_real_data(profile, dataset, project):
-    if not (SHARED / dataset).is_dir():
-        pytest.skip(f"the real dataset {dataset} is not beside the repository")
-    settings = yaml.safe_load((project / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))
-    for stage in ("pretraining", "finetuning"):
-        settings[stage] |= {"epochs": 1, "steps_per_epoch": 3}
-    settings["sweep"]["fractions"] = [0.5]
-    short = project / "short" / f"{profile}.yaml"
-    short.parent.mkdir(exist_ok=True)
-    short.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    done = run(workflow(project, str(short), data=SHARED / dataset), project)
-    assert done.returncode == 0, done.stdout[-4000:]
-    results = pd.read_csv(project / "runs" / profile / "results.csv")
-    assert (results["n_subjects"] == 4).all()
-    assert results["subject"].nunique() == 4
-    assert (results[results["variant"] == "linear"]["score"].mean()) > 0.3  # real signal, chance 0.25
-    page = (project / "runs" / profile / "book/_build/html/real/04_statistics.html").read_text(encoding="utf-8")
-    assert "Real data" in page
-    assert "tests count runs" in page
-
-
-def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
-    """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
-    small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]
-    assert run(["deeplight", "simulate", str(tmp_path / "hcp"), *small], project).returncode == 0
-    manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
-    assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
-    cells = json.loads((project / "notebooks/full_run.ipynb").read_text(encoding="utf-8"))["cells"]
-    page = "".join(line for cell in cells for line in cell["source"]).replace(" \\\n    ", " ")
-    command = "snakemake --profile profiles/slurm --config profile=paper data=/path/to/hcp by_subject=yes"
-    command += " devices=4 nodes=2 per_gpu=4"
-    assert command in page
-    done = run([*command.replace("/path/to/hcp", str(tmp_path / "hcp")).split(), "--dry-run"], project)
-    assert done.returncode == 0, done.stdout[-3000:]
-    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)}
-    assert (counts["plan"], counts["subject"], counts["train"], counts["finetuning"]) == (1, 4, 1, 14)
-    assert counts["batch"] == 4  # 14 fine-tunings by fours, pre-trained ones and others apart
-    assert "cpus_per_task=8" in done.stdout

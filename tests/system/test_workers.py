@@ -44,17 +44,17 @@ def noted(base, folder):
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    """The worker says who it is and would sleep for a minute."""
+    """The worker says who it is and would sleep for five minutes."""
     module = tmp_path / "sleeper.py"
     module.write_text(
         "import os, pathlib, time\n"
-        "def work(path):\n    pathlib.Path(path).write_text(str(os.getpid()))\n    time.sleep(60)\n"
+        "def work(path):\n    pathlib.Path(path).write_text(str(os.getpid()))\n    time.sleep(300)\n"
         "if __name__ == '__main__':\n"
         "    from sleeper import work\n    from deeplight_core.system.workers import in_processes\n"
         "    in_processes(work, ['pid'], 1, 'sleeps')\n"
     )
     parent = subprocess.Popen([sys.executable, str(module)], cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -98,7 +98,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(lost: int, store: St
     assert status == 0
     broken = tmp_path / "broken"
     process = start(store, broken, devices=2, kill=[lost, 4])
-    output, _ = process.communicate(timeout=60)  # the pipe closes when the last of them has ended
+    output, _ = process.communicate(timeout=120)  # the pipe closes when the last of them has ended
     assert process.returncode == (-signal.SIGKILL if lost == 0 else 2), output
     assert "another process of this training was lost" in output
     assert "the same command goes on where it was" in output

@@ -1,0 +1,73 @@
+"""The workflow on other profiles, each in its own copy of the repository: subject by subject, real data, a cluster."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from running import SHARED, copy_of_repository, run, workflow
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the repository, without results."""
+    (tmp_path / "project").mkdir()
+    return copy_of_repository(tmp_path / "project")
+
+
+def test_one_job_per_subject_fills_the_same_store(project, warm):
+    profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
+    profile["data"] |= {"root": "runs/data", "max_units": {"train": 1, "validation": 1}}
+    for name in ("whole", "parts"):
+        (project / f"profiles/{name}.yaml").write_text(yaml.safe_dump({**profile, "name": name}), encoding="utf-8")
+    done = run(["deeplight", "prepare", "whole"], project)
+    assert done.returncode == 0, done.stdout[-3000:]
+    done = run([*workflow("parts", by_subject="yes"), "--until", "data"], project, **warm)
+    assert done.returncode == 0, done.stdout[-3000:]
+    one, other = project / "runs/whole/store", project / "runs/parts/store"
+    names = sorted(p.relative_to(one) for p in one.rglob("*") if p.suffix in (".safetensors", ".parquet"))
+    assert len(names) > 2
+    assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
+
+
+@pytest.mark.parametrize(("profile", "dataset"), [("haxby", "haxby2001-vt"), ("haxby-slice", "haxby2001-slice")])
+def test_the_same_workflow_reads_real_data(profile, dataset, project, warm):
+    if not (SHARED / dataset).is_dir():
+        pytest.skip(f"the real dataset {dataset} is not beside the repository")
+    settings = yaml.safe_load((project / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))
+    for training in (settings["routes"]["supervised"]["pretraining"], settings["finetuning"]):
+        training |= {"epochs": 1, "steps_per_epoch": 3}
+    settings["sweep"]["fractions"] = [0.5]
+    short = project / "short" / f"{profile}.yaml"
+    short.parent.mkdir(exist_ok=True)
+    short.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = run(workflow(str(short), data=SHARED / dataset), project, **warm)
+    assert done.returncode == 0, done.stdout[-4000:]
+    results = pd.read_csv(project / "runs" / profile / "results.csv")
+    assert (results["n_subjects"] == 4).all()
+    assert results["subject"].nunique() == 4
+    assert (results[results["variant"] == "linear"]["score"].mean()) > 0.3  # real signal, chance 0.25
+    page = (project / "runs" / profile / "book/_build/html/real/04_statistics.html").read_text(encoding="utf-8")
+    assert "Real data" in page
+    assert "tests count runs" in page
+
+
+def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
+    """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
+    small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]
+    assert run(["deeplight", "simulate", str(tmp_path / "hcp"), *small], project).returncode == 0
+    manifest = ["deeplight", "manifest", "--hcp", str(tmp_path / "hcp"), "--validation", "2"]
+    assert run([*manifest, "-o", "runs/paper/manifest.csv"], project).returncode == 0
+    cells = json.loads((project / "notebooks/full_run.ipynb").read_text(encoding="utf-8"))["cells"]
+    page = "".join(line for cell in cells for line in cell["source"]).replace(" \\\n    ", " ")
+    command = "snakemake --profile profiles/slurm --config profile=paper data=/path/to/hcp by_subject=yes"
+    command += " devices=4 nodes=2 per_gpu=4"
+    assert command in page
+    done = run([*command.replace("/path/to/hcp", str(tmp_path / "hcp")).split(), "--dry-run"], project)
+    assert done.returncode == 0, done.stdout[-3000:]
+    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE)}
+    assert (counts["plan"], counts["subject"], counts["train"], counts["finetuning"]) == (1, 4, 1, 14)
+    assert counts["batch"] == 4  # 14 fine-tunings by fours, pre-trained ones and others apart
+    assert "cpus_per_task=8" in done.stdout
