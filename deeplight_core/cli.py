@@ -26,7 +26,10 @@ Jobs = Annotated[int | None, typer.Option(help="Worker processes; one per core b
 Seed = Annotated[int, typer.Option(help="Seed of the initialisation, the batches and the draw of subjects.", min=0)]
 Devices = Annotated[int, typer.Option(help="GPUs per node, or processes where there is none.", min=1)]
 Nodes = Annotated[int, typer.Option(help="Nodes; start one command per GPU with srun or torchrun.", min=1)]
-Route = Annotated[str, typer.Option(help=f"Way to pre-train: {', '.join(ROUTES)}.")]
+Route = Annotated[
+    str,
+    typer.Option(help=f"Way to pre-train: {'; '.join(f'{name} ({route.paper})' for name, route in ROUTES.items())}."),
+]
 Fold = Annotated[int, typer.Option(help="Fold of cross-validation, from 1 (0: the manifest's own split).", min=0)]
 Precision = Annotated[
     str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's; the same for both trainings.")
@@ -287,7 +290,7 @@ def pretrain(
 
     training = experiment.pretrain(_with_precision(_profile(profile), precision), seed, route, fold, devices, nodes)
     if _rank() == 0:
-        _print_scores(training.folder, training.results())
+        _print_scores(training.folder, training.results(), training.predictions())
 
 
 @app.command()
@@ -310,12 +313,12 @@ def finetune(
     settings = _with_precision(_profile(profile), precision)
     training = experiment.finetune(settings, variant, fraction, seed, fold, devices, nodes)
     if _rank() == 0:
-        _print_scores(training.folder, training.results())
+        _print_scores(training.folder, training.results(), training.predictions())
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder with model.safetensors and model.json.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, with model.safetensors and model.json.")],
     profile: ProfileName,
     split: Annotated[str, typer.Option(help="train, validation or test (default: the reported one).")] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV for the results table.")] = None,
@@ -334,14 +337,21 @@ def evaluate(
     _print_scores(checkpoint, table)
 
 
-def _print_scores(folder: Path, table: "pd.DataFrame") -> None:
-    """A training's folder, and its mean score over subjects for each task and level."""
+def _print_scores(folder: Path, table: "pd.DataFrame", predictions: "pd.DataFrame | None" = None) -> None:
+    """A training's folder, its mean score over subjects for each task and level, and values of the group."""
     from deeplight_core.analysis.measures import MEASURES
+    from deeplight_core.analysis.scores import group_scores
 
     print(folder)
     for (task, target, level, measure), rows in table.groupby(["task", "target", "level", "measure"], sort=False):
         said = MEASURES[str(measure)].format(rows["score"].mean())
         print(f"{task}, {target}, by {level}: {MEASURES[str(measure)].title} {said} (mean of {len(rows)})")
+    if predictions is None or not any(str(column).startswith("true ") for column in predictions):
+        return  # of states there are many volumes, and an AUC with its interval takes minutes
+    for row in group_scores(predictions).to_dict("records"):
+        of = MEASURES[row["measure"]]
+        value, low, high = (of.format(row[name]) for name in ("value", "low", "high"))
+        print(f"{row['target']}, all subjects together: {of.title} {value} [{low}, {high}]")
 
 
 @app.command()

@@ -124,7 +124,7 @@ class DataSettings(Section):
     split_seed: int = 0
     """Seed of that draw."""
     max_units: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
-    """Use the first so many units of a split (not named, or None: all)."""
+    """Use only the first units of a split, this many (not named, or None: all)."""
     source: Target = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
     """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events. Or a number of
     each subject: `{column: age, tasks: [T1w]}`."""
@@ -235,7 +235,7 @@ class SweepSettings(Section):
     seeds: list[Seed] = Field([1], min_length=1)
     """Seeds of the draw of units, the initialisation, the batches, and the pre-training that a training starts from."""
     folds: int | None = Field(None, ge=2)
-    """Cross-validate over so many folds of the units, in the place of the manifest's split of train and validation."""
+    """Number of folds: cross-validation takes the place of the manifest's train and validation (None = it does not)."""
     repeats: int = Field(1, ge=1)
     """How often the units are divided into folds anew."""
 
@@ -246,7 +246,7 @@ class ControlSettings(Section):
     baselines: list[VariantName] = Field(["linear", "svm", "decoder"])
     """Linear models, at every fraction of the sweep."""
     initialisation: list[VariantName] = Field(["scratch-glorot", "scratch-he", "shuffled", "frozen"])
-    """Other starts of the weights, at every fraction of the sweep; the profile's initialisation is not run twice."""
+    """Other starts of the weights, at every fraction of the sweep; the profile's own is not trained twice."""
     permutation: list[VariantName] = Field(["pretrained-permuted", "scratch-permuted", "linear-permuted"])
     """Decoders trained on permuted labels, at `fractions`."""
     fractions: list[Fraction] = Field([0.01, 0.1, 0.4], min_length=1)

@@ -60,7 +60,7 @@ class LayerGroup(Section):
     from_epoch: int = Field(1, ge=1)
     """First epoch in which they learn."""
     until_epoch: int | None = Field(None, ge=1)
-    """Last epoch in which they learn (None = the run's last)."""
+    """Last epoch in which they learn (None = the last of all)."""
 
     @model_validator(mode="after")
     def _epochs_are_in_order(self) -> "LayerGroup":
@@ -78,7 +78,7 @@ class LayerGroup(Section):
 
 
 class TrainingSettings(Section):
-    """One training run (sections 2.2, 3.1 and 3.2)."""
+    """One training (sections 2.2, 3.1 and 3.2)."""
 
     epochs: int = Field(40, ge=1)
     """Number of epochs."""
@@ -89,7 +89,7 @@ class TrainingSettings(Section):
     learning_rate: float = Field(1e-4, gt=0)
     """Adam's step size."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the run: constant, or warm-up over 5% of the steps and cosine decay to zero."""
+    """Learning rate over the training: constant, or warm-up over 5% of the steps and cosine decay to zero."""
     weight_decay: float = Field(0.0, ge=0)
     """Share of each weight that a step takes away, times the learning rate (AdamW, Loshchilov & Hutter 2019)."""
     l1: float = Field(0.0, ge=0)
@@ -97,18 +97,18 @@ class TrainingSettings(Section):
     groups: list[LayerGroup] = Field([])
     """Layers with a learning rate or a schedule of their own; of those that fit a weight, the last one counts."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many epochs without a lower validation loss (None = never)."""
+    """Stop after this many epochs without a lower validation loss (None = never)."""
     keep: Literal["last", "best"] = "last"
-    """The weights that the run ends with: the last epoch's, or those with the lowest validation loss."""
+    """The weights that the training ends with: the last epoch's, or those with the lowest validation loss."""
     shuffled_runs: int | None = Field(None, ge=1)
-    """Shuffle volumes within a window of so many runs that slides over all, so that a store larger than the memory is
+    """Shuffle volumes within a window of this many runs that slides over all, so that a store larger than the memory is
     read run by run (None = over all runs)."""
     precision: Precision = "32-true"
     """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
     threads: int = Field(2, ge=1)
     """CPU threads of each process; fixed here because the last bits of a sum depend on it."""
     deterministic: bool | None = None
-    """Refuse operations whose last bits vary from run to run (None = on a CPU, where that costs nothing)."""
+    """Refuse operations whose last bits vary from time to time (None = on a CPU, where that costs nothing)."""
     compile: bool = False
     """Compile the model (torch.compile): slow to start; meant for GPUs."""
 

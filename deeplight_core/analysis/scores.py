@@ -7,10 +7,13 @@ subject, or the run where there is one subject only.
 import numpy as np
 import pandas as pd
 
+from deeplight_core.analysis.measures import group_value
+
 __all__ = [
     "COLUMNS",
     "confusion",
     "constant_answer",
+    "group_scores",
     "number_predictions",
     "outcome_predictions",
     "state_predictions",
@@ -95,6 +98,25 @@ def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | fl
         levels = {"volume": score(predictions), "block": score(_blocks(predictions[predictions["block"] >= 0]))}
     table = pd.concat([rows.assign(level=level) for level, rows in levels.items()], ignore_index=True)
     return table.assign(**key)[list(COLUMNS)]
+
+
+def group_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Values of all subjects together: `target, measure, value, low, high`, with a 95% bootstrap over subjects.
+
+    Of states, balanced accuracy and AUC; of numbers, R² and r. Other outcomes have none.
+    """
+    subjects, rows = predictions["subject"], []
+    if "state" in predictions:
+        answers = predictions[[c for c in predictions if ": " in str(c)]]
+        found = np.array([f"{t}: {s}" for t, s in zip(predictions["task"], predictions["state"], strict=True)])
+        labels = answers.columns.get_indexer(pd.Index(found))
+        decoded = answers.to_numpy().argmax(axis=1)
+        rows.append(("state", "balanced_accuracy", *group_value("balanced_accuracy", labels, decoded, subjects)))
+        rows.append(("state", "auc", *group_value("auc", labels, answers.to_numpy(), subjects)))
+    for column in (str(c).removeprefix("true ") for c in predictions if str(c).startswith("true ")):
+        truth, answer = predictions[f"true {column}"], predictions[f"predicted {column}"]
+        rows += [(column, name, *group_value(name, truth, answer, subjects)) for name in ("r2", "r")]
+    return pd.DataFrame(rows, columns=["target", "measure", "value", "low", "high"])
 
 
 def _blocks(predictions: pd.DataFrame) -> pd.DataFrame:

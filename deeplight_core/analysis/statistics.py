@@ -106,7 +106,7 @@ def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
 
 
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those seeds that, at their fraction and task, all variants have; an unfinished grid has others."""
+    """The rows of those seeds that, at their fraction and task, all variants have; an unfinished sweep has others."""
     return _of_shared_seeds(_fixed_split(results)[0], ["fraction", "task"])
 
 
@@ -164,7 +164,7 @@ def compare(
     a, b : the variants; differences are a − b
     alpha : family-wise error rate; a fraction is significant if p < alpha / number of tests (Bonferroni, the paper's
         rule)
-    n_tests : tests that were planned, if more than those here: those of a grid that is not finished, or other tests of
+    n_tests : tests that were planned, if more than those here: those of a sweep that is not finished, or other tests of
         the same table
 
     Returns

@@ -75,7 +75,7 @@ class Head(nn.Module):
     """Its key in `HEADS`."""
     Settings: ClassVar[type[Section]]
     measure: ClassVar[str]
-    """What `Outcome.score` counts: a name in `analysis.measures`."""
+    """The measure in `Outcome.score`: a name in `analysis.measures`."""
     settings: Any
     targets: list[Any]
     scored: list[str]

@@ -120,7 +120,7 @@ def _downloads(folder: Path, part: str) -> str:
 
 
 def _page(source: Path, target: Path, profile: str) -> None:
-    """Copy an executed notebook: code folded, the command that makes it at the end, a title for a fine-tuning run."""
+    """Copy an executed notebook: code folded, the command that makes it at the end, a title for a fine-tuning."""
     notebook = nbformat.read(source, as_version=4)
     failed = [c for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     if failed or notebook.metadata.get("papermill", {}).get("exception"):

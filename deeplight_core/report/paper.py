@@ -212,7 +212,7 @@ def side_by_side(
     """Every number of sections 3.1 and 3.2 beside the same number of this run, and whether the paper's claim holds.
 
     A claim is the direction that the paper states, and its significance where the paper tests it: at 0.05 over the
-    number of planned fractions (Bonferroni). What the run's grid lacks says so, and a test that cannot be made decides
+    number of planned fractions (Bonferroni). What the run's sweep lacks says so, and a test that cannot be made decides
     nothing.
 
     Parameters

@@ -160,7 +160,10 @@ def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: lis
     starts = [np.arange(begin, end - offsets.max(), step) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     first = np.concatenate(starts)
     if not len(first):
-        raise ValueError(f"no {'block' if 'block' in within else 'run'} is long enough for a {what}")
+        place = "block" if "block" in within else "run"
+        raise ValueError(
+            f"no {place} is long enough for a {what}; frames without a state are kept with preprocessing.keep: all"
+        )
     members = order[first.reshape(-1, *[1] * offsets.ndim) + offsets]
     chosen = order[first]
     table = table.iloc[chosen].reset_index(drop=True)

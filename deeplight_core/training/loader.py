@@ -1,7 +1,7 @@
 """Seeded, resumable batches from a store to a device.
 
-Which examples are in a batch is a pure function of (seed, step): it does not matter where a run is resumed, how many
-processes share the batch, nor whether the volumes come from memory or from disk.
+Which examples are in a batch is a pure function of (seed, step): it does not matter where a training is resumed, how
+many processes share the batch, nor whether the volumes come from memory or from disk.
 """
 
 import os
@@ -35,8 +35,8 @@ class BatchOrder:
     Parameters
     ----------
     files : (N,) the run's file of every example
-    shuffled_runs : shuffle within a window of so many runs, which slides over the runs in random order; volumes of at
-        most so many runs and one are then wanted at a time (None: shuffle over all runs)
+    shuffled_runs : a window of this many runs slides over the runs in random order, and examples are shuffled within
+        it; at most one run more is needed at a time (None: shuffle over all runs)
     """
 
     def __init__(self, files: np.ndarray, batch_size: int, seed: int, shuffled_runs: int | None = None) -> None:
@@ -72,7 +72,7 @@ class Volumes:
     Parameters
     ----------
     in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
-        $DEEPLIGHT_PER_GPU, where so many trainings share a GPU). Otherwise they are read while they are used, a few
+        $DEEPLIGHT_PER_GPU, where several trainings share a GPU). Otherwise they are read while they are used, a few
         batches ahead
     by_run : volumes come in windows of a few runs (`BatchOrder.shuffled_runs`, or the store's order): when streaming,
         have the system fetch whole runs, which disks do faster than single volumes

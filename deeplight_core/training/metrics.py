@@ -50,7 +50,7 @@ class Metrics:
     ----------
     head : says which targets are scored, and by which measure
     folder : where `metrics.csv` and TensorBoard's files are kept
-    step, epoch : where the run goes on; what was measured after it is forgotten
+    step, epoch : where the training goes on; what was measured after it is forgotten
     batch_size : examples per step, of all processes
     writes : whether this process is the one that writes and prints
     """

@@ -3,11 +3,13 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
 from deeplight_core.analysis.scores import (
     COLUMNS,
     confusion,
     constant_answer,
+    group_scores,
     number_predictions,
     outcome_predictions,
     state_predictions,
@@ -104,6 +106,23 @@ def test_errors_of_numbers_equal_a_loop() -> None:
         errors = np.abs(answers[own, column] - truth[own, column])
         assert row.n == np.isfinite(errors).sum()
         assert row.score == pytest.approx(np.nanmean(errors))
+
+
+def test_values_of_a_group_are_scikit_learns(predictions: pd.DataFrame) -> None:
+    table = group_scores(predictions).set_index("measure")
+    names = [f"{task}: {state}" for task, state in STATES]
+    true = predictions["task"] + ": " + predictions["state"]
+    decoded = predictions["predicted_task"] + ": " + predictions["predicted_state"]
+    assert table.at["balanced_accuracy", "value"] == pytest.approx(balanced_accuracy_score(true, decoded))
+    each = [roc_auc_score(true == name, predictions[name]) for name in names]
+    assert table.at["auc", "value"] == pytest.approx(np.mean(each))
+    assert (table["low"] < table["value"]).all()
+    random = np.random.default_rng(0)
+    truth, answers = random.normal(size=(100, 1)), random.normal(size=(100, 1))
+    table = group_scores(number_predictions(rows_of(100, random), truth, answers, ["age"])).set_index("measure")
+    assert table.at["r2", "value"] == pytest.approx(r2_score(truth[:, 0], answers[:, 0]))
+    assert table.at["r", "value"] == pytest.approx(np.corrcoef(truth[:, 0], answers[:, 0])[0, 1])
+    assert set(table["target"]) == {"age"}
 
 
 def test_other_outcomes_are_scored_by_their_own_measure() -> None:
