@@ -67,7 +67,7 @@ def test_every_notebook_ran_without_error_or_stray_output(project):
 
 
 def test_statistics_equal_those_computed_from_the_results_table(project):
-    results = pd.read_csv(project / "runs/smoke/results.csv")
+    results = pd.read_csv(project / "runs/smoke/results.csv").query("level == 'volume' and measure == 'accuracy'")
     statistics = pd.read_csv(project / "runs/smoke/statistics.csv").set_index("fraction")
     assert set(results["variant"]) == {"pretrained", "scratch", "linear"}
     for fraction, group in results.groupby("fraction"):
@@ -83,7 +83,8 @@ def test_statistics_equal_those_computed_from_the_results_table(project):
 def test_accuracies_equal_those_counted_from_the_predictions(project):
     for folder in (project / "runs/smoke").glob("finetuning-*"):
         predictions = pd.read_parquet(folder / "predictions.parquet")
-        table = pd.read_csv(folder / "scores.csv").set_index("subject")
+        scores = pd.read_csv(folder / "scores.csv").query("level == 'volume' and measure == 'accuracy'")
+        table = scores.set_index("subject")
         for subject, rows in predictions.groupby("subject"):
             right = sum(a == b for a, b in zip(rows["state"], rows["predicted_state"], strict=True))
             assert table.loc[subject, "score"] == pytest.approx(right / len(rows))
