@@ -2,10 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import SHAPE
 from safetensors.torch import load_file, save_file
+from test_loop import Killed
 from tiny import Mean, Order, TinyEncoder
 from torch import Tensor
 
@@ -221,21 +222,8 @@ def test_saved_is_loaded(encoder: str, head: str, store: Store, tmp_path: Path) 
     assert torch.equal(other.head.weight, before)
 
 
-class Killed(Volumes):
-    """Training examples that end the process, so to speak, after so many batches."""
-
-    left = 10**9
-
-    def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-        for numbers, batch in super().batches(order):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield numbers, batch
-
-
 def train(
-    store: Store, folder: Path, encoder: str, head: str, steps: int = 10**9, devices: int = 1, kind: str = "volume"
+    store: Store, folder: Path, encoder: str, head: str, steps: float = math.inf, devices: int = 1, kind: str = "volume"
 ) -> tuple[Fitted, dict[str, Tensor]]:
     """What a training gives, and the model's state; it is interrupted after so many steps."""
     train, held_out = (examples(store, head, split, kind) for split in ("train", "validation"))
