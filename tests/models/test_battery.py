@@ -270,7 +270,7 @@ def test_killed_and_resumed_is_unbroken(encoder: str, head: str, kind: str, stor
 def test_processes_train_as_one(store: Store, tmp_path: Path) -> None:
     """Noise and batch statistics included; the last batch of a pass has two examples, for three processes."""
     here = Path(__file__).parent
-    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parent / "training", here.parents[1])))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     done = subprocess.run(
         [*torchrun, __file__, str(store.path), str(tmp_path / "many")], env={**os.environ, "PYTHONPATH": paths},
