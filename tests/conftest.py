@@ -18,7 +18,6 @@ from kernels import warm_kernels
 from deeplight_core.config import Profile, SimulationSettings
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
-from deeplight_core.data.simulate import plan, simulate
 from deeplight_core.data.store import Store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
@@ -100,6 +99,8 @@ def store(dataset: tuple[pd.DataFrame, Path], tiny_profile: Profile, tmp_path_fa
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path, SimulationSettings]:
     """Manifest, root and settings of a simulated dataset, to be read only: two subjects × two tasks at 10 mm."""
+    from deeplight_core.data.simulate import plan, simulate  # here, since the scripts of tests import this file
+
     manifest = plan(1, 1, 4 * 0.72, ("LR",))
     manifest = manifest[manifest["task"].isin(["GAMBLING", "EMOTION"])].reset_index(drop=True)
     root, settings = tmp_path_factory.mktemp("simulated"), SimulationSettings(resolution_mm=10, seed=3)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ from alone import run_alone
 from conftest import N_KEPT
 from killing import run_script
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from deeplight_core.data.store import Store
@@ -119,8 +119,10 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
         assert torch.equal(weight, other[name]), name
 
 
-def tensorboard(folder: Path) -> EventAccumulator:
+def tensorboard(folder: Path) -> Any:
     """What TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # ranks.py imports this file
+
     events = EventAccumulator(str(folder / "tensorboard"))
     return events.Reload()
 
