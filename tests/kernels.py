@@ -22,15 +22,18 @@ IMPORTED = ("ipykernel.kernelapp", "deeplight_core.experiment", "deeplight_core.
 @contextmanager
 def warm_kernels(folder: Path, repository: Path) -> Iterator[dict[str, str]]:
     """Environment variables that make `python3` such a kernel, with the repository's package."""
-    address, kernel = folder / "socket", folder / "kernels/python3/kernel.json"
+    address, said, kernel = folder / "socket", folder / "said", folder / "kernels/python3/kernel.json"
     kernel.parent.mkdir(parents=True)
     command = [sys.executable, "-IS", __file__, "ask", str(address), "-f", "{connection_file}"]
     kernel.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
-    server = subprocess.Popen([sys.executable, __file__, "serve", str(address)], cwd=repository)
+    with said.open("w") as stream:
+        command = [sys.executable, __file__, "serve", str(address)]
+        server = subprocess.Popen(command, cwd=repository, stdout=stream, stderr=stream)
     try:
         while not address.exists():
-            assert server.poll() is None, "no kernels can be forked"
+            assert server.poll() is None, said.read_text()
             time.sleep(0.05)
+        assert said.read_text() == ""  # by an import, so that pages would show it
         yield {"JUPYTER_PATH": str(folder)}
     finally:
         server.kill()

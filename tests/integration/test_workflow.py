@@ -28,8 +28,11 @@ EXTERNAL = re.compile(
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A copy of the repository in which `make reproduce PROFILE=smoke` was killed while pre-training, and run again."""
+def project(tmp_path_factory, warm) -> Path:
+    """A copy of the repository in which `make reproduce PROFILE=smoke` was killed while pre-training, and run again.
+
+    Up to the end of pre-training each kernel starts as users have it.
+    """
     folder = copy_of_repository(tmp_path_factory.mktemp("project"))
     log = folder / "killed.log"
     with log.open("w") as file:
@@ -44,8 +47,9 @@ def project(tmp_path_factory) -> Path:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "runs/smoke/notebooks/02_pretraining.ipynb").exists()
-    done = run(workflow("smoke"), folder)
-    assert done.returncode == 0, done.stdout[-4000:]
+    for command, environment in (([*workflow("smoke"), "--until", "pretraining"], {}), (workflow("smoke"), warm)):
+        done = run(command, folder, **environment)
+        assert done.returncode == 0, done.stdout[-4000:]
     return folder
 
 
@@ -223,10 +227,10 @@ def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, p
     assert failed[0] <= 2  # the first cell after the parameters
 
 
-def test_papermill_by_hand_finds_the_finished_training(project, warm, tmp_path):
+def test_papermill_by_hand_finds_the_finished_training(project, tmp_path):
     command = ["papermill", "notebooks/03_finetuning.ipynb", str(tmp_path / "out.ipynb"), "-f", "profiles/smoke.yaml"]
     command += ["-p", "variant", "scratch", "-p", "fraction", "0.5", "-p", "seed", "1", "--log-output"]
-    done = run(command, project, **warm)
+    done = run(command, project)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "found in finetuning-scratch-0.5-seed1" in done.stdout
 
