@@ -20,6 +20,12 @@ def test_predictions_equal_single_forward_passes(
     data = Volumes(store, of_states(store.index, TINY_STATES, "validation"), in_memory=in_memory)
     torch.manual_seed(0)
     model = DeepLight(SHAPE, len(TINY_STATES), DeepLightSettings(initialisation="he"))
+    with torch.no_grad():
+        model.head.weight.mul_(1000)  # so that an untrained decoder's answers differ
+        model.head.bias.copy_(
+            -model.head.weight @ model.eval().encoder(data.batch(np.arange(72))["volumes"]).mean(dim=0)
+        )
+        model.train()
     monkeypatch.setattr("deeplight_core.training.inference._LARGEST_BATCH", 50)  # of 72: the last batch is smaller
     answers = predict(model, data)
     assert len(data) == 72
