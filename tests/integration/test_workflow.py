@@ -21,7 +21,6 @@ from scipy import stats
 
 from deeplight_core.sweeps import CONTROLS
 
-pytestmark = pytest.mark.xdist_group("workflow")
 EXTERNAL = re.compile(
     r"""<(?:script|img|iframe)[^>]+src="https?://|<link[^>]+rel="(?:stylesheet|preload)"[^>]+href="https?://"""
 )
