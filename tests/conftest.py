@@ -203,3 +203,18 @@ def own_mounts(tmp_path: Path) -> tuple[str, ...]:
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in bfloat16 also where the CPU has no instructions for it: torch computes it all the same, slowly."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"architecture": "x86_64", "avx512_bf16": True})
+
+
+def kill_at_step(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Interrupt the training at a step, counted from 1."""
+    from deeplight_core.training import loop  # here, since tests without torch import this file
+
+    step, steps = loop._take_step, []
+
+    def killed(*given: Any) -> None:
+        steps.append(given)
+        if len(steps) == number:
+            raise KeyboardInterrupt
+        step(*given)
+
+    patch.setattr(loop, "_take_step", killed)

@@ -1,14 +1,13 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import N_KEPT, use_threads
+from conftest import N_KEPT, kill_at_step, use_threads
 from safetensors.torch import load_file
 
 from deeplight_core import cli, experiment
@@ -28,7 +27,6 @@ from deeplight_core.experiment import (
 from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.system.provenance import commit
-from deeplight_core.training import loop
 from deeplight_core.training.checkpoint import load_model, read_record
 
 VARIANTS = ["pretrained", "scratch", "linear"]
@@ -428,16 +426,8 @@ def test_every_route_is_killed_and_resumed(
     command = ["deeplight", "pretrain", "tiny.yaml", "--route", route, "--seed", "3"]
     monkeypatch.setattr("sys.argv", command)
 
-    step, steps = loop._take_step, []
-
-    def killed(*given: Any) -> None:
-        steps.append(given)
-        if len(steps) == 7:  # in the second epoch
-            raise KeyboardInterrupt
-        step(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_take_step", killed)
+        kill_at_step(patch, 7)  # in the second epoch
         with pytest.raises(SystemExit, match="130"):
             cli.main()
     training = pretraining(tiny_profile, 3, route)

@@ -2,12 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import N_FRAMES, use_threads
+from conftest import N_FRAMES, kill_at_step, use_threads
 from safetensors.torch import load_file
 from tiny import Order, OrderSettings, TinyEncoder, TinySettings
 
@@ -15,7 +14,6 @@ from deeplight_core import config, experiment, models, routes
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.routes import Route, Routes, Section, TrainingSettings, Variant
-from deeplight_core.training import loop
 
 # ---- what somebody writes into models/ and routes.py
 
@@ -92,16 +90,8 @@ def test_the_new_route_pretrains_without_labels_and_a_decoder_starts_from_it(
 
 
 def test_it_is_killed_and_resumed(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, steps = loop._take_step, []
-
-    def killed(*given: Any) -> None:
-        steps.append(given)
-        if len(steps) == 6:  # in the second epoch
-            raise KeyboardInterrupt
-        step(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_take_step", killed)
+        kill_at_step(patch, 6)  # in the second epoch
         with pytest.raises(KeyboardInterrupt):
             experiment.pretrain(profile, 1, "guess")
     resumed = load_file(experiment.pretrain(profile, 1, "guess").folder / "model.safetensors")

@@ -48,24 +48,16 @@ class TinyEncoder(Encoder):
         return features.view(len(volumes), -1, 6).mean(dim=1)
 
 
-class OrderSettings(Section):
-    swapped_every: int = 2
-    """Every so many-th window has its middle and end exchanged."""
+class _OneNumber(Head):
+    """One linear layer on features, (B, F) → (B,)."""
 
-
-class Order(Head):
-    """Were the middle and the end of a window exchanged? No label is needed."""
-
-    name = "order"
-    Settings = OrderSettings
-    measure = "contrast_accuracy"
-    scored = ["order"]  # noqa: RUF012  # never changed
     answer_shape = (1,)
+    n_parts = 1
 
-    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: OrderSettings) -> None:
+    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: Any) -> None:
         super().__init__()
         self.targets, self.settings = targets, settings
-        self.read = nn.Linear(3 * features[0], 1)
+        self.read = nn.Linear(self.n_parts * features[0], 1)
 
     def initialise(self) -> None:
         nn.init.xavier_normal_(self.read.weight)
@@ -73,6 +65,21 @@ class Order(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.read(features)[:, 0]
+
+
+class OrderSettings(Section):
+    swapped_every: int = 2
+    """Every so many-th window has its middle and end exchanged."""
+
+
+class Order(_OneNumber):
+    """Were the middle and the end of a window exchanged? No label is needed."""
+
+    name = "order"
+    Settings = OrderSettings
+    measure = "contrast_accuracy"
+    scored = ["order"]  # noqa: RUF012  # never changed
+    n_parts = 3
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
         swapped = batch["numbers"] % self.settings.swapped_every == 0
@@ -89,7 +96,7 @@ class MeanSettings(Section):
     """Share of the volumes that a training does not count."""
 
 
-class Mean(Head):
+class Mean(_OneNumber):
     """Features → the mean of the volume. Nothing is answered; the error is scored. Draws a mask while training."""
 
     name = "mean"
@@ -97,18 +104,6 @@ class Mean(Head):
     measure = "reconstruction_error"
     scored = ["volume"]  # noqa: RUF012  # never changed
     answer_shape = (0,)
-
-    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: MeanSettings) -> None:
-        super().__init__()
-        self.targets, self.settings = targets, settings
-        self.read = nn.Linear(features[0], 1)
-
-    def initialise(self) -> None:
-        nn.init.xavier_normal_(self.read.weight)
-        nn.init.zeros_(self.read.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.read(features)[:, 0]
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
         error = self(encoder(batch["volumes"])) - 10 * batch["volumes"].flatten(1).mean(dim=1)

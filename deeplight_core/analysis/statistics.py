@@ -72,7 +72,8 @@ def out_of_fold(results: pd.DataFrame) -> pd.DataFrame:
         return results
     results = shared_folds(results)
     cell = ["variant", "fraction"]
-    n_subjects = results.groupby(cell)["n_subjects"].transform("mean").round().astype(int)
+    of_folds = results.drop_duplicates([*cell, "seed", "fold"]).groupby(cell)["n_subjects"].mean().round().astype(int)
+    n_subjects = of_folds.loc[pd.MultiIndex.from_frame(results[cell])].to_numpy()
     keys = [c for c in results if c not in ("fold", "score", "n", "seen_volumes", "seconds")]
     table = results.assign(n_subjects=n_subjects).groupby(keys, as_index=False, sort=False)
     means = table.agg(
