@@ -107,7 +107,8 @@ def folds_of(fold):
 
 
 def pretraining_settings(route, fold):
-    return settings.digest(code_hash(), MADE_OF_DATA, getattr(PROFILE.routes, route), folds_of(fold))
+    all_of_it = getattr(PROFILE.routes, route).model_dump(mode="json")  # defaults too, as in the training's id
+    return settings.digest(code_hash(), MADE_OF_DATA, all_of_it, folds_of(fold))
 
 
 def pretraining_parameters(route, seed, fold, target=""):
@@ -154,8 +155,8 @@ def parameters_of(cell):
 def settings_of(cell):
     route = getattr(PROFILE.routes, VARIANTS[cell.variant].route)
     started_from = route if cell.pretraining else None
-    own = (MADE_OF_DATA, route.encoder, PROFILE.finetuning, started_from, folds_of(cell.fold))
-    return settings.digest(code_hash(), *own)
+    parts = [part and part.model_dump(mode="json") for part in (route.encoder, PROFILE.finetuning, started_from)]
+    return settings.digest(code_hash(), MADE_OF_DATA, *parts, folds_of(cell.fold))
 
 
 SUBJECTS = []
