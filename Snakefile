@@ -40,7 +40,7 @@ def number(option, least):
 
 DEVICES, NODES, GPUS, PER_GPU = number("devices", 1), number("nodes", 1), number("gpus", 0), number("per_gpu", 1)
 try:
-    PROFILE = settings.load_profile(NAME if NAME.endswith(".yaml") else f"profiles/{NAME}.yaml")
+    PROFILE = settings.load_profile(NAME)
 except ValueError as error:
     sys.exit(f"snakemake: {error}")
 if DATA:
@@ -52,7 +52,7 @@ if DATA:
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
-# The profile with all its defaults and the data folder: what papermill injects. Not an input of any rule: the settings
+# The profile with all its defaults and the data folder: what notebooks read. Not an input of any rule: the settings
 # that a rule depends on are its params.
 RESOLVED = Path(RUNS) / "profile.yaml"
 RESOLVED.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ PAPERMILL = (
     + "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
     "out={output[0]}; name=$(basename $out .ipynb); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
     "mkdir -p {BOOKS}/running {BOOKS}/failed {RUNS}/logs $(dirname $out); "
-    "if papermill notebooks/{params.notebook}.ipynb $part -f {RESOLVED} {params.parameters} "
+    "if papermill notebooks/{params.notebook}.ipynb $part -p profile {RESOLVED} {params.parameters} "
     "--kernel python3 --log-output --no-progress-bar 2>&1 | tee $log "
     "| {{ grep --line-buffered -E '(left|took [0-9:]+|found in .*|going on at step .*)$' || true; }}; "
     "then mv $part $out; "

@@ -28,7 +28,7 @@ import yaml
 from report import Result, check
 from training import last_line, median
 
-from deeplight_core.config import Profile, load_profile, project_root
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.data.store import open_store
 from deeplight_core.experiment import finetuning, pretraining
 from deeplight_core.routes import VARIANTS
@@ -39,7 +39,7 @@ from deeplight_core.training.loader import Volumes
 
 def main() -> None:
     options = _options()
-    profile = load_profile(project_root() / "profiles" / f"{options.profile}.yaml")
+    profile = load_profile(options.profile)
     store = open_store(profile.store)
     cells = [cell for cell in planned(profile, "sweep") if VARIANTS[cell.variant].learner == "deep"]
     missing = [seed for seed in profile.sweep.seeds if not pretraining(profile, seed).finished]

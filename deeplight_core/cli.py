@@ -37,8 +37,7 @@ Precision = Annotated[
 
 
 def _profile(name: str, data: Path | None = None) -> Profile:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else project_root() / "profiles" / f"{name}.yaml"
-    profile = load_profile(path)
+    profile = load_profile(name)
     if data is None:
         return profile
     return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})

@@ -1,7 +1,7 @@
 """Settings of one experiment: frozen, typed, validated; read from strict YAML profiles.
 
-A profile (`profiles/<name>.yaml`) is exactly what papermill injects into a notebook: `name` and the sections below.
-The defaults are the recipe of Thomas, Müller & Samek (2019), so that a profile states what it does differently.
+A profile (`profiles/<name>.yaml`) holds `name` and the sections below; commands and notebooks are given its name. The
+defaults are the recipe of Thomas, Müller & Samek (2019), so that a profile states what it does differently.
 """
 
 import difflib
@@ -41,7 +41,6 @@ __all__ = [
     "SweepSettings",
     "differences",
     "digest",
-    "from_parameters",
     "load_profile",
     "project_root",
     "read_states",
@@ -381,15 +380,25 @@ def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_profile(path: str | Path) -> Profile:
-    """Read and validate a profile.
+def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read and validate a profile: `profiles/<name>.yaml` by its name, or a YAML file.
+
+    Parameters
+    ----------
+    profile : a name, or a file that ends in .yaml; a relative one is looked for here, then in the project's root
+    overrides : sections of settings in the place of the file's, e.g. `{"finetuning": {"epochs": 5}}`. A simulation
+        belongs to its folder: with another `data.root` comes the simulation that is given with it, or none.
 
     Raises
     ------
     ValueError
-        With all problems of the file: unreadable YAML, unknown keys (with the nearest known one), wrong values.
+        With all problems: a missing file, unreadable YAML, unknown keys (with the nearest known one), wrong values.
     """
-    path = Path(path)
+    path = Path(profile)
+    if path.suffix not in (".yaml", ".yml"):
+        path = project_root() / "profiles" / f"{profile}.yaml"
+    elif not path.is_file() and (project_root() / path).is_file():
+        path = project_root() / path
     if not path.is_file():
         shipped = sorted(p.stem for p in (project_root() / "profiles").glob("*.yaml"))
         raise ValueError(f"there is no profile {path}; shipped profiles: {', '.join(shipped) or 'none'}")
@@ -399,7 +408,18 @@ def load_profile(path: str | Path) -> Profile:
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, found {type(content).__name__}")
-    return _validated(content, str(path))
+    if not overrides:
+        return _validated(content, str(path))
+    if not isinstance(overrides, dict):
+        raise ValueError(
+            f"overrides must be sections of settings, such as {{finetuning: {{epochs: 5}}}}, got {overrides!r}"
+        )
+    data = overrides.get("data")
+    if isinstance(data, dict) and "root" in data:
+        overrides = {"simulation": None, **overrides}
+    return _validated(
+        _merged(Profile, content, overrides), f"{path} with overrides {json.dumps(overrides, default=str)}"
+    )
 
 
 def recorded_settings(section: type[AnySection], content: object, where: str) -> AnySection:
@@ -442,22 +462,18 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     return states
 
 
-def from_parameters(name: str, **sections: Any) -> Profile:
-    """The profile of a notebook: `profiles/<name>.yaml`, with the `sections` that are given in the place of the file's.
-
-    A section is not given if it is `...`; empty ones are what they say. A simulation belongs to its data: with `data`
-    goes the `simulation` that is given with it, or none, never the file's.
-
-    `papermill … -f profiles/demo.yaml` injects all sections, `papermill … -p name demo` none; both give the same.
-    """
-    shipped = project_root() / "profiles" / f"{name}.yaml"
-    given = {key: value for key, value in sections.items() if value is not ...}
-    if "data" in given:
-        given.setdefault("simulation", None)
-    base = load_profile(shipped).model_dump(mode="json") if shipped.is_file() else {"name": name}
-    if not shipped.is_file() and not given:
-        load_profile(shipped)  # raises, and lists the shipped ones
-    return _validated({**base, **given}, f"parameters of profile {name}")
+def _merged(section: type[BaseModel], content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place: sections are merged, values replaced (also maps of tasks to states)."""
+    merged = dict(content)
+    for key, value in overrides.items():
+        annotation = section.model_fields[key].annotation if key in section.model_fields else None
+        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+        inner = kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], Section) else None
+        given = content.get(key)
+        if inner and isinstance(given, dict) and isinstance(value, dict):
+            value = _merged(inner, given, value)
+        merged[key] = value
+    return merged
 
 
 def _validated(content: dict[str, Any], where: str) -> Profile:

@@ -84,6 +84,10 @@ class TrainingSettings(Section):
     """Number of epochs."""
     steps_per_epoch: int | None = Field(None, ge=1)
     """Batches per epoch (None = one pass over the training data)."""
+    min_steps: int = Field(0, ge=0)
+    """Take at least this many steps, however small the training data: epochs are added until there are enough."""
+    evaluations: int | None = Field(None, ge=1)
+    """Measure the held-out examples after this many epochs, evenly spaced, the last one among them (None = every)."""
     batch_size: int = Field(24, ge=1)
     """Volumes per batch."""
     learning_rate: float = Field(1e-4, gt=0)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import BaseModel, ValidationError
 
 import deeplight_core
@@ -17,7 +16,6 @@ from deeplight_core.config import (
     SimulationSettings,
     differences,
     digest,
-    from_parameters,
     load_profile,
     project_root,
 )
@@ -57,9 +55,9 @@ def test_shipped_profile_is_valid_and_named_like_its_file(path: Path) -> None:
 
 
 @shipped
-def test_notebooks_get_the_same_by_name_and_by_all_parameters(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(path.parents[1])
-    assert from_parameters(**yaml.safe_load(path.read_text())) == from_parameters(path.stem) == load_profile(path)
+def test_a_profile_is_the_same_by_name_and_by_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[1] / "notebooks")
+    assert load_profile(path.stem) == load_profile(path) == load_profile(f"profiles/{path.name}")
 
 
 def test_defaults_are_the_papers_recipe() -> None:
@@ -125,9 +123,9 @@ def test_a_profile_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_profile_lists_those_that_ship(project: Path) -> None:
-    for ask in (lambda: load_profile("profiles/tniy.yaml"), lambda: from_parameters("tniy")):
+    for asked in ("profiles/tniy.yaml", "tniy"):
         with pytest.raises(ValueError, match=r"no profile .*tniy.yaml; shipped profiles: tiny"):
-            ask()
+            load_profile(asked)
 
 
 @pytest.mark.parametrize("section", [Profile(), DataSettings(), TrainingSettings()], ids=lambda s: type(s).__name__)
@@ -137,54 +135,57 @@ def test_settings_are_frozen(section: BaseModel) -> None:
             setattr(section, name, getattr(section, name))
 
 
-def test_parameters_take_the_place_of_the_files_sections(project: Path) -> None:
-    profile = from_parameters("tiny", finetuning={"epochs": 7}, data=..., simulation=...)
-    expected = load_profile("profiles/tiny.yaml").model_dump() | {"finetuning": FinetuningSettings(epochs=7)}
-    assert profile == Profile.model_validate(expected)
-    assert from_parameters("tiny") == from_parameters(**yaml.safe_load(TINY))
+def test_overrides_take_the_place_of_the_files_settings(project: Path) -> None:
+    before = load_profile("tiny")
+    profile = load_profile("tiny", {"finetuning": {"epochs": 7, "head": {"dropout": 0.1}}, "name": "other"})
+    assert (profile.name, profile.finetuning.epochs, profile.finetuning.head.dropout) == ("other", 7, 0.1)
+    changed = {"epochs": 7, "head": profile.finetuning.head}
+    assert profile == before.model_copy(
+        update={"name": "other", "finetuning": before.finetuning.model_copy(update=changed)}
+    )
+    assert load_profile("tiny", {}) == load_profile("tiny", {"data": {}}) == before
+    states = {"EMOTION": ["fear", "neutral"]}  # a value, not a section: WM's states are gone
+    assert load_profile("tiny", {"data": {"target": states, "source": {}}}).data.tasks() == ["EMOTION"]
 
 
-def test_parameters_that_are_nothing_are_what_they_say(project: Path) -> None:
-    assert from_parameters("tiny").simulation is not None
-    assert from_parameters("tiny", simulation=None).simulation is None
-    assert from_parameters("tiny", simulation={}).simulation == SimulationSettings()
-    assert from_parameters("tiny", routes={}).routes == Profile().routes
-    with pytest.raises(ValueError, match=r"(?s)parameters of profile tiny has 1 problem.* data: .* got None"):
-        from_parameters("tiny", data=None)
+def test_overrides_that_are_nothing_are_what_they_say(project: Path) -> None:
+    assert load_profile("tiny").simulation is not None
+    assert load_profile("tiny", {"simulation": None}).simulation is None
+    with pytest.raises(ValueError, match=r"(?s)tiny.yaml with overrides .* has 1 problem.* data: .* got None"):
+        load_profile("tiny", {"data": None})
 
 
-@pytest.mark.parametrize("given", [{}, {"simulation": None}, {"simulation": ...}])
+@pytest.mark.parametrize("given", [{}, {"simulation": None}])
 def test_nobody_elses_data_are_simulated(project: Path, given: dict[str, object]) -> None:
-    """A profile of real data that has the name of a shipped one."""
+    """The shipped profile on real data: nothing is simulated into their folder."""
     mine = {"root": "/data/mine", "manifest": "mine.csv"}
-    profile = from_parameters("tiny", data=mine, **given)
+    profile = load_profile("tiny", {"data": mine, **given})
     assert profile.data.root == "/data/mine"
     assert profile.simulation is None
     assert profile.preprocessing.lag_s == 5  # all else is the shipped one's
-    assert from_parameters("tiny", data=mine, simulation={"seed": 8}).simulation == SimulationSettings(seed=8)
+    own = load_profile("tiny", {"data": mine, "simulation": {"seed": 8}}).simulation
+    assert own == load_profile("tiny").simulation.model_copy(update={"seed": 8})
 
 
-def test_the_sections_of_notebooks_are_not_given() -> None:
-    """Their parameters' cells leave every section to the profile."""
+def test_notebooks_have_few_parameters() -> None:
+    """All the same two first and last; what varies between them."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
         parameters: dict[str, object] = {}
-        exec("".join(cell["source"]), parameters)
-        sections = [name for name in parameters if name in Profile.model_fields and name != "name"]
-        assert sections
-        assert {name: parameters[name] for name in sections} == dict.fromkeys(sections, ...), path.name
+        exec("".join(cell["source"]), {}, parameters)
+        first, *_, last = parameters
+        assert (first, last) == ("profile", "overrides")
+        assert parameters["overrides"] == {}
+        assert len(parameters) <= 7
 
 
-def test_wrong_parameters_are_refused_by_name(project: Path) -> None:
-    with pytest.raises(ValueError, match=r"parameters of profile tiny .*\n  finetunig: .*did you mean 'finetuning'"):
-        from_parameters("tiny", finetunig={"epochs": 7})
-
-
-def test_parameters_can_do_without_a_file(project: Path) -> None:
-    assert from_parameters("other", finetuning={"epochs": 7}) == Profile(
-        name="other", finetuning=FinetuningSettings(epochs=7)
-    )
+@pytest.mark.parametrize("wrong", [{"finetunig": {"epochs": 7}}, {"finetuning": {"epoch": 7}}])
+def test_wrong_overrides_are_refused_by_name(project: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"with overrides .*\n  finetuni.*did you mean '(finetuning|epochs)'"):
+        load_profile("tiny", wrong)
+    with pytest.raises(ValueError, match=r"overrides must be sections .*, got 'epochs: 7'"):
+        load_profile("tiny", "epochs: 7")
 
 
 def test_a_target_may_be_numbers() -> None:
@@ -221,7 +222,7 @@ def test_a_task_may_serve_source_and_target_with_different_states() -> None:
 def test_paths_are_below_the_folder_that_holds_profiles(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "notebooks").mkdir()
     monkeypatch.chdir(project / "notebooks")
-    profile = from_parameters("tiny")
+    profile = load_profile("tiny")
     assert project_root() == project
     assert profile.store == project / "runs/tiny/store"
     assert profile.manifest_path == project / "data_manifest.csv"
@@ -316,4 +317,4 @@ def test_a_task_that_cannot_be_the_target_is_refused() -> None:
 
 def test_unknown_variants_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown variant 'pretraind'; known are pretrained, scratch, linear"):
-        from_parameters("other", sweep={"variants": ["pretraind"]})
+        Profile(sweep={"variants": ["pretraind"]})

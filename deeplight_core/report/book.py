@@ -8,6 +8,7 @@
 What has not been run gets a page that says so and how to run it. Executed pages end with the command that makes them.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -35,14 +36,7 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
-_OWN_PARAMETERS = (
-    "route",
-    "target",
-    "variant",
-    "fraction",
-    "seed",
-    "fold",
-)  # of a notebook, beside the profile's sections
+_OWN_PARAMETERS = ("route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
     "results.csv": "scores of every held-out subject in every training of the sweep, by volume and by block",
     **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
@@ -145,7 +139,9 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     name = Path(record["input_path"]).name
     chosen = {key: record["parameters"].get(key, "") for key in _OWN_PARAMETERS}
     own = " ".join(f"-p {key} {value}" for key, value in chosen.items() if value != "")
-    page = f"papermill notebooks/{name} page.ipynb -f runs/{profile}/profile.yaml {own}".strip()
+    if overrides := record["parameters"].get("overrides"):
+        own += f" -y '{json.dumps({'overrides': overrides})}'"
+    page = f"papermill notebooks/{name} page.ipynb -p profile runs/{profile}/profile.yaml {own}".strip()
     target = "controls" if name.startswith("controls_") else "reproduce"
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"

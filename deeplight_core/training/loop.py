@@ -87,12 +87,15 @@ def fit(
     MemoryError
         If the memory of the device does not suffice.
     """
-    groups, started = _layer_groups(model, settings), time.monotonic()
+    started = time.monotonic()
     with _memory_explained(label, settings):
         data, held_out = train(fabric.device), validation(fabric.device)
         order = BatchOrder(data.examples.table["file"].to_numpy(), settings.batch_size, seed, settings.shuffled_runs)
         per_epoch = settings.steps_per_epoch or order.steps_per_pass
-        n_steps = settings.epochs * per_epoch
+        n_epochs = max(settings.epochs, math.ceil(settings.min_steps / per_epoch))
+        n_steps = n_epochs * per_epoch
+        measured = _epochs_to_measure(n_epochs, settings.evaluations)
+        groups = _layer_groups(model, settings, n_epochs)
         learning = [{"params": weights, "rate": group.rate} for group, weights in groups if group.rate > 0]
         adam = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         if settings.compile:
@@ -108,7 +111,7 @@ def fit(
         if done and fabric.is_global_zero:  # counts of all processes
             tally.counts.copy_(others["tally"])
         metrics = Metrics(
-            model.head, folder, label, done, done // per_epoch, n_steps, settings.epochs, settings.batch_size,
+            model.head, folder, label, done, done // per_epoch, n_steps, n_epochs, settings.batch_size,
             writes=fabric.is_global_zero,
         )  # fmt: skip
         _check_agreement(fabric, done, metrics, folder)
@@ -119,7 +122,8 @@ def fit(
 
         with closing(metrics):
             for step, (_, batch) in zip(steps, data.batches(_own_part(order[s], fabric) for s in steps), strict=False):
-                epoch, at_end = step // per_epoch + 1, (step + 1) % per_epoch == 0
+                epoch = step // per_epoch + 1
+                at_end = (step + 1) % per_epoch == 0 and epoch in measured
                 if step == done or step % per_epoch == 0:
                     _enter_epoch(model, groups, epoch)
                 for group in optimizer.param_groups:
@@ -198,7 +202,15 @@ def _sum(fabric: Fabric, counts: Tensor) -> Tensor:
     return total
 
 
-def _layer_groups(model: nn.Module, settings: TrainingSettings) -> list[tuple[LayerGroup, list[nn.Parameter]]]:
+def _epochs_to_measure(n_epochs: int, evaluations: int | None) -> set[int]:
+    """The epochs (from 1) after which the held-out examples are measured: evenly spaced, the last among them."""
+    n = min(evaluations or n_epochs, n_epochs)
+    return {-(-n_epochs * i // n) for i in range(1, n + 1)}
+
+
+def _layer_groups(
+    model: nn.Module, settings: TrainingSettings, n_epochs: int
+) -> list[tuple[LayerGroup, list[nn.Parameter]]]:
     """The weights of each layer group; those of a group with rate 0 are frozen for good."""
     groups = [LayerGroup(layers=""), *settings.groups]
     names = [name for name, _ in model.named_parameters()]
@@ -211,7 +223,7 @@ def _layer_groups(model: nn.Module, settings: TrainingSettings) -> list[tuple[La
         weight.requires_grad_(groups[number].rate > 0)
         of_group.setdefault(number, []).append(weight)
     used = [groups[number] for number in of_group]
-    if idle := [epoch for epoch in range(1, settings.epochs + 1) if not any(group.learns(epoch) for group in used)]:
+    if idle := [epoch for epoch in range(1, n_epochs + 1) if not any(group.learns(epoch) for group in used)]:
         raise ValueError(f"no layer learns in epoch {idle[0]}; change groups")
     return [(groups[number], weights) for number, weights in of_group.items()]
 

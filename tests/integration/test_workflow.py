@@ -180,14 +180,14 @@ def test_controls_run_and_their_pages_follow(project, warm):
 @pytest.mark.parametrize(
     ("notebook", "parameters"),
     [
-        ("04_statistics", ["-y", "sweep: {fractions: [0.25, 0.5, 1.0], seeds: [1, 5]}"]),
-        ("04_statistics", ["-y", "sweep: {variants: [pretrained], fractions: [0.5]}"]),
-        ("paper_and_this_run", ["-y", "sweep: {fractions: [0.25, 0.5]}"]),
-        ("controls_seeds", ["-y", "controls: {fractions: [0.5], seeds: [1, 2, 3]}"]),
-        ("controls_tasks", ["-y", "controls: {fractions: [0.25, 0.5]}"]),
-        ("controls_baselines", ["-y", "sweep: {fractions: [0.25]}"]),
-        ("controls_initialisation", ["-y", "sweep: {fractions: [0.25, 0.5]}"]),
-        ("controls_permutation", ["-y", "controls: {fractions: [0.25]}"]),
+        ("04_statistics", ["-y", "overrides: {sweep: {fractions: [0.25, 0.5, 1.0], seeds: [1, 5]}}"]),
+        ("04_statistics", ["-y", "overrides: {sweep: {variants: [pretrained], fractions: [0.5]}}"]),
+        ("paper_and_this_run", ["-y", "overrides: {sweep: {fractions: [0.25, 0.5]}}"]),
+        ("controls_seeds", ["-y", "overrides: {controls: {fractions: [0.5], seeds: [1, 2, 3]}}"]),
+        ("controls_tasks", ["-y", "overrides: {controls: {fractions: [0.25, 0.5]}}"]),
+        ("controls_baselines", ["-y", "overrides: {sweep: {fractions: [0.25]}}"]),
+        ("controls_initialisation", ["-y", "overrides: {sweep: {fractions: [0.25, 0.5]}}"]),
+        ("controls_permutation", ["-y", "overrides: {controls: {fractions: [0.25]}}"]),
     ],
 )
 def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, project, warm, tmp_path):
@@ -196,10 +196,12 @@ def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, 
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns("data", "book", "_build", ".snakemake", "notebooks"))
     shutil.copytree(project / "notebooks", copy / "notebooks")
     out = tmp_path / "out.ipynb"
-    done = run(["papermill", f"notebooks/{notebook}.ipynb", str(out), "-p", "name", "smoke", *parameters], copy, **warm)
+    done = run(
+        ["papermill", f"notebooks/{notebook}.ipynb", str(out), "-p", "profile", "smoke", *parameters], copy, **warm
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     text = json.dumps([o for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", [])])
-    complete = parameters[-1].startswith("sweep: {variants")
+    complete = "{sweep: {variants" in parameters[-1]
     assert ("have not been run" in text) != complete
 
 
@@ -209,13 +211,16 @@ def test_a_page_of_an_incomplete_grid_shows_what_is_there(notebook, parameters, 
         (["-p", "fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
         (["-p", "fraction", "1.2"], "fraction must be above 0 and at most 1, got 1.2"),
         (["-p", "variant", "magic"], "unknown variant 'magic'; known are pretrained, scratch, linear"),
-        (["-y", "routes: {supervised: {encoder: {initialisation: glorot}}}"], "there is no finished checkpoint"),
-        (["-y", "routes: {supervised: {encoder: {dropuot: 0.5}}}"], "unknown key"),
+        (
+            ["-y", "overrides: {routes: {supervised: {encoder: {initialisation: glorot}}}}"],
+            "there is no finished checkpoint",
+        ),
+        (["-y", "overrides: {routes: {supervised: {encoder: {dropuot: 0.5}}}}"], "unknown key"),
     ],
 )
 def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, project, warm, tmp_path):
     out = tmp_path / "out.ipynb"
-    command = ["papermill", "notebooks/03_finetuning.ipynb", str(out), "-p", "name", "smoke", *parameters]
+    command = ["papermill", "notebooks/03_finetuning.ipynb", str(out), "-p", "profile", "smoke", *parameters]
     done = run(command, project, **warm)
     assert done.returncode != 0
     assert message in done.stdout
@@ -227,7 +232,14 @@ def test_wrong_parameters_give_one_clear_error_at_the_top(parameters, message, p
 
 
 def test_papermill_by_hand_finds_the_finished_training(project, tmp_path):
-    command = ["papermill", "notebooks/03_finetuning.ipynb", str(tmp_path / "out.ipynb"), "-f", "profiles/smoke.yaml"]
+    command = [
+        "papermill",
+        "notebooks/03_finetuning.ipynb",
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "profile",
+        "profiles/smoke.yaml",
+    ]
     command += ["-p", "variant", "scratch", "-p", "fraction", "0.5", "-p", "seed", "1", "--log-output"]
     done = run(command, project)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,35 @@
+"""What the notebooks do to be pages: load the settings, show sentences and tables."""
+
+from typing import Any
+
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from deeplight_core.config import Profile, load_profile
+from deeplight_core.report.plots import use_style
+
+__all__ = ["begin", "say", "show"]
+
+
+def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "") -> Profile:
+    """The settings of a page (see `config.load_profile` and `Profile.for_target`); says which data it shows."""
+    if get_ipython():
+        set_matplotlib_formats("retina")
+    use_style()
+    settings = load_profile(profile, overrides).for_target(target)
+    say(settings.provenance)
+    return settings
+
+
+def say(*sentences: str) -> None:
+    """Show sentences, in Markdown, as one paragraph; empty ones are left out, and nothing is shown if all are empty."""
+    if any(sentences):
+        display(Markdown(" ".join(filter(None, sentences))))
+
+
+def show(*tables: Any) -> None:
+    """Show tables (data frames or styled ones), one below the other; None is left out."""
+    for table in tables:
+        if table is not None:
+            display(table)
