@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls test test-unit lint lab clean
+.PHONY: help reproduce controls gain test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,11 @@ help: ## list the targets
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
 reproduce: ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
-controls: ## what the paper did not run: baselines, initialisation, permuted labels, other targets and seeds
-reproduce controls: $(VENV)/ready
+controls: ## what the paper did not run: baselines, initialisation, permuted labels, other targets and seeds, more steps
+gain: ## transfer gain against the number of pre-training subjects and the contrast
+reproduce controls gain: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
-		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) $(if $(DATA),data="$(DATA)") \
+		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \
 		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"

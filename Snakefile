@@ -3,6 +3,7 @@
     snakemake --cores 2 --config profile=demo
     snakemake --cores 2 --config profile=haxby data=/path/to/haxby2001-vt
     snakemake --cores 2 --config profile=demo controls=yes
+    snakemake --cores 2 --config profile=demo gain=yes
     snakemake --cores 16 --config profile=paper gpus=2 per_gpu=4
     snakemake --profile profiles/slurm --config profile=paper by_subject=yes devices=4 nodes=2 per_gpu=4
 
@@ -14,6 +15,7 @@ one is kept in failed/, with its traceback; logs/ has what each of them said. Wh
 profile runs that fraction only.
 """
 
+import json
 import os
 import sys
 from itertools import groupby
@@ -22,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.sweeps import CONTROLS, Cell, planned
+from deeplight_core.sweeps import CONTROLS, Cell, changed, changes, planned, pretraining_of
 from deeplight_core.system.provenance import code_hash
 from deeplight_core.data.manifest import read_manifest, select
 from deeplight_core.routes import ROUTES, VARIANTS
@@ -63,9 +65,19 @@ if not RESOLVED.is_file() or RESOLVED.read_text(encoding="utf-8") != CONTENT:  #
 SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
 FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
-# Every training of a control that is not the sweep's, by name. Without `controls=yes` the controls' pages show what is there.
+# Every training of a control that is not the sweep's, by name. Those that are not asked for are not run; pages show what is there.
 OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
-RUN_CONTROLS = str(config.get("controls", "no")).lower() in ("yes", "true", "1")
+
+
+def wanted(option):
+    return str(config.get(option, "no")).lower() in ("yes", "true", "1")
+
+
+ASKED = {name for name in CONTROLS if wanted("gain" if name == "gain" else "controls")}
+ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
+# The profile as controls change it: each that has another name has data of its own.
+CHANGED = {"": PROFILE} | {change: changed(PROFILE, change) for change in changes(PROFILE)}
+OTHER_DATA = {profile.name: profile for profile in CHANGED.values() if profile.name != PROFILE.name}
 
 
 def notebook_of(cell):
@@ -80,25 +92,37 @@ def number_of(fold):
     return int(fold.removeprefix("-fold") or 0)
 
 
-def pretraining_notebook(route, target, seed, fold):
+def pretraining_notebook(change, route, target, seed, fold):
     """The notebook of a pre-training; the first seed's of the paper's own route is a page of the book."""
-    if (route, target, seed, fold) == ("supervised", "", FIRST_SEED, FOLDS[0]):
+    if (change, route, target, seed, fold) == ("", "supervised", "", FIRST_SEED, FOLDS[0]):
         return BOOKS + "/02_pretraining.ipynb"
-    return f"{BOOKS}/pretraining/{route}-{target or 'own'}-seed{seed}{in_names(fold)}.ipynb"
+    return f"{BOOKS}/pretraining/{change or 'as-is'}/{route}-{target or 'own'}-seed{seed}{in_names(fold)}.ipynb"
 
 
-def pretraining_of(cell):
+def pretrained(cell):
     """The notebook of the pre-training that a training starts from, in a list; empty for one that starts from none."""
-    return [pretraining_notebook(*cell.pretraining)] if cell.pretraining else []
+    found = pretraining_of(PROFILE, cell)
+    return [pretraining_notebook(*found)] if found else []
 
 
-def trained(route, target, seed, fold):
+def index_of(change):
+    """The store that a training reads."""
+    return os.path.relpath(CHANGED[change].store / "index.parquet")
+
+
+def resolved(change):
+    """Where the settings are that a notebook reads, and what else they are."""
+    own = CHANGED[change]
+    return "" if own == PROFILE else f" -y '{json.dumps({'overrides': changes(PROFILE)[change].overrides})}'"
+
+
+def trained(route, target, seed, fold, change=""):
     """What a pre-training on several devices leaves, in a list; an empty one where the notebook itself trains.
 
     It always does for other targets: `deeplight pretrain` knows the profile's own only.
     """
     found = f"{RUNS}/trained/{route}-seed{seed}{in_names(fold)}"
-    return [found] if DEVICES * NODES > 1 and target in ("", "own") else []
+    return [found] if DEVICES * NODES > 1 and target in ("", "own") and not change else []
 
 
 def folds_of(fold):
@@ -106,14 +130,18 @@ def folds_of(fold):
     return [PROFILE.sweep.folds, PROFILE.sweep.repeats, PROFILE.data.split_seed] if fold else None
 
 
-def pretraining_settings(route, fold):
-    all_of_it = getattr(PROFILE.routes, route).model_dump(mode="json")  # defaults too, as in the training's id
-    return settings.digest(code_hash(), MADE_OF_DATA, all_of_it, folds_of(fold))
+def made_of_data(profile):
+    return settings.digest(profile.data, profile.simulation, profile.preprocessing)
 
 
-def pretraining_parameters(route, seed, fold, target=""):
+def pretraining_settings(route, fold, change=""):
+    all_of_it = getattr(CHANGED[change].routes, route).model_dump(mode="json")  # defaults too, as in the training's id
+    return settings.digest(code_hash(), made_of_data(CHANGED[change]), all_of_it, folds_of(fold))
+
+
+def pretraining_parameters(route, seed, fold, target="", change=""):
     own = f" -p target '{target}'" if target not in ("", "own") else ""
-    return f"-p route {route} -p seed {seed}" + (f" -p fold {fold}" if fold else "") + own
+    return f"-p route {route} -p seed {seed}" + (f" -p fold {fold}" if fold else "") + own + resolved(change)
 
 
 def batches():
@@ -122,9 +150,9 @@ def batches():
     They start from the same pre-training, and their fractions are close, since a job lasts as long as its longest.
     """
     found = {}
-    for cells in (SWEEP, OTHERS.values() if RUN_CONTROLS else []):
+    for cells in (SWEEP, [cell for cell in OTHERS.values() if cell in ASKED_CELLS]):
         deep = (cell for cell in cells if VARIANTS[cell.variant].learner == "deep")
-        for _, alike in groupby(sorted(deep, key=lambda c: (pretraining_of(c), c.fraction)), key=pretraining_of):
+        for _, alike in groupby(sorted(deep, key=lambda c: (pretrained(c), c.fraction)), key=pretrained):
             alike = list(alike)
             for i in range(0, len(alike), PER_GPU):
                 found[alike[i].name] = alike[i : i + PER_GPU]
@@ -139,24 +167,29 @@ def swept(wildcards):
     return Cell("", wildcards.variant, float(wildcards.fraction), int(wildcards.seed), number_of(wildcards.fold))
 
 
+def change_of(wildcards):
+    return "" if wildcards.change == "as-is" else wildcards.change
+
+
 def shown(name):
     """The notebooks that a control's page is made from."""
     notebooks = [notebook_of(cell) for cell in planned(PROFILE, name)]
     others = {notebook_of(cell) for cell in OTHERS.values()}
-    return [n for n in notebooks if RUN_CONTROLS or n not in others or Path(n).exists()]
+    return [n for n in notebooks if name in ASKED or n not in others or Path(n).exists()]
 
 
 def parameters_of(cell):
     target = f"-p target '{cell.target}' " if cell.target else ""
     fold = f" -p fold {cell.fold}" if cell.fold else ""
-    return f"{target}-p variant {cell.variant} -p fraction {cell.fraction} -p seed {cell.seed}{fold}"
+    return f"{target}-p variant {cell.variant} -p fraction {cell.fraction} -p seed {cell.seed}{fold}{resolved(cell.change)}"
 
 
 def settings_of(cell):
-    route = getattr(PROFILE.routes, VARIANTS[cell.variant].route)
-    started_from = route if cell.pretraining else None
-    parts = [part and part.model_dump(mode="json") for part in (route.encoder, PROFILE.finetuning, started_from)]
-    return settings.digest(code_hash(), MADE_OF_DATA, *parts, folds_of(cell.fold))
+    own = CHANGED[cell.change]
+    route = getattr(own.routes, VARIANTS[cell.variant].route)
+    started_from = route if pretraining_of(PROFILE, cell) else None
+    parts = [part and part.model_dump(mode="json") for part in (route.encoder, own.finetuning.of(cell.variant), started_from)]
+    return settings.digest(code_hash(), made_of_data(own), *parts, folds_of(cell.fold))
 
 
 SUBJECTS = []
@@ -170,7 +203,7 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
 REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
 BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
 
-MADE_OF_DATA = settings.digest(PROFILE.data, PROFILE.simulation, PROFILE.preprocessing)
+MADE_OF_DATA = made_of_data(PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
 SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
 ON_A_GPU = ""
@@ -285,6 +318,21 @@ rule data:
         PAPERMILL
 
 
+use rule data as other_data with:
+    input:
+        str(PROFILE.data.manifest),
+        "notebooks/01_data.ipynb",
+    output:
+        BOOKS + "/data/{name}.ipynb",
+        "runs/{name}/store/index.parquet",
+    wildcard_constraints:
+        name="|".join(OTHER_DATA) or "-",
+    params:
+        notebook="01_data",
+        parameters=lambda w: resolved(next(change for change, own in CHANGED.items() if own.name == w.name)),
+        settings=lambda w: made_of_data(OTHER_DATA[w.name]),
+
+
 if DEVICES * NODES > 1:
 
     rule train:
@@ -337,19 +385,20 @@ rule pretraining:
 
 use rule pretraining as other_pretraining with:
     input:
-        INDEX,
+        lambda w: index_of(change_of(w)),
         "notebooks/02_pretraining.ipynb",
-        lambda w: trained(w.route, w.target, w.seed, number_of(w.fold)),
+        lambda w: trained(w.route, w.target, w.seed, number_of(w.fold), change_of(w)),
     output:
-        BOOKS + "/pretraining/{route}-{target}-seed{seed}{fold}.ipynb",
+        BOOKS + "/pretraining/{change}/{route}-{target}-seed{seed}{fold}.ipynb",
     wildcard_constraints:
+        change="|".join([*changes(PROFILE), "as-is"]),
         route="|".join(ROUTES),
         seed=r"\d+",
         fold=r"(-fold\d+)?",
     params:
         notebook="02_pretraining",
-        parameters=lambda w: pretraining_parameters(w.route, w.seed, number_of(w.fold), w.target),
-        settings=lambda w: pretraining_settings(w.route, w.fold),
+        parameters=lambda w: pretraining_parameters(w.route, w.seed, number_of(w.fold), w.target, change_of(w)),
+        settings=lambda w: pretraining_settings(w.route, w.fold, change_of(w)),
     threads: lambda w: getattr(PROFILE.routes, w.route).pretraining.threads
 
 
@@ -357,7 +406,7 @@ rule finetuning:
     input:
         INDEX,
         "notebooks/03_finetuning.ipynb",
-        lambda w: pretraining_of(swept(w)),
+        lambda w: pretrained(swept(w)),
     output:
         BOOKS + "/03_finetuning/{variant}-{fraction}-seed{seed}{fold}.ipynb",
     wildcard_constraints:
@@ -379,9 +428,9 @@ rule finetuning:
 
 rule control:
     input:
-        INDEX,
+        lambda w: index_of(OTHERS[w.cell].change),
         "notebooks/03_finetuning.ipynb",
-        lambda w: pretraining_of(OTHERS[w.cell]),
+        lambda w: pretrained(OTHERS[w.cell]),
     output:
         BOOKS + "/controls/{cell}.ipynb",
     params:

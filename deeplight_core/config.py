@@ -220,8 +220,15 @@ class FinetuningSettings(TrainingSettings):
 
     epochs: int = Field(50, ge=1)
     """Number of epochs."""
+    learning_rates: dict[VariantName, Annotated[float, Field(gt=0)]] = Field({})
+    """Learning rates of variants that have their own (see the control `rates`), in the place of `learning_rate`."""
     head: ReadoutSettings = ReadoutSettings()
     """The output layer on the encoder's features."""
+
+    def of(self, variant: str) -> "FinetuningSettings":
+        """The settings of one variant, with its own learning rate."""
+        rate = self.learning_rates.get(variant, self.learning_rate)
+        return self.model_copy(update={"learning_rate": rate, "learning_rates": {}})
 
 
 class SweepSettings(Section):
@@ -252,6 +259,14 @@ class ControlSettings(Section):
     """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
     seeds: list[Seed] = Field([1, 2, 3, 4, 5])
     """Seeds of complete repetitions, pre-training included."""
+    learning_rates: list[Annotated[float, Field(gt=0)]] = Field([3e-4, 1e-3, 3e-3], min_length=1)
+    """Learning rates that every variant is tried with, on simulated subjects of their own."""
+    learning_rate_seeds: list[Seed] = Field([1, 2], min_length=1)
+    """Seeds of these trials."""
+    contrasts: list[Annotated[float, Field(gt=0)]] = Field([1.0, 1.5, 2.5], min_length=1)
+    """Contrasts of the simulated datasets of the grid of transfer gain (`make gain`)."""
+    pretraining_units: list[Annotated[int, Field(ge=1)]] = Field([3, 10, 30], min_length=1)
+    """Numbers of units that it pre-trains on."""
 
 
 class Profile(Section):
@@ -298,6 +313,23 @@ class Profile(Section):
         source = {name: of_task for name, of_task in states.items() if name != task}
         data = self.data.model_copy(update={"source": source, "target": {task: states[task]}})
         return self.model_copy(update={"data": data})
+
+    def overridden(self, overrides: dict[str, Any]) -> "Profile":
+        """This profile with other settings, e.g. `{"finetuning": {"epochs": 5}}`: sections are merged, values replaced.
+
+        A simulation belongs to its folder: with another `data.root` comes the simulation given with it, or none.
+
+        Raises
+        ------
+        ValueError
+            With all problems, as `load_profile`.
+        """
+        where = f"profile {self.name} with overrides {overrides}"
+        if not isinstance(overrides, dict):
+            raise ValueError(f"overrides must be sections of settings, such as {{'name': 'mine'}}, got {overrides!r}")
+        moved = isinstance(overrides.get("data"), dict) and "root" in overrides["data"]
+        own = self.model_dump(mode="json") | ({"simulation": None} if moved and not overrides.get("simulation") else {})
+        return _validated(_merged(Profile, own, overrides), where)
 
     @property
     def provenance(self) -> str:
@@ -386,8 +418,7 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
     Parameters
     ----------
     profile : a name, or a file that ends in .yaml; a relative one is looked for here, then in the project's root
-    overrides : sections of settings in the place of the file's, e.g. `{"finetuning": {"epochs": 5}}`. A simulation
-        belongs to its folder: with another `data.root` comes the simulation that is given with it, or none.
+    overrides : see `Profile.overridden`
 
     Raises
     ------
@@ -408,18 +439,8 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
         raise ValueError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, found {type(content).__name__}")
-    if not overrides:
-        return _validated(content, str(path))
-    if not isinstance(overrides, dict):
-        raise ValueError(
-            f"overrides must be sections of settings, such as {{finetuning: {{epochs: 5}}}}, got {overrides!r}"
-        )
-    data = overrides.get("data")
-    if isinstance(data, dict) and "root" in data:
-        overrides = {"simulation": None, **overrides}
-    return _validated(
-        _merged(Profile, content, overrides), f"{path} with overrides {json.dumps(overrides, default=str)}"
-    )
+    profile_read = _validated(content, str(path))
+    return profile_read.overridden(overrides) if overrides else profile_read
 
 
 def recorded_settings(section: type[AnySection], content: object, where: str) -> AnySection:

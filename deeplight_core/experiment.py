@@ -34,7 +34,7 @@ from deeplight_core.data.store import Store, open_store
 from deeplight_core.models import build
 from deeplight_core.models.heads import Numbers
 from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
-from deeplight_core.sweeps import Cell, planned
+from deeplight_core.sweeps import Cell, changed, planned
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
@@ -68,6 +68,7 @@ __all__ = [
     "pretraining",
     "reported_rows",
     "series",
+    "sweep_curves",
     "sweep_results",
 ]
 
@@ -112,7 +113,7 @@ class Training:
     def settings(self) -> TrainingSettings:
         """How it is trained."""
         if self.stage == "finetuning":
-            return self.profile.finetuning
+            return self.profile.finetuning.of(self.variant)
         settings: TrainingSettings = getattr(self.profile.routes, self.route).pretraining
         return settings
 
@@ -232,6 +233,10 @@ def pretraining(
         _check_targets(profile, "source", f"route {route}")
     splits = splits or _Splits(profile, open_store(profile.store))
     split = splits.of("source", fold, ROUTES[route].unlabelled)
+    if n_units := getattr(profile.routes, route).pretraining.n_units:
+        if n_units > len(split.train):
+            raise ValueError(f"routes.{route}.pretraining.n_units is {n_units}, there are {len(split.train)} units")
+        split = replace(split, train=sorted(draw_units(split.train, n_units / len(split.train), seed)))
     key = digest(
         _code(), "pretraining", splits.store.identity, *_described_route(profile, route), _asked(profile, "source"),
         split.train, split.watched, split.reported, seed,
@@ -279,7 +284,11 @@ def finetuning(
     settings: Any = None
     if chosen.learner == "deep":
         encoder = getattr(profile.routes, chosen.route).encoder
-        settings = [encoder.model_dump(mode="json"), profile.finetuning.model_dump(mode="json"), split.watched]
+        settings = [
+            encoder.model_dump(mode="json"),
+            profile.finetuning.of(variant).model_dump(mode="json"),
+            split.watched,
+        ]
     key = digest(
         _code(), "finetuning", splits.store.identity, settings, _asked(profile, "target"), split.train, split.reported,
         {**asdict(chosen), "title": variant}, origin, seed,
@@ -579,15 +588,21 @@ def _describe(training: Training, store: Store, precision: str, n_processes: int
     write_whole(training.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def _bench(profile: Profile, cells: list[Cell]) -> dict[str, tuple[Profile, _Splits]]:
-    """For each target of some cells its profile and splits; the store is opened once."""
-    store = open_store(profile.store)
-    own = {target: profile.for_target(target) for target in dict.fromkeys(cell.target for cell in cells)}
-    return {target: (of_target, _Splits(of_target, store)) for target, of_target in own.items()}
+def _bench(profile: Profile, cells: list[Cell]) -> dict[tuple[str, str], tuple[Profile, _Splits]]:
+    """For each change and target of some cells its profile and splits, where there is a store; each is opened once."""
+    store = cache(open_store)
+    found = {}
+    for change, target in dict.fromkeys((cell.change, cell.target) for cell in cells):
+        own = changed(profile, change, target)
+        if own.name == profile.name or (own.store / "index.parquet").is_file():
+            found[change, target] = own, _Splits(own, store(own.store))
+    return found
 
 
-def _if_finished(cell: Cell, profile: Profile, splits: _Splits) -> Training | None:
-    variant = VARIANTS[cell.variant]
+def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, _Splits]]) -> Training | None:
+    if (cell.change, cell.target) not in bench:
+        return None
+    variant, (profile, splits) = VARIANTS[cell.variant], bench[cell.change, cell.target]
     if variant.start != "random" and not pretraining(profile, cell.seed, variant.route, cell.fold, splits).finished:
         return None
     training = finetuning(profile, cell.variant, cell.fraction, cell.seed, cell.fold, splits)
@@ -597,7 +612,7 @@ def _if_finished(cell: Cell, profile: Profile, splits: _Splits) -> Training | No
 def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Training]:
     """Those of the cells' trainings that are finished."""
     bench = _bench(profile, cells)
-    found = {cell: _if_finished(cell, *bench[cell.target]) for cell in cells}
+    found = {cell: _if_finished(cell, bench) for cell in cells}
     return {cell: training for cell, training in found.items() if training}
 
 
@@ -609,10 +624,29 @@ def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
     return learnt_from.of_states(splits.store.index, profile.data.states(which), units=units).table
 
 
+def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
+    """The metrics of a sweep's finished deep trainings in one table (see `Training.metrics`).
+
+    Columns `variant, fraction, n_subjects, seed, fold, change` are added.
+    """
+    deep = [cell for cell in planned(profile, name) if VARIANTS[cell.variant].learner == "deep"]
+    finished = finished_trainings(profile, deep)
+    tables = []
+    for cell, training in finished.items():
+        which = {name: getattr(cell, name) for name in ("variant", "fraction", "seed", "fold", "change")}
+        tables.append(training.metrics().assign(n_subjects=len(training.units), **which))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["change", "split"])
+
+
 def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """The results of a sweep's finished trainings in one table, and the names of those that are missing."""
+    """The results of a sweep's finished trainings in one table, and the names of those that are missing.
+
+    A column `change` is added, of the settings that a control changed (see `sweeps.changes`).
+    """
     cells = planned(profile, name)
     finished = finished_trainings(profile, cells)
-    tables = [training.results() for training in finished.values()]
+    tables = [training.results().assign(change=cell.change) for cell, training in finished.items()]
     missing = [cell.name for cell in cells if cell not in finished]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(scores.COLUMNS)), missing
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(
+        columns=[*scores.COLUMNS, "change"]
+    ), missing

@@ -11,6 +11,7 @@ __all__ = [
     "VARIANTS",
     "DeepLightSettings",
     "LayerGroup",
+    "PretrainingSettings",
     "ReadoutSettings",
     "Route",
     "Routes",
@@ -117,12 +118,19 @@ class TrainingSettings(Section):
     """Compile the model (torch.compile): slow to start; meant for GPUs."""
 
 
+class PretrainingSettings(TrainingSettings):
+    """Training by a route, on all training units or some of them."""
+
+    n_units: int | None = Field(None, ge=1)
+    """Train on this many of the training units, drawn by the seed (None = all)."""
+
+
 class SupervisedSettings(Section):
     """Pre-training by supervision on the source's states or numbers (sections 2.2 and 3.1)."""
 
     encoder: DeepLightSettings = DeepLightSettings()
     head: ReadoutSettings = ReadoutSettings()
-    pretraining: TrainingSettings = TrainingSettings(epochs=40)
+    pretraining: PretrainingSettings = PretrainingSettings(epochs=40)
 
 
 class Routes(Section):

@@ -1,15 +1,18 @@
 """Which trainings each page of the book looks at: the sweep of the paper, and the controls."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
 
-__all__ = ["CONTROLS", "Cell", "planned"]
+__all__ = ["CONTROLS", "LONGER", "Cell", "Change", "changed", "changes", "planned", "pretraining_of"]
 
-CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds")
+CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
+LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
 
@@ -17,7 +20,7 @@ class Cell(NamedTuple):
     """One fine-tuning.
 
     `target` is a task that takes the place of the profile's target states, or empty; `fold` is 0 for the manifest's own
-    split, or counts the folds of cross-validation from 1.
+    split, or counts the folds of cross-validation from 1; `change` is the name of changed settings (see `changes`).
     """
 
     target: str
@@ -25,41 +28,124 @@ class Cell(NamedTuple):
     fraction: float
     seed: int
     fold: int = 0
+    change: str = ""
 
     @property
     def name(self) -> str:
         """A name for files."""
         fraction = np.format_float_positional(self.fraction, trim="-")  # all digits: names are read back
         fold = f"fold{self.fold}" if self.fold else ""
-        return "-".join(filter(None, [self.target, self.variant, fraction, f"seed{self.seed}", fold]))
+        return "-".join(filter(None, [self.change, self.target, self.variant, fraction, f"seed{self.seed}", fold]))
 
-    @property
-    def pretraining(self) -> tuple[str, str, int, int] | None:
-        """Route, target, seed and fold of the pre-training that it starts from; None if it starts from none."""
-        variant = VARIANTS[self.variant]
-        return None if variant.start == "random" else (variant.route, self.target, self.seed, self.fold)
+
+class Change(NamedTuple):
+    """Settings that a control changes.
+
+    pretraining : the change that the pre-training is made under ("" = none)
+    overrides : see `Profile.overridden`
+    """
+
+    pretraining: str
+    overrides: dict[str, Any]
+
+
+def changes(profile: Profile) -> dict[str, Change]:
+    """The changes of settings that the controls ask for, by name; those of simulated data only where there are some.
+
+    x3 : three times the steps
+    constant : the same, at a constant learning rate
+    people-rate… : another learning rate for all variants, on other simulated people (another seed of the dataset)
+    contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
+    """
+    finetuning, controls = profile.finetuning, profile.controls
+    longer = {"epochs": LONGER * finetuning.epochs, "min_steps": LONGER * finetuning.min_steps}
+    found = {
+        f"x{LONGER}": Change("", {"finetuning": longer}),
+        "constant": Change("", {"finetuning": {**longer, "schedule": "constant", "evaluations": 30}}),
+    }
+    if profile.simulation is None:
+        return found
+    found["people"] = Change("people", _other_data(profile, "people", seed=profile.simulation.seed + 1))
+    for rate in controls.learning_rates:
+        own = {"finetuning": {"learning_rate": rate, "learning_rates": {}}}
+        found[f"people-rate{rate:g}"] = Change("people", found["people"].overrides | own)
+    for contrast in controls.contrasts:
+        data = _other_data(profile, f"contrast{contrast:g}", contrast=contrast)
+        found[f"contrast{contrast:g}"] = Change("", data)
+        for n in controls.pretraining_units:
+            name = f"contrast{contrast:g}-n{n}"
+            pretraining = {"routes": {"supervised": {"pretraining": {"n_units": n}}}}
+            found[name] = Change(name, data | pretraining)
+    return found
+
+
+def _other_data(profile: Profile, name: str, **simulation: float) -> dict[str, Any]:
+    """Overrides for another simulated dataset, with a folder of its own."""
+    name = f"{profile.name}-{name.replace('.', '_')}"
+    return {"name": name, "data": {"root": f"runs/{name}/data", "store": None}, "simulation": simulation}
+
+
+def changed(profile: Profile, change: str, target: str = "") -> Profile:
+    """The profile with changed settings, and a task in the place of its target (see `Profile.for_target`)."""
+    if change:
+        profile = profile.overridden(changes(profile)[change].overrides)
+    return profile.for_target(target)
+
+
+def pretraining_of(profile: Profile, cell: Cell) -> tuple[str, str, str, int, int] | None:
+    """Change, route, target, seed and fold of the pre-training that a cell starts from; None if it starts from none."""
+    variant = VARIANTS[cell.variant]
+    if variant.start == "random":
+        return None
+    change = changes(profile)[cell.change].pretraining if cell.change else ""
+    return change, variant.route, cell.target, cell.seed, cell.fold
 
 
 def planned(profile: Profile, name: str) -> list[Cell]:
     """The trainings of the sweep (`name="sweep"`), or of a control together with those that it is compared with."""
     sweep, controls = profile.sweep, profile.controls
-    variants, fractions, seeds, targets = sweep.variants, sweep.fractions, sweep.seeds[:1], [""]
+    # From scratch with the profile's own initialisation is trained once only.
+    repeated = profile.routes.supervised.encoder.initialisation
+    initialisation = [v for v in controls.initialisation if VARIANTS[v].initialisation != repeated]
     folds = range(1, sweep.folds * sweep.repeats + 1) if sweep.folds else range(1)
+
+    def grid(
+        variants: list[str],
+        fractions: list[float] = sweep.fractions,
+        seeds: list[int] = sweep.seeds[:1],
+        targets: Sequence[str] = ("",),
+        changes: Sequence[str] = ("",),
+    ) -> list[Cell]:
+        every = product(changes, targets, seeds, folds, variants, fractions)
+        return [Cell(target, v, fraction, seed, fold, change) for change, target, seed, fold, v, fraction in every]
+
     if name == "sweep":
-        seeds = sweep.seeds
+        cells = grid(sweep.variants, seeds=sweep.seeds)
     elif name == "baselines":
-        variants = _DEEP + controls.baselines
+        cells = grid(_DEEP + controls.baselines)
     elif name == "initialisation":
-        repeated = profile.routes.supervised.encoder.initialisation  # from scratch with the profile's own
-        variants = _DEEP + [v for v in controls.initialisation if VARIANTS[v].initialisation != repeated]
+        cells = grid(_DEEP + initialisation)
     elif name == "permutation":
-        variants, fractions = controls.permutation, controls.fractions
+        cells = grid(controls.permutation, controls.fractions)
     elif name == "tasks":
-        variants, fractions = _DEEP, controls.fractions
-        targets = ["" if [task] == profile.data.tasks("target") else task for task in profile.tasks_to_leave_out]
+        own = profile.data.tasks("target")
+        cells = grid(
+            _DEEP, controls.fractions, targets=["" if [task] == own else task for task in profile.tasks_to_leave_out]
+        )
     elif name == "seeds":
-        variants, fractions, seeds = _DEEP, controls.fractions, [*sweep.seeds, *controls.seeds]
+        cells = grid(_DEEP, controls.fractions, [*sweep.seeds, *controls.seeds])
+    elif name == "steps":
+        cells = grid(_DEEP, changes=["", f"x{LONGER}"]) + grid(_DEEP, controls.fractions, changes=["constant"])
+    elif name == "rates":
+        tried = [change for change in changes(profile) if change.startswith("people-")]
+        cells = grid(_DEEP + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
+    elif name == "gain":
+        data = [change for change in changes(profile) if change.startswith("contrast")]
+        cells = [
+            cell
+            for cell in grid(sweep.variants, controls.fractions[:2], changes=data)
+            if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # others were not pre-trained
+        ]
     else:
         raise ValueError(f"there is no sweep {name!r}; there are sweep, {', '.join(CONTROLS)}")
-    cells = (Cell(t, v, f, s, k) for t in targets for s in seeds for k in folds for v in variants for f in fractions)
     return list(dict.fromkeys(cells))

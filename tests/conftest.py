@@ -38,6 +38,12 @@ RUN = "s3/MNINonLinear/Results/tfMRI_SOCIAL_LR"
 IMAGE, MASK, EVS = f"{RUN}/tfMRI_SOCIAL_LR.nii.gz", f"{RUN}/brainmask_fs.2.nii.gz", f"{RUN}/EVs"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that processes that share the files end together."""
+    longest = ("test_workflow.py", "test_devices.py", "test_other_profiles.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+
+
 def use_threads(patch: pytest.MonkeyPatch) -> None:
     """Let threads prepare runs, because each process needs seconds to import torch."""
     patch.setattr("deeplight_core.system.workers.ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))

@@ -151,7 +151,7 @@ def test_overrides_take_the_place_of_the_files_settings(project: Path) -> None:
 def test_overrides_that_are_nothing_are_what_they_say(project: Path) -> None:
     assert load_profile("tiny").simulation is not None
     assert load_profile("tiny", {"simulation": None}).simulation is None
-    with pytest.raises(ValueError, match=r"(?s)tiny.yaml with overrides .* has 1 problem.* data: .* got None"):
+    with pytest.raises(ValueError, match=r"(?s)profile tiny with overrides .* has 1 problem.* data: .* got None"):
         load_profile("tiny", {"data": None})
 
 

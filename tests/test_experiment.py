@@ -10,9 +10,9 @@ import yaml
 from conftest import N_KEPT, kill_at_step, use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import cli, experiment
+from deeplight_core import cli, experiment, sweeps
 from deeplight_core.analysis.scores import COLUMNS, subject_scores
-from deeplight_core.config import ColumnTarget, Profile
+from deeplight_core.config import ColumnTarget, Profile, SimulationSettings
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.experiment import (
@@ -121,6 +121,25 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
     splits = experiment._Splits(tiny_profile, other_store)
     assert finetuning(tiny_profile, "scratch", 0.5, 1, splits=splits).folder != training.folder
     assert pretraining(tiny_profile, 2).folder != pretraining(tiny_profile, 1).folder
+
+
+def test_a_variant_has_its_own_learning_rate(project: Path, tiny_profile: Profile) -> None:
+    tuned = changed(tiny_profile, "finetuning", learning_rates={"scratch": 0.5})
+    assert finetuning(tuned, "scratch", 0.5, 1).settings.learning_rate == 0.5
+    assert finetuning(tuned, "scratch", 0.5, 1).folder != finetuning(tiny_profile, "scratch", 0.5, 1).folder
+    assert finetuning(tuned, "pretrained", 0.5, 1).finished  # the other's rate is none of its business
+    same = changed(tiny_profile, "finetuning", learning_rates={"scratch": tiny_profile.finetuning.learning_rate})
+    assert finetuning(same, "scratch", 0.5, 1).finished
+
+
+def test_some_of_the_units_are_pretrained_on(project: Path, tiny_profile: Profile) -> None:
+    few, fewer = (pretraining(rerouted(tiny_profile, "pretraining", n_units=n), 1) for n in (3, 1))
+    assert set(fewer.units) < set(few.units) < set(pretraining(tiny_profile, 1).units)
+    assert (len(fewer.units), len(few.units)) == (1, 3)
+    assert few.folder != fewer.folder
+    assert few.split.reported == pretraining(tiny_profile, 1).split.reported
+    with pytest.raises(ValueError, match=r"routes.supervised.pretraining.n_units is 5, there are 4 units"):
+        pretraining(rerouted(tiny_profile, "pretraining", n_units=5), 1)
 
 
 def test_what_does_not_matter_is_not_another_run(project: Path, tiny_profile: Profile) -> None:
@@ -350,6 +369,20 @@ def test_an_unfinished_grid_says_what_is_missing(project: Path, tiny_profile: Pr
     assert len(results) == 0
     assert list(results.columns) == list(sweep_results(own)[0].columns)
     assert len(missing) == 3
+
+
+def test_results_say_which_settings_a_control_changed(project: Path, tiny_profile: Profile) -> None:
+    own = changed(tiny_profile, "controls", fractions=[0.5], learning_rates=[0.1], learning_rate_seeds=[1])
+    own = own.model_copy(update={"simulation": SimulationSettings()})
+    longer = sweeps.changed(own, "x3")
+    assert finetune(longer, "scratch", 0.5, 1).metrics()["epoch"].max() == 3 * own.finetuning.epochs
+    results, missing = sweep_results(own, "steps")
+    both = results[(results["variant"] == "scratch") & (results["fraction"] == 0.5)]
+    assert both.groupby("change")["seen_volumes"].first().pipe(lambda seen: seen["x3"] / seen[""]) == 3
+    assert "constant-scratch-0.5-seed1" in missing
+    results, missing = sweep_results(own, "rates")  # there is no store of other people yet
+    assert len(results) == 0
+    assert set(missing) >= {"people-rate0.1-scratch-0.5-seed1", "people-rate0.1-pretrained-0.5-seed1"}
 
 
 # ---- from the manifest, and errors

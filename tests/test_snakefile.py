@@ -134,7 +134,7 @@ def test_pretraining_has_all_gpus_of_this_machine_for_itself(project):
 def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
     counts, jobs = plan(project, *CLUSTER, options="controls=yes devices=4 nodes=2")
     assert counts["train"] == 2  # the seeds of the controls
-    for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/supervised-own-seed2")):
+    for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/as-is/supervised-own-seed2")):
         train = jobs[f"runs/smoke/trained/supervised-seed{seed}"]
         assert (
             f"deeplight pretrain runs/smoke/profile.yaml --route supervised --seed {seed} --devices 4 --nodes 2"
@@ -142,7 +142,7 @@ def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
         )
         assert "srun --nodes=2 --ntasks-per-node=4 " in train
         assert f"runs/smoke/trained/supervised-seed{seed}" in jobs[f"runs/smoke/notebooks/{notebook}.ipynb"]
-    others = [job for output, job in jobs.items() if re.search("pretraining/supervised-[A-Z]+-seed1", output)]
+    others = [job for output, job in jobs.items() if re.search("pretraining/as-is/supervised-[A-Z]+-seed1", output)]
     assert len(others) == 6
     assert "trained" not in "".join(others)  # the command cannot leave out another task
 
@@ -229,7 +229,7 @@ def test_every_route_has_its_rule_and_its_line_for_the_cluster(project):
     (project / "profiles/folds.yaml").write_text(yaml.safe_dump({**folds, "name": "folds"}), encoding="utf-8")
     for route in ROUTES:
         for name, option in (("seed7", ""), ("seed7-fold2", "--fold 2 ")):
-            target = f"runs/folds/notebooks/pretraining/{route}-own-{name}.ipynb"
+            target = f"runs/folds/notebooks/pretraining/as-is/{route}-own-{name}.ipynb"
             said = snakemake(
                 project,
                 "--cores",

@@ -1,8 +1,10 @@
+from collections import Counter
+
 import pytest
 
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, Cell, planned
+from deeplight_core.sweeps import CONTROLS, Cell, changed, changes, planned, pretraining_of
 
 
 def profile(**sections: object) -> Profile:
@@ -86,9 +88,65 @@ def test_folds_take_the_place_of_the_one_split() -> None:
     cells = planned(profile(sweep=sweep), "sweep")
     assert [c.fold for c in cells] == list(range(1, 9))
     assert cells[4].name == "scratch-1-seed3-fold5"
-    assert cells[4].pretraining is None
+
+
+SIMULATED = {"simulation": {"contrast": 2.5, "seed": 7}, "name": "mine"}
 
 
 def test_a_cell_knows_its_pretraining() -> None:
-    assert Cell("MOTOR", "frozen", 0.5, 2, 3).pretraining == ("supervised", "MOTOR", 2, 3)
-    assert Cell("", "linear", 0.5, 2).pretraining is None
+    assert pretraining_of(profile(), Cell("MOTOR", "frozen", 0.5, 2, 3)) == ("", "supervised", "MOTOR", 2, 3)
+    assert pretraining_of(profile(), Cell("", "linear", 0.5, 2)) is None
+    simulated = profile(**SIMULATED)
+    for change, of_pretraining in (("x3", ""), ("people-rate0.001", "people"), ("contrast1-n3", "contrast1-n3")):
+        cell = Cell("", "pretrained", 0.5, 2, change=change)
+        assert pretraining_of(simulated, cell) == (of_pretraining, "supervised", "", 2, 0)
+
+
+def test_changes_with_equal_pretrainings_change_nothing_that_decides_them() -> None:
+    """So the trainings that start from one find it."""
+    simulated = profile(**SIMULATED)
+    for change in ("x3", "constant", "people-rate0.001"):
+        one, other = (changed(simulated, c) for c in (change, changes(simulated)[change].pretraining))
+        assert one.model_copy(update={"finetuning": other.finetuning}) == other
+
+
+def test_the_control_of_training_length_triples_the_steps_and_nothing_else() -> None:
+    own = profile(finetuning={"epochs": 12, "min_steps": 400, "schedule": "cosine"})
+    expected = own.finetuning.model_copy(update={"epochs": 36, "min_steps": 1200})
+    assert changed(own, "x3") == own.model_copy(update={"finetuning": expected})
+    cells = planned(own, "steps")
+    for change in ("", "x3"):
+        assert [(c.variant, c.fraction) for c in cells if c.change == change] == [
+            (v, f) for v in ("pretrained", "scratch") for f in (0.1, 1.0)
+        ]
+    assert {c.fraction for c in cells if c.change == "constant"} == {0.1}
+    assert changed(own, "constant").finetuning.schedule == "constant"
+
+
+def test_rates_are_tried_on_other_people_for_every_decoder_alike() -> None:
+    simulated = profile(**SIMULATED, finetuning={"learning_rates": {"scratch": 0.5}})
+    simulated = simulated.model_copy(
+        update={"controls": simulated.controls.model_copy(update={"learning_rates": [0.01, 0.1]})}
+    )
+    cells = planned(simulated, "rates")
+    grids = {v: {(c.change, c.fraction, c.seed) for c in cells if c.variant == v} for v in {c.variant for c in cells}}
+    assert {"pretrained", "scratch", "frozen", "shuffled"} <= set(grids)
+    assert all(grid == grids["scratch"] for grid in grids.values())
+    for rate in (0.01, 0.1):
+        other = changed(simulated, f"people-rate{rate}")
+        assert other.simulation is not None
+        assert (other.simulation.seed, other.simulation.contrast) == (8, 2.5)
+        assert other.folder != simulated.folder
+        assert other.data_root != simulated.data_root
+        assert {other.finetuning.of(v).learning_rate for v in grids} == {rate}
+    assert planned(profile(), "rates") == []  # real people are not made up
+
+
+def test_the_grid_of_gain_trains_each_decoder_once_for_all_it_depends_on() -> None:
+    simulated = profile(**SIMULATED, controls={"fractions": [0.1], "contrasts": [1, 2], "pretraining_units": [3, 10]})
+    found = Counter((c.variant, changed(simulated, c.change).simulation.contrast) for c in planned(simulated, "gain"))  # type: ignore[union-attr]
+    assert found == {(v, c): n for c in (1.0, 2.0) for v, n in (("pretrained", 2), ("scratch", 1))}
+    few = changed(simulated, "contrast2-n3")
+    assert few.routes.supervised.pretraining.n_units == 3
+    assert few.store == changed(simulated, "contrast2-n10").store != changed(simulated, "contrast1-n3").store
+    assert planned(profile(), "gain") == []

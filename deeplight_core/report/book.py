@@ -32,6 +32,9 @@ PAGES = {
     "controls_permutation": "Permuted labels",
     "controls_tasks": "Leaving each task out",
     "controls_seeds": "Repeated trainings",
+    "controls_steps": "Were the trainings long enough?",
+    "controls_rates": "One learning rate for all?",
+    "controls_gain": "What does it take for pre-training to help?",
     "full_run": "What the full run takes",
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
@@ -142,7 +145,8 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     if overrides := record["parameters"].get("overrides"):
         own += f" -y '{json.dumps({'overrides': overrides})}'"
     page = f"papermill notebooks/{name} page.ipynb -p profile runs/{profile}/profile.yaml {own}".strip()
-    target = "controls" if name.startswith("controls_") else "reproduce"
+    control = "gain" if name == "controls_gain.ipynb" else "controls"
+    target = control if name.startswith("controls_") else "reproduce"
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"
         f"`{make_command(target, profile)}` makes it and all that comes before it. This page alone, after that:\n\n"

@@ -19,7 +19,8 @@ def project(tmp_path: Path) -> Path:
 
 def test_one_job_per_subject_fills_the_same_store(project, warm):
     profile = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
-    profile["data"] |= {"root": "runs/data", "max_units": {"train": 1, "validation": 1}}
+    tasks = {"source": {"EMOTION": ["fear", "neutral"]}, "target": {"GAMBLING": ["win", "loss"]}}
+    profile["data"] |= {"root": "runs/data", "max_units": {"train": 1, "validation": 1}, **tasks}
     for name in ("whole", "parts"):
         (project / f"profiles/{name}.yaml").write_text(yaml.safe_dump({**profile, "name": name}), encoding="utf-8")
     done = run(["deeplight", "prepare", "whole"], project)

@@ -140,7 +140,7 @@ def test_controls_say_that_they_have_not_been_run(project):
         page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")
         text = re.sub(r"<[^>]+>", "", page)
         assert "have not been run" in text, control
-        assert "make controls PROFILE=smoke" in text, control
+        assert f"make {'gain' if control == 'gain' else 'controls'} PROFILE=smoke" in text, control
 
 
 def test_a_second_run_does_nothing(project):
@@ -160,12 +160,12 @@ def test_an_added_fraction_repeats_no_finished_training(project):
     wider.write_text(yaml.safe_dump(profile), encoding="utf-8")
     done = run([*workflow(str(wider)), "--dry-run"], project)
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.MULTILINE))
-    pages = {"statistics": 1, "paper_and_this_run": 1, "control_page": 2, "book": 1}  # baselines and initialisation
-    assert {name: int(n) for name, n in counts.items()} == {"finetuning": 3, **pages, "total": 8}
+    pages = {"statistics": 1, "paper_and_this_run": 1, "control_page": 3, "book": 1}  # baselines, initialisation, steps
+    assert {name: int(n) for name, n in counts.items()} == {"finetuning": 3, **pages, "total": 9}
 
 
 def test_controls_run_and_their_pages_follow(project, warm):
-    done = run(workflow("smoke", controls="yes"), project, **warm)
+    done = run(workflow("smoke", controls="yes", gain="yes"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
     for control in CONTROLS:
         page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from deeplight_core.training.devices import session
 from deeplight_core.training.examples import of_states
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import BatchOrder, Volumes
-from deeplight_core.training.loop import _enter_epoch, _layer_groups, fit, learning_rate
+from deeplight_core.training.loop import _enter_epoch, _epochs_to_measure, _layer_groups, fit, learning_rate
 
 STATES = [("EMOTION", "fear"), ("EMOTION", "neutral")]
 N_TRAIN = 4 * N_KEPT
@@ -125,6 +125,47 @@ def tensorboard(folder: Path) -> Any:
 
     events = EventAccumulator(str(folder / "tensorboard"))
     return events.Reload()
+
+
+# ---- how long, and when it is measured
+
+
+def test_a_small_training_set_gets_epochs_until_there_are_enough_steps(store: Store, tmp_path: Path) -> None:
+    asked = SETTINGS.model_copy(update={"min_steps": 10})  # four epochs of three steps; two are nine at most
+    metrics, _, weights = train(store, tmp_path / "few", asked)
+    assert metrics["step"].unique().tolist() == [3, 6, 9, 12]
+    longer = train(store, tmp_path / "longer", SETTINGS.model_copy(update={"epochs": 4}))
+    assert_same_weights(weights, longer[2])  # the learning rate falls over all of them, too
+    enough = train(store, tmp_path / "enough", SETTINGS.model_copy(update={"min_steps": 6}))
+    assert enough[0]["epoch"].max() == SETTINGS.epochs
+
+
+@pytest.mark.parametrize(
+    ("n_epochs", "evaluations", "epochs"),
+    [(5, None, {1, 2, 3, 4, 5}), (5, 9, {1, 2, 3, 4, 5}), (100, 4, {25, 50, 75, 100}), (7, 3, {3, 5, 7}), (7, 1, {7})],
+)
+def test_epochs_that_are_measured_are_evenly_spaced(n_epochs: int, evaluations: int | None, epochs: set[int]) -> None:
+    assert _epochs_to_measure(n_epochs, evaluations) == epochs
+
+
+def test_measuring_less_often_trains_the_same(store: Store, tmp_path: Path) -> None:
+    often = train(store, tmp_path / "often", SETTINGS.model_copy(update={"epochs": 4}))
+    seldom = train(store, tmp_path / "seldom", SETTINGS.model_copy(update={"epochs": 4, "evaluations": 2}))
+    assert_same_weights(often[2], seldom[2])
+    np.testing.assert_array_equal(often[1], seldom[1])
+    held_out = often[0]["split"] == "validation"
+    pd.testing.assert_frame_equal(
+        often[0][held_out & often[0]["epoch"].isin([2, 4])].reset_index(drop=True),
+        seldom[0][seldom[0]["split"] == "validation"].reset_index(drop=True),
+    )
+    counted, each = (m[m["split"] == "train"].groupby("epoch")["n"].sum() for m in (seldom[0], often[0]))
+    assert counted.to_dict() == {2: each[1] + each[2], 4: each[3] + each[4]}  # counted since the last measurement
+    with pytest.raises(KeyboardInterrupt):  # between two measurements
+        train(
+            store, tmp_path / "killed", SETTINGS.model_copy(update={"epochs": 4, "evaluations": 2}), steps=5, every_s=0
+        )
+    resumed = train(store, tmp_path / "killed", SETTINGS.model_copy(update={"epochs": 4, "evaluations": 2}))
+    pd.testing.assert_frame_equal(resumed[0], seldom[0], check_exact=True)
 
 
 # ---- determinism
@@ -322,7 +363,9 @@ def test_layer_groups_learn_at_their_rates_and_in_their_epochs(store: Store, tmp
 def test_a_frozen_lstm_passes_gradients_on() -> None:
     """cuDNN refuses to outside training; what drops nothing but learns nothing either is outside it."""
     model = DeepLight((7, 8, 9), 2)
-    groups = _layer_groups(model, SETTINGS.model_copy(update={"groups": [LayerGroup(layers="encoder.lstm", rate=0)]}))
+    groups = _layer_groups(
+        model, SETTINGS.model_copy(update={"groups": [LayerGroup(layers="encoder.lstm", rate=0)]}), 2
+    )
     _enter_epoch(model, groups, 1)
     assert model.encoder.training
     assert model.encoder.lstm.training

@@ -23,7 +23,7 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     n = len(planned(profile, name))
     if not missing:
         return f"All {n} trainings of this page are here." if n else "This profile has no trainings for this page."
-    command = make_command("reproduce" if name == "sweep" else "controls", profile.name)
+    command = make_command({"sweep": "reproduce", "gain": "gain"}.get(name, "controls"), profile.name)
     return (
         f"**{len(missing)} of the {n} trainings of this page have not been run**; what is here is shown. `{command}` "
         f"runs the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."

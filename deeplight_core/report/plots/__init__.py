@@ -12,6 +12,7 @@ from deeplight_core.report.plots.decoding import (
     task_curves,
     transfer_map,
 )
+from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
 from deeplight_core.report.plots.model import model_diagram
 from deeplight_core.report.plots.speed import hours_bars, loss_curves, rate_bars, scaling_lines
 from deeplight_core.report.plots.style import TASK_COLOURS, use_style
@@ -26,14 +27,17 @@ __all__ = [
     "design_timeline",
     "difference_bars",
     "fraction_curves",
+    "gain_lines",
     "hours_bars",
     "loss_curves",
     "mask_map",
     "model_diagram",
     "rate_bars",
+    "rate_lines",
     "saved_subjects",
     "scaling_lines",
     "seed_differences",
+    "step_curves",
     "task_bars",
     "task_curves",
     "transfer_map",

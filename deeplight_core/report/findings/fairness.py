@@ -1,0 +1,175 @@
+"""Was the comparison fair? Sentences and tables on training length, learning rates and what was pre-trained on."""
+
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.config import Profile
+from deeplight_core.routes import VARIANTS
+from deeplight_core.sweeps import LONGER
+
+__all__ = [
+    "best_rates",
+    "gain_finding",
+    "gain_table",
+    "length_finding",
+    "length_table",
+    "pace_finding",
+    "rates_finding",
+    "rates_table",
+    "transfer_gain",
+]
+
+TOLERANCE = 0.02  # by how much three times the steps may change a cell
+
+
+def _by_length(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of every variant and fraction (rows) as planned and with more steps (columns)."""
+    chosen = results[results["change"].isin(["", f"x{LONGER}"])]
+    means = chosen.groupby(["variant", "fraction", "n_subjects", "change"])["score"].mean().unstack("change")
+    return means.reindex(columns=["", f"x{LONGER}"]).dropna().set_axis(["planned", "longer"], axis=1)
+
+
+def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
+    """Scores as planned, with three times the steps, and their difference, in a row for each fraction and variant."""
+    means = _by_length(results)
+    table = pd.DataFrame(
+        {
+            "decoder": [VARIANTS[variant].title for variant, _, _ in means.index],
+            f"{unit}s": [f"{n} ({100 * fraction:g}%)" for _, fraction, n in means.index],
+            "as planned": means["planned"].to_numpy(),
+            f"{LONGER} times the steps": means["longer"].to_numpy(),
+            "difference": (means["longer"] - means["planned"]).to_numpy(),
+        }
+    )
+    shares: dict[Any, Any] = {"as planned": "{:.1%}", f"{LONGER} times the steps": "{:.1%}", "difference": "{:+.1%}"}
+    return table.style.format(shares).hide(axis="index")
+
+
+def length_finding(results: pd.DataFrame) -> str:
+    """Whether three times the steps change a cell of the table by two points or more."""
+    means = _by_length(results)
+    if means.empty:
+        return "No decoder has been trained for longer yet."
+    table = means.assign(change=means["longer"] - means["planned"]).reset_index()
+    gain = means.unstack("variant")
+    said = f"With {LONGER} times the steps, {len(table)} cells change by {table['change'].abs().mean():.1%} on average"
+    over = table[table["change"].abs() >= TOLERANCE].to_dict("records")
+    named = ", ".join(f"{VARIANTS[r['variant']].title} with {r['n_subjects']} ({r['change']:+.1%})" for r in over)
+    said += f"; by {TOLERANCE:.0%} or more: {named or 'none'}."
+    if {"pretrained", "scratch"} <= set(means.index.get_level_values("variant")):
+        planned, longer = ((gain[c]["pretrained"] - gain[c]["scratch"]).mean() for c in ("planned", "longer"))
+        said += f" The gain from pre-training, averaged over fractions, is {planned:+.1%}, and then {longer:+.1%}."
+    return said
+
+
+def pace_finding(curves: pd.DataFrame) -> str:
+    """After how many steps each decoder is within two points of its best, at a constant learning rate.
+
+    Parameters
+    ----------
+    curves : `variant, fraction, step, split, subject, score`
+    """
+    held_out = curves[curves["split"] == "validation"]
+    said = []
+    for (fraction, variant), group in held_out.groupby(["fraction", "variant"]):
+        mean = group.groupby("step")["score"].mean()
+        there = mean.index[mean >= mean.max() - TOLERANCE][0]
+        said.append(f"{VARIANTS[str(variant)].title} on {100 * float(str(fraction)):g}%: {there:,} ({mean.max():.1%})")
+    if not said:
+        return "No decoder has been trained at a constant learning rate yet."
+    return f"Steps until a decoder is within {TOLERANCE:.0%} of its best, and that best: " + "; ".join(said) + "."
+
+
+def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean score of every variant (rows) at every learning rate (columns), over fractions, then seeds."""
+    rates = results["change"].str.removeprefix("people-rate").astype(float)
+    means = results.assign(rate=rates).groupby(["variant", "rate", "seed", "fraction"])["score"].mean()
+    table = means.groupby(["variant", "rate"]).mean().unstack("rate")
+    return table.loc[[variant for variant in VARIANTS if variant in table.index]]
+
+
+def best_rates(results: pd.DataFrame) -> dict[str, float]:
+    """Variant → the learning rate with the highest mean score on the people that were simulated for this."""
+    return {str(variant): float(rate) for variant, rate in _by_rate(results).idxmax(axis=1).items()}
+
+
+def rates_table(results: pd.DataFrame) -> Styler:
+    """Mean score of every variant at every learning rate; the best one in bold."""
+    table = _by_rate(results)
+    table.index = pd.Index([VARIANTS[variant].title for variant in table.index])
+    table.columns = pd.Index([f"{rate:g}" for rate in table.columns])
+    return table.style.format("{:.1%}").highlight_max(axis=1, props="font-weight: bold")
+
+
+def rates_finding(profile: Profile, results: pd.DataFrame) -> str:
+    """Which learning rate suits which variant, and whether the profile uses it."""
+    if results.empty:
+        return "No learning rates have been tried yet."
+    best = best_rates(results)
+    used = {variant: profile.finetuning.of(variant).learning_rate for variant in best}
+    named = "; ".join(f"{VARIANTS[variant].title}: {rate:g}" for variant, rate in best.items())
+    other = [variant for variant in best if used[variant] != best[variant]]
+    said = "The profile uses these." if not other else "**The profile uses others** for " + ", ".join(
+        f"{VARIANTS[variant].title} ({used[variant]:g})" for variant in other
+    ) + "."  # fmt: skip
+    tried = _by_rate(results).columns.astype(float)
+    at_edge = [v for v, rate in best.items() if rate in (tried.min(), tried.max())]
+    edge = f" At the edge of the grid: {', '.join(VARIANTS[v].title for v in at_edge)}." if at_edge else ""
+    return f"Best learning rates: {named}. {said}{edge}"
+
+
+def transfer_gain(results: pd.DataFrame) -> pd.DataFrame:
+    """What pre-training adds, by contrast, number of pre-training units and fraction.
+
+    Parameters
+    ----------
+    results : of the control `gain`, with `change` naming contrast and number
+
+    Returns
+    -------
+    `contrast, n_pretraining, fraction, n_subjects, subject, gain`, a row for each held-out subject
+    """
+    names = results["change"].str.extract(r"contrast(?P<contrast>[\d.e+-]+?)(?:-n(?P<n_pretraining>\d+))?$")
+    table = results.assign(contrast=names["contrast"].astype(float), n_pretraining=names["n_pretraining"].astype(float))
+    keys = ["contrast", "fraction", "n_subjects", "subject"]
+    scores = table.groupby(["variant", "n_pretraining", *keys], dropna=False)["score"].mean().reset_index()
+    both = scores[scores["variant"] == "pretrained"].merge(scores[scores["variant"] == "scratch"], on=keys)
+    both = both.assign(gain=both["score_x"] - both["score_y"], n_pretraining=both["n_pretraining_x"].astype(int))
+    return both[["contrast", "n_pretraining", "fraction", "n_subjects", "subject", "gain"]]
+
+
+def gain_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
+    """Mean score of every decoder, dataset and number of pre-training units (rows) by the size of the target's data."""
+    names = results["change"].str.extract(r"contrast(?P<contrast>[\d.e+-]+?)(?:-n(?P<n>\d+))?$").fillna("–")
+    rows = {
+        "contrast": names["contrast"] + "%",
+        f"{unit}s pre-trained on": names["n"],
+        "decoder": results["variant"].map({name: variant.title for name, variant in VARIANTS.items()}),
+    }
+    sizes = results["n_subjects"].map("on {:,}".format)
+    table = results.assign(**rows, size=sizes).groupby([*rows, "size"], sort=False)["score"].mean().unstack("size")
+    shown = table.rename_axis(columns=None).reset_index()
+    return shown.style.format("{:.1%}", subset=list(table.columns)).hide(axis="index")
+
+
+def gain_finding(gain: pd.DataFrame, unit: str = "subject") -> str:
+    """Where pre-training helps most and least, and in how many cases it harms.
+
+    Parameters
+    ----------
+    gain : of `transfer_gain`
+    """
+    if gain.empty:
+        return "Nothing of this grid has been trained yet."
+    means = gain.groupby(["contrast", "n_pretraining", "n_subjects"])["gain"].mean().reset_index()
+    least, *_, most = means.sort_values("gain").to_dict("records")
+    told = [
+        f"{row['n_pretraining']} {unit}(s) to pre-train on, {row['n_subjects']} to fine-tune on and a contrast of "
+        f"{row['contrast']:g}% ({row['gain']:+.1%})"
+        for row in (most, least)
+    ]
+    harmed = int((means["gain"] < 0).sum())
+    below = f"it is below zero in {harmed} of {len(means)} cases"
+    return f"The gain is largest with {told[0]} and smallest with {told[1]}; {below}."

@@ -1,0 +1,122 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeplight_core.config import FinetuningSettings, Profile
+from deeplight_core.report import findings
+
+SUBJECTS = ["s1", "s2", "s3"]
+
+
+def table(rows: list[tuple[str, str, float, int, int, float]]) -> pd.DataFrame:
+    """Results of three subjects each, around a mean score."""
+    columns = ["change", "variant", "fraction", "n_subjects", "seed", "score"]
+    means = pd.DataFrame(rows, columns=columns)
+    each = [means.assign(subject=s, score=means["score"] + d) for s, d in zip(SUBJECTS, (-0.1, 0, 0.1), strict=True)]
+    return pd.concat(each, ignore_index=True)
+
+
+@pytest.fixture
+def lengths() -> pd.DataFrame:
+    return table(
+        [
+            ("", "pretrained", 0.1, 3, 1, 0.70), ("x3", "pretrained", 0.1, 3, 1, 0.71),
+            ("", "scratch", 0.1, 3, 1, 0.40), ("x3", "scratch", 0.1, 3, 1, 0.45),
+            ("", "scratch", 1.0, 30, 1, 0.60),  # not trained for longer yet
+            ("constant", "scratch", 0.1, 3, 1, 0.99),
+        ]
+    )  # fmt: skip
+
+
+def test_cells_that_longer_training_changes_are_named(lengths: pd.DataFrame) -> None:
+    said = findings.length_finding(lengths)
+    assert said == (
+        "With 3 times the steps, 2 cells change by 3.0% on average; "
+        "by 2% or more: DeepLight, from scratch with 3 (+5.0%). "
+        "The gain from pre-training, averaged over fractions, is +30.0%, and then +26.0%."
+    )
+    small = lengths[lengths["variant"] == "pretrained"]
+    assert "by 2% or more: none." in findings.length_finding(small)
+    assert findings.length_finding(lengths[lengths["change"] == ""]) == "No decoder has been trained for longer yet."
+
+
+def test_the_table_of_lengths_has_a_row_for_each_cell(lengths: pd.DataFrame) -> None:
+    shown = findings.length_table(lengths).data  # type: ignore[attr-defined]
+    assert shown["decoder"].tolist() == ["DeepLight, pre-trained", "DeepLight, from scratch"]
+    assert shown["subjects"].tolist() == ["3 (10%)"] * 2
+    assert shown["as planned"].tolist() == pytest.approx([0.70, 0.40])
+    assert shown["3 times the steps"].tolist() == pytest.approx([0.71, 0.45])
+    assert shown["difference"].tolist() == pytest.approx([0.01, 0.05])
+
+
+def test_the_pace_is_when_a_curve_is_near_its_top() -> None:
+    rising = {10: 0.3, 20: 0.5, 30: 0.69, 40: 0.70}
+    curves = pd.DataFrame(
+        [("scratch", 0.1, step, split, s, score) for step, score in rising.items() for s in SUBJECTS
+         for split in ("train", "validation")],
+        columns=["variant", "fraction", "step", "split", "subject", "score"],
+    )  # fmt: skip
+    curves.loc[curves["split"] == "train", "score"] = 1.0  # of no interest
+    assert "DeepLight, from scratch on 10%: 30 (70.0%)." in findings.pace_finding(curves)
+    assert findings.pace_finding(curves[:0]) == "No decoder has been trained at a constant learning rate yet."
+
+
+@pytest.fixture
+def rates() -> pd.DataFrame:
+    """The pre-trained decoder is best at the middle rate, the one from scratch at the highest."""
+    scores = {"pretrained": (0.5, 0.7, 0.6), "scratch": (0.3, 0.4, 0.5)}
+    return table(
+        [
+            (f"people-rate{rate}", variant, fraction, 3, seed, score + 0.1 * fraction)
+            for variant, of in scores.items() for rate, score in zip(("0.0003", "0.001", "0.003"), of, strict=True)
+            for fraction in (0.1, 0.4) for seed in (1, 2)
+        ]
+    )  # fmt: skip
+
+
+def test_every_decoder_has_its_own_best_rate(rates: pd.DataFrame) -> None:
+    assert findings.best_rates(rates) == {"pretrained": 0.001, "scratch": 0.003}
+    shown = findings.rates_table(rates).data  # type: ignore[attr-defined]
+    assert list(shown.columns) == ["0.0003", "0.001", "0.003"]
+    assert shown.loc["DeepLight, from scratch"].tolist() == pytest.approx([0.325, 0.425, 0.525])
+
+
+def test_a_profile_that_uses_other_rates_is_told_so(rates: pd.DataFrame) -> None:
+    tuned = Profile(finetuning=FinetuningSettings(learning_rate=0.001, learning_rates={"scratch": 0.003}))
+    said = findings.rates_finding(tuned, rates)
+    assert "DeepLight, pre-trained: 0.001; DeepLight, from scratch: 0.003. The profile uses these." in said
+    assert said.endswith("At the edge of the grid: DeepLight, from scratch.")
+    other = findings.rates_finding(Profile(finetuning=FinetuningSettings(learning_rate=0.001)), rates)
+    assert "**The profile uses others** for DeepLight, from scratch (0.001)." in other
+    assert findings.rates_finding(tuned, rates[:0]) == "No learning rates have been tried yet."
+
+
+@pytest.fixture
+def grid() -> pd.DataFrame:
+    scores = {("contrast1", "scratch"): 0.3, ("contrast1-n3", "pretrained"): 0.2, ("contrast1-n30", "pretrained"): 0.4,
+              ("contrast2.5", "scratch"): 0.5, ("contrast2.5-n3", "pretrained"): 0.6,
+              ("contrast2.5-n30", "pretrained"): 0.9, ("contrast1", "linear"): 0.45}  # fmt: skip
+    return table([(change, variant, 0.1, 3, 1, score) for (change, variant), score in scores.items()])
+
+
+def test_the_gain_is_over_the_decoder_from_scratch_on_the_same_data(grid: pd.DataFrame) -> None:
+    gain = findings.transfer_gain(grid)
+    assert len(gain) == 4 * len(SUBJECTS)
+    means = gain.groupby(["contrast", "n_pretraining"])["gain"].mean()
+    assert means.to_dict() == pytest.approx({(1.0, 3): -0.1, (1.0, 30): 0.1, (2.5, 3): 0.1, (2.5, 30): 0.4})
+    assert findings.gain_finding(gain) == (
+        "The gain is largest with 30 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 2.5% (+40.0%) and "
+        "smallest with 3 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 1% (-10.0%); it is below zero "
+        "in 1 of 4 cases."
+    )
+    assert findings.transfer_gain(grid[:0]).empty
+    assert findings.gain_finding(gain[:0]) == "Nothing of this grid has been trained yet."
+
+
+def test_the_table_of_the_grid_has_every_decoder(grid: pd.DataFrame) -> None:
+    shown = findings.gain_table(grid).data  # type: ignore[attr-defined]
+    linear = shown[shown["decoder"] == "logistic regression"].iloc[0]
+    assert (linear["contrast"], linear["subjects pre-trained on"]) == ("1%", "–")
+    assert linear["on 3"] == pytest.approx(0.45)
+    assert len(shown) == 7
+    assert np.isfinite(shown["on 3"]).all()
