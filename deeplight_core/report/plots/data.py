@@ -6,11 +6,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from deeplight_core.report.plots.style import OKABE_ITO, colour_of
+from deeplight_core.report.quality import Design
 
-__all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map", "value_map"]
+__all__ = [
+    "activation_maps",
+    "carpet",
+    "class_counts",
+    "design_timeline",
+    "mask_map",
+    "tsnr_distribution",
+    "value_map",
+]
 
 
 _SPLITS = {"train": ("solid: training", 0.95), "validation": ("pale: validation", 0.5), "test": ("palest: test", 0.25)}
@@ -36,29 +46,40 @@ def class_counts(index: pd.DataFrame) -> Figure:
     return figure
 
 
-def design_timeline(
-    blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.ndarray], end_s: Mapping[str, float]
-) -> Figure:
-    """Blocks of one run per task over time; ticks below are the volumes that were kept.
+def tsnr_distribution(runs: pd.DataFrame) -> Figure:
+    """How many runs have which temporal signal-to-noise ratio (their median voxel's), by split.
 
     Parameters
     ----------
-    blocks : task → `onset, duration, state`
-    kept : task → acquisition times (s) of the labelled volumes
-    end_s : task → length of the run
+    runs : `split, median_tsnr`, as a store has them
     """
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(blocks)))
-    for row, (task, table) in enumerate(blocks.items()):
-        states = list(dict.fromkeys(table["state"]))
-        for onset, duration, state in zip(table["onset"], table["duration"], table["state"], strict=True):
+    colours = {split: OKABE_ITO[i] for i, split in enumerate(_SPLITS) if split in set(runs["split"])}
+    figure, axes = plt.subplots(figsize=(7, 2.8))
+    sns.histplot(
+        runs, x="median_tsnr", hue="split", hue_order=list(colours), palette=colours, multiple="stack", alpha=0.85,
+        linewidth=0, ax=axes,
+    )  # fmt: skip
+    axes.set_xlabel("median tSNR of a run")
+    axes.set_ylabel("runs")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.get_legend().set_title("")
+    return figure
+
+
+def design_timeline(designs: Mapping[str, Design]) -> Figure:
+    """Blocks of one run per task over time; ticks below are the volumes that have a state."""
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(designs)))
+    for row, design in enumerate(designs.values()):
+        states = list(dict.fromkeys(design.blocks["state"]))
+        for onset, duration, state in design.blocks[["onset", "duration", "state"]].itertuples(index=False):
             shade = OKABE_ITO[states.index(state) % len(OKABE_ITO)]
             axes.barh(-row, duration, left=onset, height=0.42, color=shade, alpha=0.85, linewidth=0)
             if duration > 10:
                 name = state.replace(" ", "\n")
                 axes.text(onset + duration / 2, -row, name, ha="center", va="center", fontsize=6.5, color="black")
-        axes.plot(kept[task], np.full(len(kept[task]), -row - 0.3), "|", color="#222222", markersize=4)
-        axes.plot([0, end_s[task]], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
-    axes.set_yticks([-r for r in range(len(blocks))], list(blocks))
+        axes.plot(design.labelled_s, np.full(len(design.labelled_s), -row - 0.3), "|", color="#222222", markersize=4)
+        axes.plot([0, design.n_volumes * design.tr_s], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
+    axes.set_yticks([-row for row in range(len(designs))], list(designs))
     axes.set_xlabel("seconds from the start of the run")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
