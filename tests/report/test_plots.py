@@ -151,7 +151,7 @@ def test_every_run_is_in_the_distribution_of_signal_to_noise_ratios():
     runs = pd.DataFrame({"split": ["train"] * 5 + ["test"] * 2, "median_tsnr": [40.0, 41, 42, 90, 91, 40, 41]})
     axes = plots.tsnr_distribution(runs).axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 7
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "test"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["test", "train"]  # as they are stacked
     assert axes.get_xlabel() == "median tSNR of a run"
     one = plots.tsnr_distribution(runs[:1]).axes[0]
     assert sum(bar.get_height() for bar in one.patches) == 1

@@ -7,7 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from deeplight_core.report.plots.style import OKABE_ITO, colour_of
 from deeplight_core.report.quality import Design
@@ -53,16 +56,17 @@ def tsnr_distribution(runs: pd.DataFrame) -> Figure:
     ----------
     runs : `split, median_tsnr`, as a store has them
     """
-    colours = {split: OKABE_ITO[i] for i, split in enumerate(_SPLITS) if split in set(runs["split"])}
+    greys = {"train": "#595959", "validation": "#999999", "test": "#CCCCCC"}
+    there = [split for split in greys if split in set(runs["split"])]
     figure, axes = plt.subplots(figsize=(7, 2.8))
     sns.histplot(
-        runs, x="median_tsnr", hue="split", hue_order=list(colours), palette=colours, multiple="stack", alpha=0.85,
-        linewidth=0, ax=axes,
+        runs, x="median_tsnr", hue="split", hue_order=there[::-1], palette=greys, multiple="stack", alpha=1,
+        edgecolor="white", ax=axes,
     )  # fmt: skip
     axes.set_xlabel("median tSNR of a run")
     axes.set_ylabel("runs")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.get_legend().set_title("")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sns.move_legend(axes, "best", title=None)
     return figure
 
 
@@ -119,12 +123,16 @@ def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str 
     values = np.abs(np.stack([image.get_fdata() for image in maps.values()]))
     top = float(np.percentile(values[values > 0], 99.5)) if values.any() else 1.0
     cuts = _cuts(values.any(axis=0), next(iter(maps.values())).affine, n_cuts)
-    figure, rows = plt.subplots(len(maps), 1, figsize=(9, 1.9 * len(maps)), squeeze=False, layout="none")
+    height = 0.5 + 1.7 * len(maps)
+    figure, rows = plt.subplots(len(maps), 1, figsize=(9, height), squeeze=False, layout="none")
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.5 / height, bottom=0.02)
+    scale = ScalarMappable(Normalize(-top, top), "RdBu_r")
+    figure.colorbar(scale, ax=rows, fraction=0.03, aspect=35, shrink=min(1, 2 / len(maps)))
     anatomy = {} if background is None else {"bg_img": background}
     for axes, (name, image) in zip(rows[:, 0], maps.items(), strict=True):
         plotting.plot_stat_map(
             image, axes=axes, display_mode="z", cut_coords=cuts, vmax=top, threshold=top * 0.15, cmap="RdBu_r",
-            colorbar=True, annotate=True, black_bg=False, draw_cross=False, **anatomy,
+            colorbar=False, annotate=True, black_bg=False, draw_cross=False, **anatomy,
         )  # fmt: skip
         axes.set_title(name, fontsize=11)
     figure.suptitle(label, fontsize=11)
