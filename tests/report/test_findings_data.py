@@ -160,7 +160,7 @@ def test_a_design_says_how_many_volumes_have_a_state_and_which_blocks_none() -> 
         "Volumes with a state: A 12 of 40, B 8 of 40. Every block has volumes."
     )
     some = findings.design_note({"A": design(3, 12, n_empty=1), "B": design(2, 0, n_empty=2), "rest": design(0, 0)})
-    assert some.endswith("rest 0 of 40. No volume lies in 1 block of A and 2 blocks of B.")
+    assert some.endswith("rest 0 of 40. Without any volume: 1 block of A and 2 blocks of B.")
     assert findings.design_note({"rest": design(0, 0)}) == ""
     assert findings.design_note({}) == ""
 

@@ -48,7 +48,9 @@ def test_a_plan_says_who_is_trained_on() -> None:
     assert findings.finetuning_note(runs, "scratch", 0.125, 3, 0, ["r1"]) == (
         "**DeepLight, from scratch**, on 12.5% of the training data: 1 run (`r1`); seed 3."
     )
-    assert findings.finetuning_note(PROFILE, "linear", 1, 3, 2, ["a", "b"]).endswith("(`a`, `b`); seed 3, fold 2.")
+    assert findings.finetuning_note(PROFILE, "linear", 1, 3, 2, ["a", "b"]) == (
+        "**Logistic regression**, on 100% of the training data: 2 subjects (`a`, `b`); seed 3, fold 2."
+    )
 
 
 def test_a_plan_names_numbers_by_their_column() -> None:

@@ -68,7 +68,9 @@ def runs_table(manifest: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Units, runs and volumes of every task (rows) and split (columns)."""
     unit = profile.data.split_unit
     table = manifest.assign(unit=unit_names(manifest, unit)).groupby(["task", "split"])
-    counts = table.agg(**{f"{unit}s": ("unit", "nunique"), "runs": ("image", "size"), "volumes": ("n_volumes", "sum")})
+    counts: Any = table.agg(
+        **{f"{unit}s": ("unit", "nunique"), "runs": ("image", "size"), "volumes": ("n_volumes", "sum")}
+    )
     return counts.unstack("split", fill_value=0).rename_axis(columns=[None, None], index=None)
 
 
@@ -170,7 +172,7 @@ def seconds_table(profile: Profile, store: Store) -> Styler | None:
     if durations is None:
         return None
     durations = durations.drop(columns="why")
-    return durations.style.format(dict.fromkeys(durations.columns.drop("formula"), "{:.0f}"), na_rep="–")
+    return durations.style.format(dict.fromkeys(durations.columns.drop("formula"), "{:,.0f}"), na_rep="–")
 
 
 def seconds_note(profile: Profile, store: Store) -> str:
@@ -209,7 +211,7 @@ def coverage_note(store: Store, shares: np.ndarray) -> str:
     ----------
     shares : (X, Y, Z) share of runs, as `Store.coverage` gives it
     """
-    worst = store.runs.loc[store.runs["mask_overlap"].idxmin()]
+    worst = store.runs.iloc[store.runs["mask_overlap"].argmin()]
     return (
         f"A voxel is kept if at least {store.preprocessing.mask_coverage:.0%} of the runs' masks hold it; "
         f"{(shares[store.mask] == 1).mean():.1%} of the kept ones lie in all of them. The mask of `{worst['run']}` "
@@ -222,7 +224,7 @@ def tsnr_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
     if "median_tsnr" not in runs:
         return None
     table = runs.sort_values("median_tsnr")[list(_QUALITY)].head(n).rename(columns=_QUALITY)
-    formats: dict[Any, str] = {_QUALITY["median_tsnr"]: "{:.0f}", _QUALITY["mask_overlap"]: "{:.1%}"}
+    formats: dict[Any, Any] = {_QUALITY["median_tsnr"]: "{:.0f}", _QUALITY["mask_overlap"]: "{:.1%}"}
     return table.style.hide(axis="index").format(formats).set_table_attributes('class="wrapped"')
 
 
@@ -243,20 +245,20 @@ def design_note(found: Mapping[str, Design]) -> str:
         return ""
     labelled = ", ".join(f"{task} {len(d.labelled_s)} of {d.n_volumes}" for task, d in found.items())
     empty = [f"{counted(d.n_empty, 'block')} of {task}" for task, d in found.items() if d.n_empty]
-    end = f"No volume lies in {' and '.join(empty)}." if empty else "Every block has volumes."
+    end = f"Without any volume: {' and '.join(empty)}." if empty else "Every block has volumes."
     return f"Volumes with a state: {labelled}. {end}"
 
 
 def states_note(index: pd.DataFrame) -> str:
     """The rarest and the most frequent state of the training data; nothing where no volume has a state."""
-    counts = index[(index["split"] == "train") & (index["state"] != "")].groupby(["task", "state"]).size()
-    if counts.empty:
-        return ""
-    (rare_task, rare), (frequent_task, frequent) = counts.idxmin(), counts.idxmax()
-    return (
-        f"The rarest state of the training data is *{rare}* ({rare_task}) with {counts.min():,} volumes, the most "
-        f"frequent one *{frequent}* ({frequent_task}) with {counts.max():,}."
+    trained_on = index[(index["split"] == "train") & (index["state"] != "")]
+    counts = (
+        trained_on.groupby(["task", "state"]).size().sort_values(kind="stable").reset_index(name="n").to_dict("records")
     )
+    if not counts:
+        return ""
+    rare, frequent = (f"*{row['state']}* ({row['task']}) with {row['n']:,}" for row in (counts[0], counts[-1]))
+    return f"The rarest state of the training data is {rare} volumes, the most frequent one {frequent}."
 
 
 def drift_note(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

@@ -1,5 +1,6 @@
 """Sentences about one training: who is trained on, how well it goes, what is taken for what."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,9 @@ def pretraining_note(profile: Profile, route: str, units: list[str]) -> str:
 
 def finetuning_note(profile: Profile, variant: str, fraction: float, seed: int, fold: int, units: list[str]) -> str:
     """Which decoder is trained, and on whom."""
-    in_fold = f", fold {fold}" if fold else ""
+    title, in_fold = VARIANTS[variant].title, f", fold {fold}" if fold else ""
     return (
-        f"**{VARIANTS[variant].title}**, on {100 * fraction:g}% of the training data: "
+        f"**{title[0].upper()}{title[1:]}**, on {100 * fraction:g}% of the training data: "
         f"{counted(len(units), profile.data.split_unit)} ({', '.join(f'`{unit}`' for unit in units)}); "
         f"seed {seed}{in_fold}."
     )
@@ -74,7 +75,7 @@ def curves_note(metrics: pd.DataFrame, unit: str = "subject") -> str:
         measure = MEASURES[str(name)]
         ends = [last_epoch_accuracy(rows, split) for split in ("train", "validation")]
         train, validation = (
-            f"**{measure.format(end.mean())}** (SE {measure.format(float(end.sem()))})" for end in ends
+            f"**{measure.format(end.mean())}** (SE {measure.format(end.std() / math.sqrt(len(end)))})" for end in ends
         )
         sentences.append(
             f"the decoder is right for {train} of the training and {validation} of the validation volumes"
