@@ -140,14 +140,22 @@ def test_coverage_counts_voxels_of_the_common_mask_only() -> None:
     )
 
 
+def test_the_ratio_of_the_poorest_voxels_is_a_percentile() -> None:
+    tsnr = np.random.default_rng(0).permutation(np.arange(1, 202.0))
+    assert findings.tsnr_note(tsnr) == "The median voxel has a ratio of 101; one voxel in twenty lies below 11."
+
+
 def test_the_lowest_signal_to_noise_ratios_come_first() -> None:
-    table = findings.tsnr_table(RUNS, n=2)
+    table = findings.worst_runs_table(RUNS, n=2)
     assert table is not None
     assert table.data["run"].tolist() == ["two", "one"]
-    assert findings.tsnr_note(RUNS) == "The median run has a ratio of 80, the run with the lowest one 40 (50% of it)."
+    assert (
+        findings.worst_runs_note(RUNS)
+        == "The median run has a ratio of 80, the run with the lowest one 40 (50% of it)."
+    )
     structural = RUNS.drop(columns="median_tsnr")
-    assert findings.tsnr_table(structural) is None
-    assert findings.tsnr_note(structural) == ""
+    assert findings.worst_runs_table(structural) is None
+    assert findings.worst_runs_note(structural) == ""
 
 
 def design(n_blocks: int, n_labelled: int, n_empty: int = 0) -> Design:

@@ -17,7 +17,8 @@ from deeplight_core.report.findings.data import (
     seconds_table,
     states_note,
     tsnr_note,
-    tsnr_table,
+    worst_runs_note,
+    worst_runs_table,
 )
 from deeplight_core.report.findings.decoding import fold_note, make_command, missing_note
 from deeplight_core.report.findings.training import (
@@ -61,5 +62,6 @@ __all__ = [
     "states_note",
     "tasks_note",
     "tsnr_note",
-    "tsnr_table",
+    "worst_runs_note",
+    "worst_runs_table",
 ]

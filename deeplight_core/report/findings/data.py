@@ -33,7 +33,8 @@ __all__ = [
     "seconds_table",
     "states_note",
     "tsnr_note",
-    "tsnr_table",
+    "worst_runs_note",
+    "worst_runs_table",
 ]
 
 _COUNTS = {
@@ -219,7 +220,18 @@ def coverage_note(store: Store, shares: np.ndarray) -> str:
     )
 
 
-def tsnr_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
+def tsnr_note(tsnr: np.ndarray) -> str:
+    """The temporal signal-to-noise ratio of the median voxel, and of the poorest.
+
+    Parameters
+    ----------
+    tsnr : (V,) of every voxel
+    """
+    low, median = np.percentile(tsnr, [5, 50])
+    return f"The median voxel has a ratio of {median:.0f}; one voxel in twenty lies below {low:.0f}."
+
+
+def worst_runs_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
     """The n runs with the lowest temporal signal-to-noise ratio; None of structural images, which have none."""
     if "median_tsnr" not in runs:
         return None
@@ -228,7 +240,7 @@ def tsnr_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
     return table.style.hide(axis="index").format(formats).set_table_attributes('class="wrapped"')
 
 
-def tsnr_note(runs: pd.DataFrame) -> str:
+def worst_runs_note(runs: pd.DataFrame) -> str:
     """The median run's signal-to-noise ratio, and the lowest; nothing of structural images, which have none."""
     if "median_tsnr" not in runs:
         return ""
