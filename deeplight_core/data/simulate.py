@@ -30,7 +30,18 @@ from deeplight_core.system.files import write_whole
 from deeplight_core.system.workers import in_processes
 from deeplight_core.tasks import HCP_TR_S, TASKS
 
-__all__ = ["Anatomy", "design", "foci", "grid", "load_anatomy", "plan", "planted_maps", "simulate", "simulate_run"]
+__all__ = [
+    "Anatomy",
+    "design",
+    "foci",
+    "grid",
+    "load_anatomy",
+    "plan",
+    "planted_maps",
+    "planted_path",
+    "simulate",
+    "simulate_run",
+]
 
 # Amplitudes in percent of the baseline, standard deviations over time.
 _THERMAL_2MM = 1.94  # with the physiological parts: tSNR about 50 at 2 mm, 170 at 8 mm
@@ -327,7 +338,7 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
             f"not {json.dumps(stated)}; choose another folder, or delete this one"
         )
     if not record.is_file():
-        _write_planted(root / "planted", settings)
+        _write_planted(root, settings)
         record.write_text(json.dumps(stated) + "\n", encoding="utf-8")
     missing = [row for _, row in manifest.iterrows() if not (root / row["image"]).is_file()]
     if not missing:
@@ -346,9 +357,14 @@ def _simulate_and_write(row: pd.Series, root: Path, settings: SimulationSettings
     write_whole(root / row["image"], lambda p: nib.save(bold, p))
 
 
-def _write_planted(folder: Path, settings: SimulationSettings) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def planted_path(root: Path, task: str, state: str) -> Path:
+    """Where a dataset keeps the true map of a state."""
+    return root / "planted" / f"{task}_{state.replace(' ', '-')}.nii.gz"
+
+
+def _write_planted(root: Path, settings: SimulationSettings) -> None:
+    (root / "planted").mkdir(parents=True, exist_ok=True)
     anatomy = load_anatomy(settings.resolution_mm)
     for task in TASKS:
         for state, values in planted_maps(task, anatomy, settings.seed).items():
-            nib.save(anatomy.image(values), folder / f"{task}_{state.replace(' ', '-')}.nii.gz")
+            nib.save(anatomy.image(values), planted_path(root, task, state))

@@ -4,25 +4,31 @@ The paper's results are typed here only; its settings are in `profiles/paper.yam
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 
 from deeplight_core.analysis.statistics import against_chance, balanced, compare, compare_cells, subject_means
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import PreprocessingSettings, Profile, differences
 from deeplight_core.data.events import label_frames
-from deeplight_core.data.simulate import design
-from deeplight_core.models.deeplight import Layer
+from deeplight_core.data.manifest import unit_names
+from deeplight_core.data.simulate import design, grid
+from deeplight_core.data.store import Store
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import planned
 from deeplight_core.tasks import HCP_TR_S, TASKS
 from deeplight_core.training.examples import draw_units
 
+if TYPE_CHECKING:  # it imports torch
+    from deeplight_core.models.deeplight import Layer
+
 __all__ = [
     "N_TRAIN",
     "REPORTED",
     "decoder_facts",
+    "deviations",
     "full_run",
     "label_rule",
     "last_epoch_accuracy",
@@ -152,7 +158,38 @@ def table1(index: pd.DataFrame, tr_s: float) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{**sums, "formula": "", "why": ""}], index=["Total"])])
 
 
-def decoder_facts(full_grid: list[Layer], this_run: list[Layer]) -> pd.DataFrame:
+def deviations(recipe: Profile, profile: Profile, store: Store, manifest: pd.DataFrame) -> pd.DataFrame:
+    """What of a run is not the paper's: grid, repetition time, numbers of units, settings.
+
+    Parameters
+    ----------
+    recipe : the paper's own profile
+    manifest : the rows that the store was made of
+
+    Returns
+    -------
+    a row for each difference, with columns `paper` and `this run`
+    """
+    units = unit_names(manifest, profile.data.split_unit).groupby(manifest["split"]).nunique()
+    facts = {
+        "paper": _size(*grid(resolution_mm=2), HCP_TR_S, [N_TRAIN, recipe.data.n_validation]),
+        "this run": _size(store.mask.shape, store.affine, store.info["tr_s"], [units[split] for split in store.splits]),
+    }
+    names = ["grid (voxels)", "voxel (mm)", "TR (s)", f"{profile.data.split_unit}s (training + validation)"]
+    table = pd.DataFrame(facts, index=names)
+    return pd.concat([table[table["paper"] != table["this run"]], differences(recipe, profile)])
+
+
+def _size(shape: tuple[int, ...], affine: np.ndarray, tr_s: float | None, n_units: list[int]) -> list[str]:
+    return [
+        " × ".join(map(str, shape)),
+        " × ".join(f"{mm:g}" for mm in voxel_sizes(affine)),
+        "–" if tr_s is None else f"{tr_s:g}",
+        " + ".join(map(str, n_units)),
+    ]
+
+
+def decoder_facts(full_grid: "list[Layer]", this_run: "list[Layer]") -> pd.DataFrame:
     """Fig. 1 in numbers: what the paper says of the decoder beside two models' own layers.
 
     Parameters
@@ -165,7 +202,7 @@ def decoder_facts(full_grid: list[Layer], this_run: list[Layer]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["decoder", "paper", "here, on the paper's grid", "here, on this run's grid"])
 
 
-def _facts(layers: list[Layer]) -> list[str]:
+def _facts(layers: "list[Layer]") -> list[str]:
     convolutions = [layer for layer in layers if layer.kind == "convolution"]
     lstm, head = layers[-2:]
     return [

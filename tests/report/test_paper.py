@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Dataset
 from scipy import stats
 
-from deeplight_core.config import PreprocessingSettings, load_profile
+from deeplight_core.config import PreprocessingSettings, Profile, load_profile
+from deeplight_core.data.store import Store
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.report import paper
 from deeplight_core.tasks import TASKS
@@ -67,6 +70,23 @@ def test_the_label_rule_drops_two_volumes_of_every_block() -> None:
         assert rows.loc[task, "label rule"] == pytest.approx(blocks * (length - 2 * 0.72), abs=blocks * 0.72), task
     assert (rows["why"][:-1] != "").all()
     assert set(rows.index) == {*TASKS, "Total"}
+
+
+def test_deviations_are_facts_of_the_grid_and_settings_that_differ(
+    store: Store, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    recipe = load_profile("paper")
+    table = paper.deviations(recipe, tiny_profile, store, dataset[0])
+    assert table.loc["grid (voxels)"].tolist() == ["91 × 109 × 91", "7 × 8 × 9"]
+    assert table.loc["voxel (mm)"].tolist() == ["2 × 2 × 2", "3 × 3.5 × 4"]
+    assert table.loc["TR (s)"].tolist() == ["0.72", "2"]
+    assert table.loc["subjects (training + validation)"].tolist() == ["300 + 100", "4 + 2"]
+    assert table.loc["finetuning.epochs"].tolist() == ["50", "2"]
+    assert (table["paper"] != table["this run"]).all()
+    same_tr = replace(store, info={**store.info, "tr_s": 0.72})
+    assert "TR (s)" not in paper.deviations(recipe, tiny_profile, same_tr, dataset[0]).index
+    structural = replace(store, info={**store.info, "tr_s": None})
+    assert paper.deviations(recipe, tiny_profile, structural, dataset[0]).loc["TR (s)", "this run"] == "–"
 
 
 def test_the_decoder_is_the_papers_on_its_grid() -> None:

@@ -14,6 +14,7 @@ from deeplight_core.analysis import statistics
 from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.models.deeplight import DeepLight, Layer
 from deeplight_core.report import plots
+from deeplight_core.report.quality import Design
 from deeplight_core.routes import VARIANTS
 
 SUBJECTS = [f"s{i}" for i in range(5)]
@@ -135,13 +136,32 @@ def test_carpet_shows_voxels_as_rows_and_survives_constant_ones():
     assert panel.get_extent()[:2] == [0, 18.0]
 
 
-def test_fraction_curves_and_timeline_and_maps_draw(metrics):
-    blocks = pd.DataFrame({"onset": [0.0, 30.0], "duration": [20.0, 20.0], "state": ["face", "left finger"]})
+def test_the_timeline_has_a_row_of_blocks_for_each_task_and_ticks_below():
+    blocks = pd.DataFrame({"onset": [0.0, 30.0], "duration": [20.0, 9.0], "state": ["face", "left finger"]})
+    motor = Design(blocks, np.array([4.0, 6.0, 8.0]), n_volumes=30, tr_s=2.0, n_empty=1)
+    rest = Design(blocks[:0], np.array([]), n_volumes=50, tr_s=2.0, n_empty=0)
+    axes = plots.design_timeline({"MOTOR": motor, "REST": rest}).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 20), (30, 9)]
+    assert [text.get_text() for text in axes.texts] == ["face"]  # the other block is too short for its name
+    assert [line.get_xdata().tolist() for line in axes.get_lines()] == [[4, 6, 8], [0, 60], [], [0, 100]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["MOTOR", "REST"]
+
+
+def test_every_run_is_in_the_distribution_of_signal_to_noise_ratios():
+    runs = pd.DataFrame({"split": ["train"] * 5 + ["test"] * 2, "median_tsnr": [40.0, 41, 42, 90, 91, 40, 41]})
+    axes = plots.tsnr_distribution(runs).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 7
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["test", "train"]  # as they are stacked
+    assert axes.get_xlabel() == "median tSNR of a run"
+    one = plots.tsnr_distribution(runs[:1]).axes[0]
+    assert sum(bar.get_height() for bar in one.patches) == 1
+
+
+def test_fraction_curves_and_maps_draw(metrics):
     image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(7, 8, 9)).astype(np.float32), np.diag([8.0, 8, 8, 1]))
     mask = nib.Nifti1Image((image.get_fdata() > 0).astype(np.uint8), image.affine)
     figures = [
         plots.fraction_curves(metrics, 4),
-        plots.design_timeline({"MOTOR": blocks}, {"MOTOR": np.array([4.0, 6.0])}, {"MOTOR": 60.0}),
         plots.activation_maps({"face": image}, background=image, n_cuts=2),
         plots.mask_map(mask, background=image),
     ]

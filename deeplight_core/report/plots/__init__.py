@@ -1,6 +1,14 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
-from deeplight_core.report.plots.data import activation_maps, carpet, class_counts, design_timeline, mask_map, value_map
+from deeplight_core.report.plots.data import (
+    activation_maps,
+    carpet,
+    class_counts,
+    design_timeline,
+    mask_map,
+    tsnr_distribution,
+    value_map,
+)
 from deeplight_core.report.plots.decoding import (
     accuracy_by_fraction,
     confusion_matrix,
@@ -41,6 +49,7 @@ __all__ = [
     "task_bars",
     "task_curves",
     "transfer_map",
+    "tsnr_distribution",
     "use_style",
     "value_map",
 ]

@@ -6,11 +6,24 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from deeplight_core.report.plots.style import OKABE_ITO, colour_of
+from deeplight_core.report.quality import Design
 
-__all__ = ["activation_maps", "carpet", "class_counts", "design_timeline", "mask_map", "value_map"]
+__all__ = [
+    "activation_maps",
+    "carpet",
+    "class_counts",
+    "design_timeline",
+    "mask_map",
+    "tsnr_distribution",
+    "value_map",
+]
 
 
 _SPLITS = {"train": ("solid: training", 0.95), "validation": ("pale: validation", 0.5), "test": ("palest: test", 0.25)}
@@ -36,29 +49,41 @@ def class_counts(index: pd.DataFrame) -> Figure:
     return figure
 
 
-def design_timeline(
-    blocks: Mapping[str, pd.DataFrame], kept: Mapping[str, np.ndarray], end_s: Mapping[str, float]
-) -> Figure:
-    """Blocks of one run per task over time; ticks below are the volumes that were kept.
+def tsnr_distribution(runs: pd.DataFrame) -> Figure:
+    """How many runs have which temporal signal-to-noise ratio (their median voxel's), by split.
 
     Parameters
     ----------
-    blocks : task → `onset, duration, state`
-    kept : task → acquisition times (s) of the labelled volumes
-    end_s : task → length of the run
+    runs : `split, median_tsnr`, as a store has them
     """
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(blocks)))
-    for row, (task, table) in enumerate(blocks.items()):
-        states = list(dict.fromkeys(table["state"]))
-        for onset, duration, state in zip(table["onset"], table["duration"], table["state"], strict=True):
+    greys = {"train": "#595959", "validation": "#999999", "test": "#CCCCCC"}
+    there = [split for split in greys if split in set(runs["split"])]
+    figure, axes = plt.subplots(figsize=(7, 2.8))
+    sns.histplot(
+        runs, x="median_tsnr", hue="split", hue_order=there[::-1], palette=greys, multiple="stack", alpha=1,
+        edgecolor="white", ax=axes,
+    )  # fmt: skip
+    axes.set_xlabel("median tSNR of a run")
+    axes.set_ylabel("runs")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sns.move_legend(axes, "best", title=None)
+    return figure
+
+
+def design_timeline(designs: Mapping[str, Design]) -> Figure:
+    """Blocks of one run per task over time; ticks below are the volumes that have a state."""
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.75 * len(designs)))
+    for row, design in enumerate(designs.values()):
+        states = list(dict.fromkeys(design.blocks["state"]))
+        for onset, duration, state in design.blocks[["onset", "duration", "state"]].itertuples(index=False):
             shade = OKABE_ITO[states.index(state) % len(OKABE_ITO)]
             axes.barh(-row, duration, left=onset, height=0.42, color=shade, alpha=0.85, linewidth=0)
             if duration > 10:
                 name = state.replace(" ", "\n")
                 axes.text(onset + duration / 2, -row, name, ha="center", va="center", fontsize=6.5, color="black")
-        axes.plot(kept[task], np.full(len(kept[task]), -row - 0.3), "|", color="#222222", markersize=4)
-        axes.plot([0, end_s[task]], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
-    axes.set_yticks([-r for r in range(len(blocks))], list(blocks))
+        axes.plot(design.labelled_s, np.full(len(design.labelled_s), -row - 0.3), "|", color="#222222", markersize=4)
+        axes.plot([0, design.n_volumes * design.tr_s], [-row - 0.42] * 2, color="#BBBBBB", linewidth=0.8)
+    axes.set_yticks([-row for row in range(len(designs))], list(designs))
     axes.set_xlabel("seconds from the start of the run")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
@@ -98,12 +123,16 @@ def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str 
     values = np.abs(np.stack([image.get_fdata() for image in maps.values()]))
     top = float(np.percentile(values[values > 0], 99.5)) if values.any() else 1.0
     cuts = _cuts(values.any(axis=0), next(iter(maps.values())).affine, n_cuts)
-    figure, rows = plt.subplots(len(maps), 1, figsize=(9, 1.9 * len(maps)), squeeze=False, layout="none")
+    height = 0.5 + 1.7 * len(maps)
+    figure, rows = plt.subplots(len(maps), 1, figsize=(9, height), squeeze=False, layout="none")
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.5 / height, bottom=0.02)
+    scale = ScalarMappable(Normalize(-top, top), "RdBu_r")
+    figure.colorbar(scale, ax=rows, fraction=0.03, aspect=35, shrink=min(1, 2 / len(maps)))
     anatomy = {} if background is None else {"bg_img": background}
     for axes, (name, image) in zip(rows[:, 0], maps.items(), strict=True):
         plotting.plot_stat_map(
             image, axes=axes, display_mode="z", cut_coords=cuts, vmax=top, threshold=top * 0.15, cmap="RdBu_r",
-            colorbar=True, annotate=True, black_bg=False, draw_cross=False, **anatomy,
+            colorbar=False, annotate=True, black_bg=False, draw_cross=False, **anatomy,
         )  # fmt: skip
         axes.set_title(name, fontsize=11)
     figure.suptitle(label, fontsize=11)
