@@ -54,6 +54,7 @@ from deeplight_core.training.examples import Examples, draw_units, fold_units, p
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
+from deeplight_core.training.metrics import COLUMNS as METRICS
 
 __all__ = [
     "Split",
@@ -69,6 +70,8 @@ __all__ = [
     "reported_rows",
     "series",
     "sweep_curves",
+    "sweep_predictions",
+    "sweep_pretraining_curves",
     "sweep_results",
 ]
 
@@ -616,6 +619,20 @@ def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Traini
     return {cell: training for cell, training in found.items() if training}
 
 
+def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:
+    """The metrics of the pre-training with the sweep's first seed, of its first fold; without any row if unfinished."""
+    training = pretraining(profile, profile.sweep.seeds[0], fold=1 if profile.sweep.folds else 0)
+    return training.metrics() if training.finished else pd.DataFrame(columns=list(METRICS))
+
+
+def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
+    """The predictions of the sweep's finished trainings at a fraction, with the first seed, and their `variant`."""
+    cells = [c for c in planned(profile, "sweep") if (c.fraction, c.seed) == (fraction, profile.sweep.seeds[0])]
+    finished = finished_trainings(profile, cells)
+    tables = [training.predictions().assign(variant=cell.variant) for cell, training in finished.items()]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variant"])
+
+
 def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
     """The index rows with a state of the units that the sweep reports, of its fixed split or of all folds."""
     splits = _Splits(profile, open_store(profile.store))
@@ -627,15 +644,17 @@ def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
 def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
     """The metrics of a sweep's finished deep trainings in one table (see `Training.metrics`).
 
-    Columns `variant, fraction, n_subjects, seed, fold, change` are added.
+    Columns `training` (the name of its folder), `variant, fraction, n_subjects, seed, change` are added. There is no
+    `fold`, as in the results out of fold: each subject's curve is from the folds that held it out.
     """
     deep = [cell for cell in planned(profile, name) if VARIANTS[cell.variant].learner == "deep"]
-    finished = finished_trainings(profile, deep)
+    own = ["variant", "fraction", "seed", "change"]
     tables = []
-    for cell, training in finished.items():
-        which = {name: getattr(cell, name) for name in ("variant", "fraction", "seed", "fold", "change")}
-        tables.append(training.metrics().assign(n_subjects=len(training.units), **which))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["change", "split"])
+    for cell, training in finished_trainings(profile, deep).items():
+        which = {"training": training.folder.name, "n_subjects": len(training.units)}
+        tables.append(training.metrics().assign(**which, **{key: getattr(cell, key) for key in own}))
+    columns = [*METRICS, "training", "n_subjects", *own]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:

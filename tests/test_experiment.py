@@ -22,6 +22,9 @@ from deeplight_core.experiment import (
     prepare_data,
     pretrain,
     pretraining,
+    sweep_curves,
+    sweep_predictions,
+    sweep_pretraining_curves,
     sweep_results,
 )
 from deeplight_core.routes import ROUTES
@@ -85,6 +88,30 @@ def test_finished_trainings_are_found(project: Path, tiny_profile: Profile, caps
             f"finetuning {variant} 50% (2 subjects), seed 1: found in {again.folder.name}\n"
         )
     assert times(project) == before
+
+
+def test_metrics_and_predictions_of_a_sweep_say_whose_they_are(project: Path, tiny_profile: Profile) -> None:
+    more = changed(tiny_profile, "sweep", fractions=[0.5, 1.0])
+    metrics, predictions = sweep_curves(more), sweep_predictions(more, 0.5)
+    of_scratch = finetuning(more, "scratch", 0.5, 1)
+    own = metrics[metrics["variant"] == "scratch"].reset_index(drop=True)
+    assert set(own["training"]) == {of_scratch.folder.name}
+    assert own[["fraction", "n_subjects", "seed"]].drop_duplicates().to_numpy().tolist() == [[0.5, 2, 1]]
+    pd.testing.assert_frame_equal(own[list(of_scratch.metrics())], of_scratch.metrics())
+    assert set(metrics["variant"]) == {"pretrained", "scratch"}
+    assert predictions["variant"].unique().tolist() == VARIANTS
+    assert len(predictions) == sum(len(finetuning(more, v, 0.5, 1).predictions()) for v in VARIANTS)
+    pd.testing.assert_frame_equal(sweep_pretraining_curves(more), pretraining(more, 1).metrics())
+
+
+def test_metrics_of_nothing_have_their_columns(project: Path, tiny_profile: Profile) -> None:
+    other = changed(tiny_profile, "sweep", fractions=[1.0], seeds=[7])
+    metrics = sweep_curves(tiny_profile)
+    assert sweep_curves(other).empty
+    assert list(sweep_curves(other)) == list(metrics)
+    assert list(sweep_pretraining_curves(other)) == list(sweep_pretraining_curves(tiny_profile))
+    assert sweep_pretraining_curves(other).empty
+    assert sweep_predictions(other, 1.0).empty
 
 
 def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile) -> None:

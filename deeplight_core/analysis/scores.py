@@ -1,4 +1,4 @@
-"""What was answered, as tables: predictions, scores of each subject, confusions.
+"""What was answered, as tables: predictions, scores of each subject, learning curves, confusions.
 
 Knows no model: gets tables of examples and arrays of answers. `subject` is the unit of the splits everywhere: the
 subject, or the run where there is one subject only.
@@ -11,6 +11,8 @@ from deeplight_core.analysis.measures import group_value
 
 __all__ = [
     "COLUMNS",
+    "at_the_end",
+    "common_steps",
     "confusion",
     "constant_answer",
     "group_scores",
@@ -150,6 +152,37 @@ def _means(score: pd.Series, predictions: pd.DataFrame, target: str, measure: st
     by_subject = score.groupby([predictions[c] for c in ("dataset", "task", "subject")])
     table = by_subject.agg(score="mean", n="count").reset_index()
     return table[table["n"] > 0].assign(target=target, measure=measure)
+
+
+def at_the_end(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each training's last measurement.
+
+    Parameters
+    ----------
+    metrics : `epoch` and what tells trainings apart, of `training, variant, fraction, seed`; one training needs none
+    """
+    named = _trainings(metrics)
+    last = metrics.groupby(named)["epoch"].transform("max") if named else metrics["epoch"].max()
+    return metrics[metrics["epoch"] == last]
+
+
+def common_steps(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The metrics with one `step` for the first measurement of all seeds and folds, one for the second, and so on.
+
+    Their subjects can have more or fewer volumes, and so a few steps more or less to an epoch; the mean takes their
+    place, for each variant and fraction.
+
+    Parameters
+    ----------
+    metrics : `variant, fraction, step`, and what else tells trainings apart, of `training, seed`
+    """
+    turn = metrics.groupby(_trainings(metrics))["step"].rank("dense")
+    step = metrics.groupby([metrics["variant"], metrics["fraction"], turn])["step"].transform("mean")
+    return metrics.assign(step=step)
+
+
+def _trainings(metrics: pd.DataFrame) -> list[str]:
+    return [column for column in ("training", "variant", "fraction", "seed") if column in metrics]
 
 
 def constant_answer(rows: pd.DataFrame) -> float:

@@ -22,6 +22,7 @@ __all__ = [
     "compare_cells",
     "compare_folds",
     "mean_intervals",
+    "of_complete_seeds",
     "only",
     "out_of_fold",
     "seed_model",
@@ -376,6 +377,15 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
         )  # fmt: skip
     names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "better", "dof", "p"]
     return pd.DataFrame(rows, columns=[*names, "sd_subject", "sd_seed", "sd_rest"])
+
+
+def of_complete_seeds(
+    results: pd.DataFrame, fractions: list[float], a: str = "pretrained", b: str = "scratch"
+) -> pd.DataFrame:
+    """The rows of two variants, some fractions, and those seeds that have both variants at all of these fractions."""
+    chosen = results[results["variant"].isin([a, b]) & results["fraction"].isin(fractions)]
+    cells = chosen[["seed", "variant", "fraction"]].drop_duplicates().groupby("seed").size()
+    return chosen[chosen["seed"].isin(cells.index[cells == 2 * len(fractions)])]
 
 
 def _crossed_variances(table: np.ndarray) -> dict[str, float]:

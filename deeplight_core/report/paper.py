@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
+from deeplight_core.analysis.scores import at_the_end, common_steps
 from deeplight_core.analysis.statistics import against_chance, balanced, compare, compare_cells, subject_means
 from deeplight_core.config import PreprocessingSettings, Profile, differences
 from deeplight_core.data.events import label_frames
@@ -32,6 +33,7 @@ __all__ = [
     "full_run",
     "label_rule",
     "last_epoch_accuracy",
+    "reported_difference",
     "side_by_side",
     "table1",
 ]
@@ -222,10 +224,19 @@ def last_epoch_accuracy(metrics: pd.DataFrame, split: str, without: tuple[str, .
 
     Parameters
     ----------
-    metrics : `epoch, split, task, subject, score` of one training, or of several with other seeds
+    metrics : `epoch, split, task, subject, score` of one training, or of several (see `scores.at_the_end`)
     """
-    last = metrics[(metrics["epoch"] == metrics["epoch"].max()) & (metrics["split"] == split)]
+    last = at_the_end(metrics[metrics["split"] == split])
     return last[~last["task"].isin(without)].groupby("subject")["score"].mean()
+
+
+def reported_difference() -> str:
+    """What the paper reports of the difference between both decoders, as a sentence."""
+    all_data = REPORTED["pretrained, 100%, validation"] - REPORTED["scratch, 100%, validation"]
+    return (
+        f"In the paper it is {_points(REPORTED['difference, 1%'])} at 1% and {_points(all_data)} at 100%; the page "
+        "*Paper and this run, side by side* has every number."
+    )
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ def side_by_side(
     Parameters
     ----------
     pretraining : metrics of the pre-training (`epoch, split, task, subject, score`)
-    curves : metrics of the fine-tunings, with `variant, fraction, seed`
+    curves : metrics of the fine-tunings (`experiment.sweep_curves`)
     results : the results table
     n_source : number of states of the source
     constant : `scores.constant_answer` of the source and of the target: what a decoder has to beat
@@ -290,7 +301,7 @@ def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alp
                 _better_than(constant), _above(accuracy, constant, alpha),
             )
         )  # fmt: skip
-    last = metrics[(metrics["epoch"] == metrics["epoch"].max()) & (metrics["split"] == "validation")]
+    last = at_the_end(metrics[metrics["split"] == "validation"])
     tasks = last.groupby("task")["score"].mean()
     others = tasks.drop("GAMBLING", errors="ignore")
     low, high = (REPORTED[f"pretraining accuracy, {which} of five tasks"] for which in ("lowest", "highest"))
@@ -359,7 +370,7 @@ def _small_data_rows(results: pd.DataFrame, constant: float, alpha: float) -> li
 
 def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: int) -> list[_Row]:
     rows = []
-    ends = curves[curves["epoch"] == curves.groupby(["variant", "fraction", "seed"])["epoch"].transform("max")]
+    ends = at_the_end(curves)
     for split, panel in (("train", "C"), ("validation", "F")):
         means = ends[ends["split"] == split].groupby(["fraction", "variant"])["score"].mean().unstack()
         quantity = f"fractions at which pre-trained is higher, {'training' if split == 'train' else split}"
@@ -377,19 +388,23 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
             table = compare(results, n_tests=n_fractions)
             ours += f"; {int((table['significant'] & table['better']).sum())} significant"
         rows.append(_Row(f"Fig. 3 {panel}", quantity, "7 of 7", ours, claim, holds))
-    epochs = curves[(curves["split"] == "validation") & (curves["fraction"] == 1)]
-    by_epoch = epochs.groupby(["variant", "epoch"])["score"].mean()
-    quantity, claim = "epochs until from scratch's last accuracy is reached, all data", "less training time"
-    if {"pretrained", "scratch"} <= set(epochs["variant"]):
-        goal = by_epoch["scratch"].iloc[-1]
-        needed = {v: by_epoch[v][by_epoch[v] >= goal].index.min() for v in ("pretrained", "scratch")}
-        ours = ", ".join(
-            f"{title} {needed[v]:.0f}" if np.isfinite(needed[v]) else f"{title} never"
-            for v, title in (("pretrained", "pre-trained"), ("scratch", "from scratch"))
-        )
-        fewer = bool(needed["pretrained"] < needed["scratch"])
-        return [*rows, _Row("Fig. 3 D, E", quantity, "fewer", ours, claim, fewer)]
-    return [*rows, _Row("Fig. 3 D, E", quantity, "fewer", claim=claim)]
+    return [*rows, _time_row(curves)]
+
+
+def _time_row(curves: pd.DataFrame) -> _Row:
+    where, quantity = "Fig. 3 D, E", "steps until from scratch's last accuracy is reached, all data"
+    claim = "less training time"
+    held_out = common_steps(curves[(curves["split"] == "validation") & (curves["fraction"] == 1)])
+    by_step = held_out.groupby(["variant", "step"])["score"].mean()
+    if not {"pretrained", "scratch"} <= set(held_out["variant"]):
+        return _Row(where, quantity, "fewer", claim=claim)
+    goal = by_step["scratch"].iloc[-1]
+    needed = {v: by_step[v][by_step[v] >= goal].index.min() for v in ("pretrained", "scratch")}
+    ours = ", ".join(
+        f"{title} {needed[v]:,.0f}" if np.isfinite(needed[v]) else f"{title} never"
+        for v, title in (("pretrained", "pre-trained"), ("scratch", "from scratch"))
+    )
+    return _Row(where, quantity, "fewer", ours, claim, bool(needed["pretrained"] < needed["scratch"]))
 
 
 def _tested(

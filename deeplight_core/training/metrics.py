@@ -14,9 +14,9 @@ from deeplight_core.system.files import write_whole
 from deeplight_core.system.progress import Bar, duration
 from deeplight_core.training.inference import Answers
 
-__all__ = ["Metrics", "Tally"]
+__all__ = ["COLUMNS", "Metrics", "Tally"]
 
-_COLUMNS = ("epoch", "step", "split", "task", "target", "subject", "measure", "score", "n", "loss")
+COLUMNS = ("epoch", "step", "split", "task", "target", "subject", "measure", "score", "n", "loss")
 
 
 class Tally:
@@ -129,7 +129,7 @@ class Metrics:
         measured = np.hstack([seen, answers.each[:, None], np.where(known, answers.score, 0), known])
         both = [self._epoch_rows(train, counts, "train"), self._epoch_rows(held_out, measured, "validation")]
         rows = pd.concat(both).assign(epoch=epoch, step=step)
-        self.table = pd.concat([self.table, rows[list(_COLUMNS)]], ignore_index=True)
+        self.table = pd.concat([self.table, rows[list(COLUMNS)]], ignore_index=True)
         if self._writer is None:
             return
         said = {}

@@ -7,6 +7,8 @@ from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
 from deeplight_core.analysis.scores import (
     COLUMNS,
+    at_the_end,
+    common_steps,
     confusion,
     constant_answer,
     group_scores,
@@ -159,3 +161,34 @@ def test_the_best_constant_answer_is_that_of_a_plain_loop() -> None:
     by_hand = {"x": (3 / 4 + 1 / 2) / 4, "y": (1 / 4 + 1 / 2) / 4, "z": (1 + 1 / 2) / 4, "w": (1 / 2) / 4}
     assert constant_answer(rows) == pytest.approx(max(by_hand.values()))
     assert constant_answer(rows[rows["unit"] == "2"]) == pytest.approx(1 / 4)
+
+
+def trainings() -> pd.DataFrame:
+    """Three trainings of a variant and a fraction each, with other numbers of epochs and of steps in an epoch."""
+    rows = [
+        (name, fraction, seed, epoch, epoch * per_epoch)
+        for name, fraction, seed, epochs, per_epoch in (
+            ("a", 0.1, 1, (2, 4), 10), ("b", 0.1, 2, (2, 4), 12), ("c", 1.0, 1, (1,), 50)
+        )
+        for epoch in epochs for _ in ("s1", "s2")
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["training", "fraction", "seed", "epoch", "step"])
+    return table.assign(variant="scratch")
+
+
+def test_every_training_ends_with_its_own_last_epoch() -> None:
+    table = trainings()
+    assert at_the_end(table)[["training", "epoch"]].drop_duplicates().to_numpy().tolist() == [
+        ["a", 4],
+        ["b", 4],
+        ["c", 1],
+    ]
+    one = table[table["training"] == "a"][["epoch", "step"]]
+    assert at_the_end(one)["step"].tolist() == [40, 40]
+    assert at_the_end(table[:0]).empty
+
+
+def test_seeds_are_measured_at_their_mean_step() -> None:
+    table = common_steps(trainings())
+    assert table.groupby("training")["step"].unique().map(list).to_dict() == {"a": [22, 44], "b": [22, 44], "c": [50]}
+    assert common_steps(trainings()[:0]).empty

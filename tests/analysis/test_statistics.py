@@ -16,6 +16,7 @@ from deeplight_core.analysis.statistics import (
     compare_cells,
     compare_folds,
     mean_intervals,
+    of_complete_seeds,
     only,
     seed_model,
     subject_means,
@@ -242,6 +243,17 @@ def test_one_seed_has_no_mixed_model_and_gaps_are_named():
 
 
 # ---- subjects saved
+
+
+def test_complete_seeds_have_both_variants_at_every_fraction():
+    table = results({0.1: 0.2, 0.5: 0.1, 1.0: 0.0}, seeds=(1, 2, 3))
+    lacks = (table["seed"] == 2) & (table["fraction"] == 0.5) & (table["variant"] == "scratch")
+    complete = of_complete_seeds(pd.concat([table[~lacks], table.assign(variant="linear")]), [0.1, 0.5])
+    assert set(complete["seed"]) == {1, 3}
+    assert set(complete["fraction"]) == {0.1, 0.5}
+    assert set(complete["variant"]) == {"pretrained", "scratch"}
+    assert set(of_complete_seeds(table[~lacks], [0.1])["seed"]) == {1, 2, 3}
+    assert of_complete_seeds(table[:0], [0.1]).empty
 
 
 def curves(pretrained, scratch, random=None, sizes=(1, 3, 10, 30), subjects=30):

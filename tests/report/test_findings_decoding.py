@@ -1,10 +1,40 @@
 import numpy as np
 import pandas as pd
+import pytest
+from pandas.io.formats.style import Styler
+from scipy import stats
 
+from deeplight_core.analysis import statistics
 from deeplight_core.config import DataSettings, Profile, SimulationSettings
 from deeplight_core.report import findings
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())
+HALVES = Profile(name="tiny", sweep={"fractions": [0.1, 0.5]}, simulation=SimulationSettings())
+"""Two fractions, four target states."""
+
+
+def results(levels: dict[tuple[str, float], float], n: int = 6, noise: float = 0.02) -> pd.DataFrame:
+    """The results table of decoders (variant, fraction) at these mean accuracies, exactly."""
+    random, tables = np.random.default_rng(0), []
+    for (variant, fraction), level in levels.items():
+        scores = random.normal(0, noise, n)
+        tables.append(
+            pd.DataFrame(
+                {"variant": variant, "fraction": fraction, "n_subjects": int(10 * fraction), "seed": 1, "task": "WM",
+                 "subject": [f"s{i}" for i in range(n)], "score": scores - scores.mean() + level}
+            )
+        )  # fmt: skip
+    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+SWEEP = {("pretrained", 0.1): 0.6, ("scratch", 0.1): 0.3, ("linear", 0.1): 0.5,
+         ("pretrained", 0.5): 0.7, ("scratch", 0.5): 0.7, ("linear", 0.5): 0.5}  # fmt: skip
+
+
+def cells(table: Styler | None) -> pd.DataFrame:
+    assert table is not None
+    return table.data
 
 
 def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
@@ -28,3 +58,177 @@ def test_what_folds_say_is_the_tables() -> None:
     assert "5 folds of the subjects, 2 time(s)" in note
     assert "- 3 subjects (50%): +10.0% [-2.0%, +22.0%], t(4) = 2.50, p = 0.067 (Bonferroni 0.13)\n" in note
     assert "- 3 subjects (100%): +10.0% [-2.0%, +22.0%], no variance, no test\n" in note
+
+
+def test_tests_are_corrected_for_what_is_planned() -> None:
+    half = results({cell: level for cell, level in SWEEP.items() if cell[1] == 0.1})
+    tests = findings.planned_tests(HALVES, half)
+    assert tests["p_bonferroni"].tolist() == pytest.approx((2 * tests["p"]).tolist())
+    assert findings.planned_tests(HALVES, half[half["variant"] == "scratch"]).empty
+    apart = results({("pretrained", 0.1): 0.6, ("scratch", 0.5): 0.3})
+    assert findings.planned_tests(HALVES, apart).empty
+
+
+def test_the_headline_has_both_ends_and_a_verdict() -> None:
+    text = findings.headline(HALVES, findings.planned_tests(HALVES, results(SWEEP)))
+    assert text.startswith(HALVES.provenance)
+    assert "on 1 subject, the pre-trained decoder is right for **60.0%** of the held-out volumes" in text
+    assert "from scratch for **30.0%** (difference +30.0%, 95% interval +2" in text
+    assert (
+        "on 5: 70.0% and 70.0%. Pre-training changes accuracy significantly at 1 of 2 fractions (1 up, 0 down)." in text
+    )
+    assert text.endswith("Chance is 25%.")
+
+
+def test_a_headline_without_a_benefit_says_so() -> None:
+    harmed = results({**SWEEP, ("pretrained", 0.1): 0.1})
+    text = findings.headline(HALVES, findings.planned_tests(HALVES, harmed))
+    assert "at 1 of 2 fractions (0 up, 1 down). **No benefit of transfer can be shown here.**" in text
+    assert "cannot be compared yet" in findings.headline(HALVES, pd.DataFrame())
+
+
+def test_linear_models_are_counted_where_they_are_better_and_worse() -> None:
+    tests = findings.linear_tests(HALVES, results(SWEEP))
+    assert tests["decoder"].tolist() == ["pretrained", "scratch"]
+    assert tests[["n", "better", "worse"]].to_numpy().tolist() == [[2, 2, 0], [2, 1, 1]]
+    assert tests["lead"].tolist() == pytest.approx([0.2, 0.2])
+    assert tests["lag"].tolist() == pytest.approx([0.1, -0.2])
+    note = findings.linear_note(tests)
+    assert (
+        "Against logistic regression on the same volumes, the pre-trained decoder is significantly better at 2" in note
+    )
+    assert "the one from scratch is significantly better at 1 and worse at 1 of 2 fractions" in note
+    deep = results({cell: level for cell, level in SWEEP.items() if cell[0] != "linear"})
+    assert findings.linear_note(findings.linear_tests(HALVES, deep)) == ""
+
+
+def curves(steps: dict[float, list[int]]) -> pd.DataFrame:
+    """Metrics of two variants and two seeds at these steps (per fraction): the second seed takes two steps more."""
+    reached = {"pretrained": [0.3, 0.6, 0.65], "scratch": [0.25, 0.3, 0.45]}
+    return pd.DataFrame(
+        [
+            (variant, fraction, seed, f"{variant}{fraction}{seed}", epoch, step + 2 * (seed - 1), "validation",
+             "s0", score)
+            for fraction, of_fraction in steps.items() for variant, scores in reached.items() for seed in (1, 2)
+            for epoch, (step, score) in enumerate(zip(of_fraction, scores, strict=True), start=1)
+        ],
+        columns=["variant", "fraction", "seed", "training", "epoch", "step", "split", "subject", "score"],
+    )  # fmt: skip
+
+
+def test_steps_are_counted_until_halfway_from_chance() -> None:
+    """From 25% to 65% halfway is 45%, reached at the second point; from 25% to 45% it is 35%, at the third."""
+    note = findings.steps_note(HALVES, curves({0.1: [100, 200, 300], 0.5: [1000, 2000, 3000]}))
+    assert (
+        "on 10% of the training data, the pre-trained decoder after 201 of 301 steps and the one from scratch" in note
+    )
+    assert "after 301 of 301 steps; on 50%" in note
+    assert "on 50% of the training data, the pre-trained decoder after 2,001 of 3,001 steps" in note
+
+
+def test_a_decoder_at_chance_is_never_halfway() -> None:
+    table = curves({0.1: [100, 200, 300]})
+    lost = table.assign(score=table["score"].where(table["variant"] == "pretrained", 0.2))
+    assert "the one from scratch never (it ends at chance after 301 steps)." in findings.steps_note(HALVES, lost)
+
+
+def test_steps_need_both_decoders() -> None:
+    table = curves({0.1: [100, 200, 300], 0.5: [1000, 2000, 3000]})
+    note = findings.steps_note(HALVES, table[(table["fraction"] == 0.1) | (table["variant"] == "scratch")])
+    assert "10% of" in note
+    assert "50% of" not in note
+    assert findings.steps_note(HALVES, table[table["variant"] == "scratch"]) == ""
+    assert findings.steps_note(HALVES, table[:0]) == ""
+
+
+def test_the_largest_difference_is_named() -> None:
+    note = findings.difference_note(findings.planned_tests(HALVES, results(SWEEP)))
+    assert "largest at 10% of the training data (+30.0%). Pre-training changes" in note
+
+
+def test_tables_of_tests_have_the_values_of_scipy() -> None:
+    table = results(SWEEP)
+    tests = findings.planned_tests(HALVES, table)
+    wide = table.pivot(index="subject", columns=["variant", "fraction"], values="score")
+    expected = stats.ttest_rel(wide["pretrained", 0.1], wide["scratch", 0.1])
+    shown = cells(findings.tests_table(HALVES, tests))
+    assert shown["subjects"].tolist() == ["1 (10%)", "5 (50%)"]
+    assert shown["t(5)"].iloc[0] == f"{expected.statistic:.2f}"
+    assert shown["p"].iloc[0] == f"{expected.pvalue:.2g}"
+    assert shown["Bonferroni"].str.endswith("★").tolist() == [True, False]
+    low, high = expected.confidence_interval(0.95)
+    assert shown["difference [95% interval]"].iloc[0] == f"+30.0% [{low:+.1%}, {high:+.1%}]"
+    effects = cells(findings.effects_table(HALVES, tests))
+    assert effects["p, permutation"].iloc[0] == f"{2 / 2**6:.2g}"
+    assert effects["d"].iloc[0] == f"{expected.statistic / np.sqrt(6):.2f}"
+
+
+def test_what_has_no_test_is_a_dash() -> None:
+    tests = findings.planned_tests(HALVES, results(SWEEP, noise=0.0))
+    assert cells(findings.tests_table(HALVES, tests)).iloc[0].tolist()[2:] == ["–"] * 4
+    assert cells(findings.effects_table(HALVES, tests)).iloc[0].tolist()[1:] == ["–"] * 5
+    one = findings.planned_tests(HALVES, results(SWEEP, n=1))
+    assert "(difference +30.0%); on 5" in findings.headline(HALVES, one)
+    assert cells(findings.tests_table(HALVES, one))["difference [95% interval]"].iloc[0] == "+30.0%"
+    for of in (findings.tests_table, findings.effects_table):
+        assert of(HALVES, pd.DataFrame()) is None
+
+
+def test_the_note_on_tests_counts_and_warns_of_few_subjects() -> None:
+    tests = findings.planned_tests(HALVES, results(SWEEP))
+    note = findings.tests_note(HALVES, tests)
+    assert (
+        "Holm finds 1 of 2 fractions significant, Bonferroni 1. The t-test and the permutation test agree at every"
+        in note
+    )
+    assert "With 6 held-out subjects no permutation test can give less than p = 0.031." in note
+    assert "A bootstrap of 6 subjects" in note
+    differing = tests.assign(p_permutation=[0.2, 0.9], n=60)
+    note = findings.tests_note(HALVES, differing)
+    assert "agree at all fractions but 10% (uncorrected" in note
+    assert "no permutation test" not in note
+    assert "A bootstrap" not in note
+    assert findings.tests_note(HALVES, pd.DataFrame()) == ""
+
+
+def test_means_have_their_intervals_and_gaps_say_so() -> None:
+    table = results({cell: level for cell, level in SWEEP.items() if cell != ("linear", 0.5)})
+    shown = cells(findings.means_table(HALVES, table))
+    assert list(shown) == ["subjects", "pre-trained", "from scratch", "logistic regression"]
+    scores = table.loc[(table["variant"] == "scratch") & (table["fraction"] == 0.1), "score"]
+    low, high = stats.t.interval(0.95, 5, scores.mean(), stats.sem(scores))
+    assert shown["from scratch"].iloc[0] == f"30.0% [{low:.1%}, {high:.1%}]"
+    assert shown["logistic regression"].iloc[1] == "missing"
+    assert findings.means_table(HALVES, table[:0]) is None
+
+
+def test_saved_subjects_are_bounded_where_no_size_reaches() -> None:
+    saved = pd.DataFrame(
+        {"n_subjects": [1, 3, 30], "equivalent": [9.0, 1.0, np.inf], "low": [5.0, 1.0, 25.0],
+         "high": [14.0, np.inf, np.inf], "at_most": [False, True, False]}
+    )  # fmt: skip
+    assert findings.saved_note(PROFILE, saved) == (
+        "In subjects: 1 pre-trained equal 9.0 from scratch (95% interval 5.0 to 14.0); "
+        "3 pre-trained equal at most 1.0 from scratch (95% interval 1.0 to more than 30); "
+        "30 pre-trained equal more than 30 from scratch."
+    )
+
+
+def test_the_most_frequent_answer_is_counted_per_decoder() -> None:
+    answers = ["body"] * 3 + ["face"] + ["tool"] * 2 + ["face"] * 2
+    predictions = pd.DataFrame({"variant": ["scratch"] * 4 + ["linear"] * 4, "predicted_state": answers})
+    note = findings.answers_note(PROFILE, predictions)
+    assert (
+        "makes up 75% of the answers of *DeepLight, from scratch* and 50% of the answers of *logistic regression*"
+        in note
+    )
+    third = predictions[:1].assign(variant="pretrained")
+    assert "scratch*, 50% of the" in findings.answers_note(PROFILE, pd.concat([predictions, third]))
+    assert "about 25% each" in note
+    assert findings.answers_note(PROFILE, predictions[:0]) == "No decoder of the smallest fraction is there yet."
+
+
+def test_runs_are_counted_where_runs_are_the_units() -> None:
+    runs = HALVES.model_copy(update={"data": DataSettings(split_unit="run")})
+    assert "Trained on 1 run, " in findings.headline(runs, statistics.compare(results(SWEEP)))
+    assert "runs" in cells(findings.means_table(runs, results(SWEEP)))

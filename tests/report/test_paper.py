@@ -23,11 +23,11 @@ def metrics(levels: dict[str, float], epochs: int = 10) -> pd.DataFrame:
     return pd.DataFrame(
         [
             (epoch, split, task, subject, level * epoch / epochs - 0.05 * (split == "validation")
-             + 0.01 * random.normal(), volumes)
+             + 0.01 * random.normal(), volumes, 40 * epoch)
             for epoch in range(1, epochs + 1) for split in ("train", "validation")
             for volumes, (task, level) in zip((90, 30), levels.items(), strict=False) for subject in SUBJECTS
         ],
-        columns=["epoch", "split", "task", "subject", "score", "n"],
+        columns=["epoch", "split", "task", "subject", "score", "n", "step"],
     )  # fmt: skip
 
 
@@ -114,6 +114,23 @@ def test_a_run_like_the_papers_confirms_every_claim() -> None:
     rows = table()
     assert set(rows["holds"]) == {"yes", "–"}
     assert (rows["this run"] != "not in this run").all()
+
+
+def test_training_time_is_in_steps() -> None:
+    """From scratch ends at 75% in validation after 400 steps; pre-trained, which ends at 85%, is there after 360."""
+    row = table().loc["steps until from scratch's last accuracy is reached, all data"]
+    assert row["this run"] == "pre-trained 360, from scratch 400"
+    assert row["holds"] == "yes"
+
+
+def test_the_end_of_a_longer_training_is_its_own() -> None:
+    """Small fractions make more epochs: what the last one gives must not be all that counts."""
+    curves, results = finetuned(LEVELS)
+    small = curves["fraction"] == 0.01
+    longer = curves.assign(epoch=curves["epoch"] * np.where(small, 7, 1))
+    pd.testing.assert_frame_equal(
+        side_by_side(longer, results, {"MOTOR": 0.9}), side_by_side(curves, results, {"MOTOR": 0.9})
+    )
 
 
 def test_a_run_unlike_the_papers_says_no() -> None:

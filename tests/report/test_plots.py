@@ -7,8 +7,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy import stats
 
 from deeplight_core.analysis import statistics
 from deeplight_core.analysis.measures import MEASURES
@@ -35,11 +37,11 @@ def metrics() -> pd.DataFrame:
     random = np.random.default_rng(0)
     return pd.DataFrame(
         [
-            (epoch, split, task, subject, variant, fraction, 0.1 * epoch + 0.01 * random.random())
+            (epoch, 10 * epoch, split, task, subject, variant, fraction, 0.1 * epoch + 0.01 * random.random())
             for epoch in (1, 2, 3) for split in ("train", "validation") for task in ("EMOTION", "MOTOR")
             for subject in SUBJECTS for variant in ("pretrained", "scratch") for fraction in (0.05, 1.0)
         ],
-        columns=["epoch", "split", "task", "subject", "variant", "fraction", "score"],
+        columns=["epoch", "step", "split", "task", "subject", "variant", "fraction", "score"],
     )  # fmt: skip
 
 
@@ -67,6 +69,9 @@ def test_task_curves_show_the_mean_of_every_task_and_the_chance_line(metrics):
 
 def test_a_band_is_the_standard_error_over_subjects_not_over_seeds(metrics):
     one = plots.fraction_curves(metrics, 4).axes[0].collections[0].get_paths()[0].vertices
+    chosen = metrics.query("split == 'train' and variant == 'pretrained' and fraction == 0.05 and epoch == 3")
+    errors = stats.sem(chosen.groupby("subject")["score"].mean())
+    assert np.ptp(one[np.isclose(one[:, 0], 30), 1]) == pytest.approx(2 * errors)
     again = pd.concat([metrics.assign(seed=seed) for seed in (1, 2, 3)])
     assert plots.fraction_curves(again, 4).axes[0].collections[0].get_paths()[0].vertices == pytest.approx(one)
 
@@ -75,7 +80,36 @@ def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
     table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", score=0.25)])
     axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["score"].mean()])
-    assert [len(points.get_offsets()) for points in axes.collections[::2]] == [20, 20]
+    assert [len(drawn) for drawn in points(axes)] == [20, 20]
+    assert points(axes)[0][:, 1] == pytest.approx(0.25)
+
+
+def points(axes: mpl.axes.Axes) -> list[np.ndarray]:
+    """The points of each bar, (n, 2)."""
+    return [np.asarray(c.get_offsets()) for c in axes.collections if isinstance(c, PathCollection)]
+
+
+def test_a_figure_is_the_same_at_every_drawing(results):
+    """Points of equal value lie side by side, and nothing is drawn by chance."""
+    again = []
+    for _ in range(2):
+        figure = plots.task_bars(results.assign(task="MOTOR", score=0.25), {"MOTOR": 5})
+        figure.canvas.draw()
+        again.append(points(figure.axes[0])[0])
+    assert again[0] == pytest.approx(again[1])
+    assert len(np.unique(again[0][:, 0])) == 20
+
+
+def test_fraction_curves_are_drawn_against_steps(metrics):
+    """Two seeds of one fraction differ by two steps; the smaller fraction takes more epochs, and others."""
+    seeds = pd.concat([metrics.assign(seed=seed, step=metrics["step"] + 2 * (seed - 1)) for seed in (1, 2)])
+    longer = seeds.assign(epoch=seeds["epoch"] * np.where(seeds["fraction"] == 0.05, 7, 1))
+    axes = plots.fraction_curves(longer, 4).axes[2]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert lines["5%"].get_xdata() == pytest.approx([11, 21, 31])
+    chosen = metrics.query("split == 'validation' and variant == 'pretrained' and fraction == 1.0")
+    assert lines["100%"].get_ydata() == pytest.approx(chosen.groupby("step")["score"].mean().tolist())
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("steps", "log")
 
 
 def test_a_task_has_the_same_colour_everywhere(metrics, results):
@@ -101,13 +135,38 @@ def test_difference_bars_star_only_what_is_significant(results):
     axes = plots.difference_bars(results, comparison).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(comparison["difference"].tolist())
     assert [text.xy[0] for text in axes.texts] == [0]
+    wide = results.pivot(index=["fraction", "subject"], columns="variant", values="score")
+    expected = (wide["pretrained"] - wide["scratch"])[0.05]
+    assert sorted(points(axes)[0][:, 1]) == pytest.approx(sorted(expected))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5%\n(n = 1)", "100%\n(n = 20)"]
+
+
+def test_difference_bars_are_over_the_seeds_that_both_have(results):
+    more = pd.concat([results, results[results["variant"] == "pretrained"].assign(seed=2, score=1.0)])
+    axes = plots.difference_bars(more, statistics.compare(more), title="Training").axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(
+        statistics.compare(results)["difference"].tolist()
+    )
+    assert axes.get_title("left") == "Training"
 
 
 def test_confusion_matrix_labels_rows_and_columns():
     names = pd.MultiIndex.from_tuples([("A", "x"), ("A", "y"), ("B", "x")])
     axes = plots.confusion_matrix(pd.DataFrame(np.eye(3), index=names, columns=names)).axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["x", "y", "x"]
-    assert np.asarray(axes.images[0].get_array()) == pytest.approx(np.eye(3))
+    assert np.asarray(axes.collections[0].get_array()) == pytest.approx(np.eye(3))
+    assert [t.get_text() for t in axes.texts] == ["100", "0", "0", "0", "100", "0", "0", "0", "100"]
+    assert [line.get_ydata()[0] for line in axes.get_lines()[::2]] == [2]  # between the tasks
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("decoded state", "true state")
+
+
+def test_confusion_matrix_leaves_empty_what_has_no_volumes_and_small_shares_of_many():
+    names = pd.MultiIndex.from_product([["A"], list("abcdefg")])
+    shares = pd.DataFrame(np.where(np.eye(7), 0.7, 0.05), index=names, columns=names)
+    shares.iloc[3] = np.nan
+    figure = plots.confusion_matrix(shares, "title")
+    figure.canvas.draw()
+    assert [t.get_text() for t in figure.axes[0].texts if t.get_text()] == ["70"] * 6
 
 
 def test_class_counts_add_up():
@@ -272,11 +331,10 @@ def test_seed_differences_show_every_training(results):
         {"fraction": [0.05, 1.0], "n_subjects": [1, 20], "difference": [0.3, 0.3], "low": 0.2, "high": 0.4}
     )
     axes = plots.seed_differences(table, model).axes[0]
-    points = [c.get_offsets() for c in axes.collections if len(c.get_offsets()) == 3]
-    assert len(points) == 2
+    assert [len(drawn) for drawn in points(axes)] == [3, 3]
     wide = table.groupby(["fraction", "seed", "variant"])["score"].mean().unstack()
     expected = (wide["pretrained"] - wide["scratch"])[0.05]
-    assert points[0][:, 1].tolist() == pytest.approx(expected.tolist())
+    assert sorted(points(axes)[0][:, 1]) == pytest.approx(sorted(expected))
 
 
 def test_transfer_map_fills_what_is_significant():

@@ -1,5 +1,6 @@
 """Sentences and tables of the pages, made from settings and results. Pure functions: they read and write no file."""
 
+<<<<<<< HEAD
 from deeplight_core.report.findings.data import (
     activation_note,
     cleaning_note,
@@ -22,6 +23,41 @@ from deeplight_core.report.findings.data import (
     worst_runs_table,
 )
 from deeplight_core.report.findings.decoding import fold_note, make_command, missing_note
+=======
+from deeplight_core.report.findings.controls import (
+    baselines_note,
+    baselines_table,
+    chance_note,
+    chance_table,
+    initialisation_note,
+    leads_table,
+    seeds_complete_note,
+    seeds_note,
+    seeds_table,
+    start_note,
+    trainings_table,
+    transfer_note,
+    transfer_table,
+    transfer_tests,
+)
+from deeplight_core.report.findings.decoding import (
+    answers_note,
+    difference_note,
+    effects_table,
+    fold_note,
+    headline,
+    linear_note,
+    linear_tests,
+    make_command,
+    means_table,
+    missing_note,
+    planned_tests,
+    saved_note,
+    steps_note,
+    tests_note,
+    tests_table,
+)
+>>>>>>> pages-b
 from deeplight_core.report.findings.fairness import (
     best_rates,
     gain_finding,
@@ -33,6 +69,7 @@ from deeplight_core.report.findings.fairness import (
     rates_table,
     transfer_gain,
 )
+<<<<<<< HEAD
 from deeplight_core.report.findings.training import (
     best_and_worst_note,
     confusion_note,
@@ -65,9 +102,46 @@ __all__ = [
     "kept_note",
     "left_out_note",
     "left_out_table",
+=======
+from deeplight_core.report.findings.paper import (
+    claims_note,
+    claims_table,
+    data_note,
+    data_origin,
+    durations_note,
+    durations_table,
+    facts_table,
+)
+
+__all__ = [
+    "answers_note",
+    "baselines_note",
+    "baselines_table",
+    "best_rates",
+    "chance_note",
+    "chance_table",
+    "claims_note",
+    "claims_table",
+    "data_note",
+    "data_origin",
+    "difference_note",
+    "durations_note",
+    "durations_table",
+    "effects_table",
+    "facts_table",
+    "fold_note",
+    "gain_finding",
+    "gain_table",
+    "headline",
+    "initialisation_note",
+    "leads_table",
+>>>>>>> pages-b
     "length_finding",
     "length_table",
+    "linear_note",
+    "linear_tests",
     "make_command",
+<<<<<<< HEAD
     "mask_note",
     "missing_note",
     "pace_finding",
@@ -86,4 +160,25 @@ __all__ = [
     "tsnr_note",
     "worst_runs_note",
     "worst_runs_table",
+=======
+    "means_table",
+    "missing_note",
+    "pace_finding",
+    "planned_tests",
+    "rates_finding",
+    "rates_table",
+    "saved_note",
+    "seeds_complete_note",
+    "seeds_note",
+    "seeds_table",
+    "start_note",
+    "steps_note",
+    "tests_note",
+    "tests_table",
+    "trainings_table",
+    "transfer_gain",
+    "transfer_note",
+    "transfer_table",
+    "transfer_tests",
+>>>>>>> pages-b
 ]

@@ -9,18 +9,23 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from deeplight_core.analysis.measures import ACCURACY, Measure
+from deeplight_core.analysis.scores import common_steps
+from deeplight_core.analysis.statistics import subject_means
 from deeplight_core.report.plots.style import (
     CHANCE,
-    POINTS,
+    INK,
     STYLES,
     band,
+    bars,
     colour_of,
     difference_axis,
     mark_chance,
+    points,
     value_axis,
 )
 from deeplight_core.routes import VARIANTS
@@ -68,32 +73,32 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int], measure
     states_per_task : task → its number of states, for the chance of a decoder that knows the task
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
-    random = np.random.default_rng(0)
     tasks = list(states_per_task)
+    bars(axes, results, "task", "score", {task: colour_of(task, i) for i, task in enumerate(tasks)})
+    means = results.groupby("task")["score"].mean()
     for position, task in enumerate(tasks):
-        values = results.loc[results["task"] == task, "score"].to_numpy()
-        axes.bar(position, values.mean(), width=0.7, color=colour_of(task, position), alpha=0.8)
-        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
         if (chance := measure.chance(states_per_task[task])) is not None:
-            axes.hlines(chance, position - 0.4, position + 0.4, color="#222222", linestyle=":", linewidth=1.5, zorder=4)
-        mean = measure.format(values.mean(), decimals=0 if measure.unit == "share" else None)
+            axes.hlines(chance, position - 0.4, position + 0.4, color=INK, linestyle=":", linewidth=1.5, zorder=4)
+        mean = measure.format(means[task], decimals=0 if measure.unit == "share" else None)
         axes.annotate(
             mean, (position, 0.01), xycoords=("data", "axes fraction"),
             ha="center", va="bottom", color="white", fontweight="bold", fontsize=10,
         )  # fmt: skip
     mark_chance(axes, measure.chance(sum(states_per_task.values())))
     axes.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+    axes.set_xlabel("")
     value_axis(axes, measure)
     return figure
 
 
 def fraction_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACCURACY) -> Figure:
-    """Score per epoch for every fraction, variant (columns) and split (rows) (Fig. 3 A, B, D, E).
+    """Score against steps for every fraction, variant (columns) and split (rows) (Fig. 3 A, B, D, E).
 
     Parameters
     ----------
-    metrics : `variant, fraction, epoch, split, subject, score`
+    metrics : `variant, fraction, seed, step, split, subject, score`
     """
+    metrics = common_steps(metrics)
     variants = [v for v in VARIANTS if v in set(metrics["variant"])]
     fractions = sorted(metrics["fraction"].unique())
     colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(fractions)))
@@ -104,11 +109,16 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACC
             axes = panels[row, column]
             chosen = metrics[(metrics["split"] == split) & (metrics["variant"] == variant)]
             for colour, fraction in zip(colours, fractions, strict=True):
-                band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%")
+                band(axes, chosen[chosen["fraction"] == fraction], colour, f"{100 * fraction:g}%", x="step")
             mark_chance(axes, measure.chance(n_states))
             axes.set_title(f"{VARIANTS[variant].title.removeprefix('DeepLight, ')}: {title}")
+            axes.set_xlabel("")
+    panels[0, 0].set_xscale("log")  # of all, since they share it
+    panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0, 0].xaxis.set_major_formatter("{x:,.0f}")
+    panels[0, 0].xaxis.set_minor_locator(NullLocator())
     for axes in panels[1]:
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("steps")
     for axes in panels[:, 0]:
         value_axis(axes, measure)
     figure.legend(
@@ -155,38 +165,46 @@ def difference_bars(
     a: str = "pretrained",
     b: str = "scratch",
     measure: Measure = ACCURACY,
+    title: str = "",
 ) -> Figure:
-    """Difference between two variants per fraction (Fig. 3 F): bars are means, points held-out subjects.
+    """Difference between two variants per fraction (Fig. 3 C, F): bars are means, points subjects.
 
     Parameters
     ----------
-    results : `variant, fraction, subject, score`, one row per subject (seeds averaged)
+    results : the results table
     comparison : `fraction, n_subjects, difference, low, high, significant`, as `statistics.compare` gives it; a star
         marks significance
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
-    random = np.random.default_rng(0)
-    wide = results.pivot(index=["fraction", "subject"], columns="variant", values="score")
-    difference = wide[a] - wide[b]
-    colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(comparison)))
-    rows = comparison.to_dict("records")
-    for position, row in enumerate(rows):
-        values, mean = difference.loc[row["fraction"]].to_numpy(), row["difference"]
-        axes.bar(position, mean, width=0.7, color=colours[position], alpha=0.85)
-        axes.scatter(position + random.uniform(-0.2, 0.2, len(values)), values, **POINTS)
+    means = subject_means(results[results["variant"].isin([a, b])])
+    wide = means.pivot(index=["fraction", "subject"], columns="variant", values="score")
+    table = (wide[a] - wide[b]).rename("difference").dropna().reset_index()
+    names = _fractions(comparison)
+    table["size"] = table["fraction"].map(names)
+    colours = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(names)))
+    bars(axes, table, "size", "difference", dict(zip(names.values(), colours, strict=True)))
+    highest = table.groupby("fraction")["difference"].max()
+    for position, row in enumerate(comparison.to_dict("records")):
+        mean = row["difference"]
         interval = [[mean - row["low"]], [row["high"] - mean]]
-        axes.errorbar(position, mean, interval, color="black", capsize=4, zorder=4)
+        axes.errorbar(position + 0.25, mean, interval, color="black", capsize=4, zorder=4)  # beside the points
         if row["significant"]:
             axes.annotate(
-                "★", (position, max(values.max(), row["high"])), xytext=(0, 4), textcoords="offset points",
+                "★", (position, max(highest[row["fraction"]], row["high"])), xytext=(0, 4), textcoords="offset points",
                 ha="center", fontsize=14, family="DejaVu Sans",
             )  # fmt: skip
-    axes.axhline(0, color="#222222", linewidth=1)
+    axes.axhline(0, color=INK, linewidth=1)
     axes.margins(y=0.15)
-    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
     axes.set_xlabel("fraction of the training data")
+    axes.set_title(title)
     difference_axis(axes.yaxis, measure)
     return figure
+
+
+def _fractions(table: pd.DataFrame) -> dict[float, str]:
+    """Fraction → its name on an axis, with the number of units."""
+    rows = table.to_dict("records")
+    return {row["fraction"]: f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows}
 
 
 def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
@@ -242,16 +260,15 @@ def seed_differences(
     model : `fraction, n_subjects, difference, low, high`, as `statistics.seed_model` gives it
     """
     figure, axes = plt.subplots(figsize=(6.5, 3.8))
+    names = _fractions(model)
     means = results.groupby(["fraction", "seed", "variant"])["score"].mean().unstack()
-    difference = means[a] - means[b]
-    rows = model.to_dict("records")
-    for position, row in enumerate(rows):
-        values = difference.loc[row["fraction"]].to_numpy()
-        axes.scatter(position + np.linspace(-0.15, 0.15, len(values)), values, **POINTS | {"s": 30})
+    table = (means[a] - means[b]).rename("difference").reset_index()
+    table["size"] = table["fraction"].map(names)
+    points(axes, table, "size", "difference", list(names.values()), size=5.5)
+    for position, row in enumerate(model.to_dict("records")):
         interval = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
         axes.errorbar(position + 0.3, row["difference"], interval, color=STYLES[a][0], marker="o", capsize=4)
-    axes.axhline(0, color="#222222", linewidth=1)
-    axes.set_xticks(range(len(rows)), [f"{100 * row['fraction']:g}%\n(n = {row['n_subjects']})" for row in rows])
+    axes.axhline(0, color=INK, linewidth=1)
     axes.set_xlabel("fraction of the training data")
     difference_axis(axes.yaxis, measure)
     return figure
@@ -281,12 +298,12 @@ def transfer_map(table: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
         axes.plot(
             [],
             [],
-            color="#222222",
+            color=INK,
             marker=marks[step % len(marks)],
             linestyle="none",
             label=f"{100 * fraction:g}% (n = {n})",
         )
-    axes.axvline(0, color="#222222", linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks([-i for i in range(len(tasks))], tasks)
     difference_axis(axes.xaxis, measure, ", pre-trained − from scratch")
     axes.grid(visible=False, axis="y")
@@ -297,23 +314,29 @@ def transfer_map(table: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
 
 def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
     """Share of each true state's volumes (rows) decoded as each state (columns); both indexed by (task, state)."""
-    names = [state for _, state in shares.index]
-    tasks = [task for task, _ in shares.index]
+    tasks, names = ([pair[i] for pair in shares.index] for i in (0, 1))
     size = 1.6 + 0.42 * len(names)
     figure, axes = plt.subplots(figsize=(size + 1.2, size))
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    for (i, j), value in np.ndenumerate(shares.to_numpy(float)):
-        if np.isfinite(value) and (len(names) <= 6 or value >= 0.1):
-            ink = "white" if value < 0.55 else "black"
-            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=ink)
-    for edge in np.flatnonzero([x != y for x, y in pairwise(tasks)]):
-        axes.axhline(edge + 0.5, color="white", linewidth=1.5)
-        axes.axvline(edge + 0.5, color="white", linewidth=1.5)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    values = shares.to_numpy(float)
+    shown = (values >= 0.1) | (len(names) <= 6)
+    texts = np.array(
+        [
+            [f"{100 * v:.0f}" if s else "" for v, s in zip(*rows, strict=True)]
+            for rows in zip(values, shown, strict=True)
+        ]
+    )
+    sns.heatmap(
+        shares, vmin=0, vmax=1, cmap="cividis", square=True, annot=texts, fmt="", annot_kws={"fontsize": 9}, ax=axes,
+        cbar_kws={"format": PercentFormatter(1.0, decimals=0), "shrink": 0.7, "label": "share of volumes"},
+    )  # fmt: skip
+    for edge in [i for i, (one, next_one) in enumerate(pairwise(tasks), start=1) if one != next_one]:
+        axes.axhline(edge, color="white", linewidth=1.5)
+        axes.axvline(edge, color="white", linewidth=1.5)
+    at = np.arange(len(names)) + 0.5
+    axes.set_xticks(at, names, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(at, names, rotation=0)
     axes.set_xlabel("decoded state")
     axes.set_ylabel("true state")
     axes.set_title(title)
     axes.grid(False)
-    figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0), shrink=0.7, label="share of volumes")
     return figure

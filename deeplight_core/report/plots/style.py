@@ -3,10 +3,12 @@
 Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a task or variant keeps its own everywhere.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter
@@ -22,9 +24,11 @@ __all__ = [
     "STYLES",
     "TASK_COLOURS",
     "band",
+    "bars",
     "colour_of",
     "difference_axis",
     "mark_chance",
+    "points",
     "use_style",
     "value_axis",
 ]
@@ -41,7 +45,7 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
 CHANCE: dict[str, Any] = {"color": "#595959", "linestyle": "--", "linewidth": 1}
-POINTS: dict[str, Any] = {"s": 14, "color": "#222222", "alpha": 0.6, "linewidth": 0, "zorder": 3}
+POINTS: dict[str, Any] = {"size": 3.7, "color": INK, "alpha": 0.6, "linewidth": 0, "zorder": 3}
 
 
 def use_style() -> None:
@@ -61,12 +65,28 @@ def colour_of(name: str, position: int) -> str:
     return TASK_COLOURS.get(name, OKABE_ITO[position % len(OKABE_ITO)])
 
 
-def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, style: str = "-") -> None:
-    """Mean over subjects (each the mean of its seeds) per epoch with a standard-error band."""
-    by_epoch = table.groupby(["epoch", "subject"])["score"].mean().groupby("epoch")
-    mean, error = by_epoch.mean(), by_epoch.sem().fillna(0)
-    axes.plot(mean.index, mean, style, color=colour, label=label, marker="o", markersize=3)
-    axes.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, x: str = "epoch") -> None:
+    """Mean over subjects (each the mean of its seeds) along `x`, epochs or steps, with a standard-error band."""
+    by_subject = table.groupby([x, "subject"], as_index=False)["score"].mean()
+    sns.lineplot(
+        by_subject, x=x, y="score", errorbar="se", color=colour, label=label, legend=False, ax=axes,
+        marker="o", markersize=3, markeredgewidth=0, err_kws={"linewidth": 0},
+    )  # fmt: skip
+
+
+def bars(axes: Axes, table: pd.DataFrame, x: str, y: str, colours: Mapping[str, Any]) -> None:
+    """Bars at the means of `y`, one for each key of `colours` in their order, with a point per row."""
+    order = list(colours)
+    sns.barplot(
+        table, x=x, y=y, order=order, hue=x, hue_order=order, palette=dict(colours), errorbar=None, width=0.7,
+        saturation=1, alpha=0.85, legend=False, ax=axes,
+    )  # fmt: skip
+    points(axes, table, x, y, order)
+
+
+def points(axes: Axes, table: pd.DataFrame, x: str, y: str, order: list[str], **look: Any) -> None:
+    """A point per row, side by side where they would lie on each other; the same at every drawing, unlike jitter."""
+    sns.swarmplot(table, x=x, y=y, order=order, ax=axes, warn_thresh=1, **POINTS | look)
 
 
 def mark_chance(axes: Axes, chance: float | None, named: bool = False) -> None:

@@ -1,0 +1,74 @@
+"""What cells of tables and parts of sentences are made of: numbers, intervals, sizes, names."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.config import Profile
+from deeplight_core.routes import VARIANTS
+
+__all__ = [
+    "change",
+    "counted",
+    "interval",
+    "listed",
+    "number",
+    "short_title",
+    "sizes",
+    "span",
+    "starred",
+    "table",
+]
+
+
+def table(columns: dict[str, list[Any]]) -> Styler:
+    """A table of texts without row labels."""
+    return pd.DataFrame(columns).style.hide(axis="index")
+
+
+def sizes(profile: Profile, rows: pd.DataFrame) -> dict[str, list[str]]:
+    """The column of a table that names its sizes: how many units, and which share of all."""
+    pairs = zip(rows["n_subjects"], rows["fraction"], strict=True)
+    return {f"{profile.data.split_unit}s": [f"{n} ({100 * fraction:g}%)" for n, fraction in pairs]}
+
+
+def short_title(variant: str) -> str:
+    """A variant's title where it is plain that DeepLight is meant."""
+    return VARIANTS[variant].title.removeprefix("DeepLight, ")
+
+
+def counted(n: float, unit: str) -> str:
+    """A number of units, as in "1 subject" and "3 subjects"."""
+    return f"{n:.0f} {unit}{'' if n == 1 else 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """Names as in "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def number(value: float, form: str = ".2g") -> str:
+    """A number, or a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value:{form}}"
+
+
+def starred(p: float, significant: bool) -> str:
+    """A p value, with a star where it is significant."""
+    return f"{number(p)} ★" if significant else number(p)
+
+
+def interval(mean: float, low: float, high: float, form: str = ".1%") -> str:
+    """A share with its interval, if it has one."""
+    return f"{mean:{form}}" if np.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def change(row: Any) -> str:
+    """The `difference` of a row of tests with its interval, `low` to `high`."""
+    return interval(row["difference"], row["low"], row["high"], "+.1%")
+
+
+def span(low: float, high: float) -> str:
+    """An interval of plain numbers, or a dash where there is none."""
+    return "–" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"

@@ -1,0 +1,105 @@
+"""Sentences and tables of the page that puts the paper and a run side by side."""
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.config import Profile
+from deeplight_core.report.findings.cells import number, table
+
+__all__ = [
+    "claims_note",
+    "claims_table",
+    "data_note",
+    "data_origin",
+    "durations_note",
+    "durations_table",
+    "facts_table",
+]
+
+
+def data_note(profile: Profile, index: pd.DataFrame, shape: tuple[int, ...], n_train: int) -> str:
+    """How many units on which grid the paper's numbers and this run's come from.
+
+    Parameters
+    ----------
+    index : the store's index
+    shape : of the store's grid
+    n_train : the paper's number of training subjects
+    """
+    units = index.groupby("split")["unit"].nunique()
+    return (
+        f"The paper's numbers come from {n_train} + 100 subjects of the Human Connectome Project on a grid of "
+        f"91 × 109 × 91; this run's from {units.get('train', 0)} + {units.get('validation', 0)} "
+        f"{profile.data.split_unit}s on {' × '.join(map(str, shape))}."
+    )
+
+
+def data_origin(profile: Profile) -> str:
+    """What this run's data are called in a column's name."""
+    return "simulated" if profile.simulation is not None else str(profile.data_root.name)
+
+
+def durations_table(profile: Profile, durations: pd.DataFrame) -> Styler:
+    """Table 1 (`paper.table1`) for reading; without this run's column where its tasks are not the paper's."""
+    seconds = {name: durations[name] for name in ("paper", "label rule", "this run")}
+    if profile.data.layout != "hcp":
+        del seconds["this run"]
+    return table(
+        {
+            "task": durations.index.tolist(),
+            "targets": [number(n, ".0f") for n in durations["targets"]],
+            "paper": [f"{s:.0f} s" for s in seconds.pop("paper")],
+            "formula": durations["formula"].tolist(),
+            **{name: [number(s, ".0f") + " s" * (s == s) for s in column] for name, column in seconds.items()},
+        }
+    )
+
+
+def durations_note(profile: Profile, durations: pd.DataFrame, index: pd.DataFrame, tr_s: float) -> str:
+    """What makes the differences in Table 1, and how this run counts, in Markdown.
+
+    Parameters
+    ----------
+    durations : of `paper.table1`
+    index : the store's index
+    tr_s : its repetition time
+    """
+    why = durations["why"][durations["why"] != ""]
+    reasons = "\n".join(f"- {task}: {reason}." for task, reason in why.items())
+    if profile.data.layout == "hcp":
+        by_task = index.groupby("task")
+        runs = (by_task["file"].nunique() / by_task["unit"].nunique()).mean()
+        here = (
+            f"In this run a {profile.data.split_unit} has {runs:.3g} run(s) of each task at TR {tr_s:g} s; labels "
+            f"are shifted by {profile.preprocessing.lag_s:g} s (paper: 0 s), so the last volumes of a run can fall "
+            "past its end."
+        )
+    else:
+        here = "**This run's data have none of these tasks**; its own volumes are counted on the page *Data*."
+    return f"What makes the difference:\n\n{reasons}\n\n{here}"
+
+
+def facts_table(facts: pd.DataFrame) -> Styler:
+    """A table of long texts (`paper.decoder_facts`), whose lines break."""
+    return facts.style.hide(axis="index").set_table_attributes('class="wrapped"')
+
+
+def claims_table(claims: pd.DataFrame, origin: str) -> Styler:
+    """The paper's numbers and claims beside this run's (`paper.side_by_side`), which names the data's origin."""
+    return facts_table(claims.rename(columns={"this run": f"this run ({origin})"}))
+
+
+def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
+    """How many of the paper's claims hold, and which do not (`paper.side_by_side`)."""
+    tested = claims[claims["holds"] != "–"]
+    failed = tested[tested["holds"] == "no"].to_dict("records")
+    said = [f"**{len(tested) - len(failed)} of {len(tested)} claims hold in this run.**"]
+    if failed:
+        named = [f"{r['quantity']} ({r['claim']}): paper {r['paper']}, here {r['this run']}" for r in failed]
+        said.append(f"Not reproduced: {'; '.join(named)}.")
+    if profile.simulation is not None:
+        said.append(
+            "A claim that holds on simulated data shows that the pipeline can find the effect where it was planted, "
+            "not that brains have it; that gambling is hardest is planted, too."
+        )
+    return " ".join(said)
