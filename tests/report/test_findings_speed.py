@@ -40,8 +40,9 @@ STEPS = pd.DataFrame(
 ASSUMED = costs.Assumed(6000, 3, 2.5, 5e-5, {"a wire": 1.25}, (1, 8), 40_000)
 
 
-def cells(table: Styler) -> list[list[str]]:
+def cells(table: Styler | None) -> list[list[str]]:
     """What a table shows, row by row; the first row is its header."""
+    assert table is not None
     text = re.sub(r"<style.*?</style>", "", table.to_html(), flags=re.DOTALL)
     assert 'class="wrapped"' in text
     rows = re.findall(r"<tr>(.*?)</tr>", text, flags=re.DOTALL)
@@ -145,14 +146,15 @@ def test_rates_say_what_is_missing_and_what_was_busy() -> None:
     both = findings.rates_note(pd.concat([RATES.head(1), RATES.head(1).assign(kind="cuda", load=9)]))
     assert both.startswith("Rates are medians")
     assert findings.rates_note(RATES[:0]).count("has been measured") == 2
+    assert findings.rates_table(RATES[:0]) is None
 
 
 def test_hours_add_up() -> None:
-    table = findings.hours_table(HOURS)
-    assert table is not None
-    rows = cells(table)
+    rows = cells(findings.hours_table(HOURS))
     assert rows[0] == ["device", "precision", "pre-training", "sweep", "all", "all (days)", "least by arithmetic"]
     assert ["slow", "32-true", "1,000", "4,000", "5,000", "208", "800"] in rows
+    short = HOURS.assign(hours=HOURS["hours"] / 1000)
+    assert ["fast", "bf16-mixed", "0.06", "0.18", "0.24", "0.01", "40"] in cells(findings.hours_table(short))
     assert findings.hours_table(HOURS[:0]) is None
 
 
@@ -260,7 +262,8 @@ def test_more_gpus_gain_time_and_cost_money() -> None:
     assert cells(findings.many_gpus_table(hours))[2] == ["8", "0.20", "0.60", "0.50", "0.80", "19"]
     note = findings.many_gpus_note(hours, [1440.0, 36.0], batch=24)
     assert note.startswith(
-        "Beside 1 GPU, 8 GPUs are 5.0 times as fast, 64 GPUs are 8.0 times as fast, the last for 8.0 times the money."
+        "Compared with 1 GPU, the whole run is faster: with 8 GPUs 5.0 times, with 64 GPUs 8.0 times. The last costs "
+        "8.0 times as much."
     )
     assert "has 2 trainings, and the longest, on all subjects, takes 0.40 hours by itself" in note
     assert "a GPU with 3 volumes at a time" in note

@@ -4,7 +4,7 @@ The tables that go in are those of `costs`; `results` are those of one script in
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,17 @@ _FORMATS = {
 _KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def _styled(table: pd.DataFrame, digits: Mapping[str, str] | str, index: bool = False) -> Styler:
-    """A table whose headers and cells may break into lines."""
+def _hours(hours: float) -> str:
+    """Two digits of what is short, whole hours of what is long."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _styled(
+    table: pd.DataFrame, digits: Mapping[str, str | Callable[[Any], str]] | str, index: bool = False
+) -> Styler | None:
+    """A table whose headers and cells may break into lines; None without rows."""
+    if table.empty:
+        return None
     styler = table.style.format(dict(digits) if isinstance(digits, Mapping) else digits)
     return (styler if index else styler.hide(axis="index")).set_table_attributes('class="wrapped"')
 
@@ -82,7 +91,7 @@ def _styled(table: pd.DataFrame, digits: Mapping[str, str] | str, index: bool = 
 # ---- the full run
 
 
-def subject_table(subject: pd.DataFrame) -> Styler:
+def subject_table(subject: pd.DataFrame) -> Styler | None:
     """Volumes per task that a subject gives (`costs.per_subject`)."""
     table = subject.assign(**{"share kept": subject["kept"] / subject["acquired"]}).reset_index()
     return _styled(table, {"share kept": "{:.0%}"})
@@ -97,7 +106,7 @@ def subject_note(subject: pd.DataFrame) -> str:
     )
 
 
-def passes_table(passes: pd.DataFrame) -> Styler:
+def passes_table(passes: pd.DataFrame) -> Styler | None:
     """Volumes that the full run sees (`paper.full_run`)."""
     table = passes.rename(columns={"volumes per epoch": "volumes per epoch (all subjects)"})
     return _styled(table, "{:,}", index=True)
@@ -114,7 +123,7 @@ def passes_note(passes: pd.DataFrame, recipe: Profile, n_subjects: Sequence[int]
     )
 
 
-def storage_table(storage: dict[str, int], recipe: Profile) -> Styler:
+def storage_table(storage: dict[str, int], recipe: Profile) -> Styler | None:
     """Gigabytes on disk, in memory and on the device (`costs.storage`)."""
     batches = recipe.routes.supervised.pretraining.batch_size, costs.evaluation_batch()
     names = {
@@ -138,7 +147,7 @@ def storage_note(n_voxels: int) -> str:
     )
 
 
-def preparing_table(preparing: pd.DataFrame) -> Styler:
+def preparing_table(preparing: pd.DataFrame) -> Styler | None:
     """Time and memory of preparing, per device and path (`costs.preparing`)."""
     table = preparing.assign(path=preparing["path"].replace("ours", "this package"))
     names = {
@@ -175,7 +184,7 @@ def processes_note(results: list[dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def reading_table(reading: pd.DataFrame) -> Styler:
+def reading_table(reading: pd.DataFrame) -> Styler | None:
     """Volumes per second of each format (`costs.reading`)."""
     table = reading.replace({"format": _FORMATS}).rename(columns={"bytes_per_voxel": "bytes per voxel"})
     digits = dict.fromkeys(table.columns[1:], "{:,.0f}") | {"bytes per voxel": "{:.2f}"}
@@ -212,7 +221,7 @@ def arithmetic_note(layers: list[Layer], passes: pd.DataFrame) -> str:
     )
 
 
-def rates_table(rates: pd.DataFrame) -> Styler:
+def rates_table(rates: pd.DataFrame) -> Styler | None:
     """Volumes per second per device and precision (`costs.rates`)."""
     table = rates.assign(flops_per_s=rates["flops_per_s"] / 1e12, copy_bytes_per_s=rates["copy_bytes_per_s"] / 1e9)
     names = {
@@ -254,7 +263,7 @@ def hours_table(hours: pd.DataFrame) -> Styler | None:
     table = hours.pivot(index=by, columns="part", values="hours")[parts].assign(
         **{"all": total["hours"], "all (days)": total["hours"] / 24, "least by arithmetic": total["bound_hours"]}
     )
-    return _styled(table.rename_axis(columns=None).reset_index(), dict.fromkeys(table.columns, "{:,.0f}"))
+    return _styled(table.rename_axis(columns=None).reset_index(), dict.fromkeys(table.columns, _hours))
 
 
 def hours_note(hours: pd.DataFrame, rates: pd.DataFrame, passes: pd.DataFrame, recipe: Profile) -> str:
@@ -267,11 +276,11 @@ def hours_note(hours: pd.DataFrame, rates: pd.DataFrame, passes: pd.DataFrame, r
     parts = hours[(hours["device"] == device) & (hours["precision"] == precision)].set_index("part")["hours"]
     same = rates[(rates["device"] == device) & (rates["precision"] == precision)]
     return (
-        f"The fastest is {device} in `{precision}`: {all_h:,.0f} hours ({all_h / 24:,.1f} days) for everything, of "
+        f"The fastest is {device} in `{precision}`: {_hours(all_h)} hours ({all_h / 24:,.1f} days) for everything, of "
         f"which *{parts.idxmax()}* takes the most ({parts.max() / all_h:.0%}). That is "
         f"{all_h / best['bound_hours']:.1f} times what the arithmetic alone would take. With a device for each "
         "training, the longest chain counts: pre-training, then fine-tuning on all subjects, "
-        f"{costs.chain_hours(same, passes).iloc[0]:,.0f} hours. The paper's profile asks for "
+        f"{_hours(costs.chain_hours(same, passes).iloc[0])} hours. The paper's profile asks for "
         f"`{recipe.routes.supervised.pretraining.precision}`."
     )
 
@@ -320,7 +329,7 @@ def training_speed(steps: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def limits_table(limits: pd.DataFrame) -> Styler:
+def limits_table(limits: pd.DataFrame) -> Styler | None:
     """Our step beside the device's limits (`costs.limits`)."""
     names = {
         "device": "device",
@@ -399,7 +408,7 @@ def sweep_speed(results: list[dict[str, Any]]) -> str:
 # ---- more GPUs, more subjects
 
 
-def assumed_table(assumed: costs.Assumed) -> Styler:
+def assumed_table(assumed: costs.Assumed) -> Styler | None:
     """All that is assumed."""
     rows = {
         "volumes per second that a GPU trains on, where none has been measured": assumed.volumes_per_s,
@@ -422,7 +431,7 @@ def gpu_note(device: str, rate: float) -> str:
     )
 
 
-def many_gpus_table(hours: pd.DataFrame) -> Styler:
+def many_gpus_table(hours: pd.DataFrame) -> Styler | None:
     """Hours and dollars by number of GPUs (`costs.many_gpus`)."""
     names = {
         "n_gpus": "GPUs",
@@ -441,12 +450,12 @@ def many_gpus_note(hours: pd.DataFrame, seconds: Sequence[float], batch: int) ->
     first, *more = hours.to_dict("records")
     if not more:
         return ""
-    times = [f"{row['n_gpus']} GPUs are {first['all'] / row['all']:.1f} times as fast" for row in more]
+    times = [f"{_gpus(row['n_gpus'])} {first['all'] / row['all']:.1f} times" for row in more]
     each = math.ceil(batch / more[0]["n_gpus"])
     return (
-        f"Beside {_gpus(first['n_gpus'])}, {', '.join(times)}, the last for "
-        f"{more[-1]['dollars'] / first['dollars']:.1f} times the money. The sweep has {len(seconds)} trainings, and "
-        f"the longest, on all subjects, takes {max(seconds) / 3600:.2f} hours by itself; a batch of {batch} has no "
+        f"Compared with {_gpus(first['n_gpus'])}, the whole run is faster: with {', with '.join(times)}. The last "
+        f"costs {more[-1]['dollars'] / first['dollars']:.1f} times as much. The sweep has {len(seconds)} trainings, "
+        f"and the longest, on all subjects, takes {max(seconds) / 3600:.2f} hours by itself; a batch of {batch} has no "
         f"work for more than {batch} GPUs. The hours are lower bounds: a GPU with {each} volumes at a time is less "
         f"efficient than one with {batch}. Larger batches would scale further, but that is not the paper's recipe. A "
         "large machine is good for the many small trainings of the sweep and its controls."
@@ -457,7 +466,7 @@ def _gpus(n: int) -> str:
     return f"{n} GPU" if n == 1 else f"{n} GPUs"
 
 
-def exchanges_table(exchanges: pd.DataFrame) -> Styler:
+def exchanges_table(exchanges: pd.DataFrame) -> Styler | None:
     """The exchange of gradients over each network (`costs.exchanges`)."""
     table = exchanges.assign(exchange_s=1e6 * exchanges["exchange_s"])
     names = {
@@ -485,7 +494,7 @@ def exchanges_note(exchanges: pd.DataFrame, n_parameters: int, batch: int, rate:
     )
 
 
-def feeding_table(feeding: pd.DataFrame) -> Styler:
+def feeding_table(feeding: pd.DataFrame) -> Styler | None:
     """What GPUs ask for and disks give (`costs.feeding`)."""
     ways = {"by_run": "run by run", "single": "single volumes"}
     names = [
@@ -514,7 +523,7 @@ def feeding_note(feeding: pd.DataFrame, passes: pd.DataFrame, volume_bytes: int)
     )
 
 
-def growth_table(growth: pd.DataFrame) -> Styler:
+def growth_table(growth: pd.DataFrame) -> Styler | None:
     """What grows with the number of subjects, a column for each (`costs.growth`)."""
     rows = {
         "labelled volumes (millions)": growth["volumes"] / 1e6,
