@@ -20,7 +20,7 @@ from deeplight_core.config import Profile, project_root
 from deeplight_core.data import simulate
 from deeplight_core.models.deeplight import DeepLight, Layer
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, Cell, planned
+from deeplight_core.sweeps import CONTROLS, Cell, changed, planned, pretraining_of
 from deeplight_core.tasks import TASKS
 from deeplight_core.training.examples import draw_units
 from deeplight_core.training.inference import batch_size
@@ -154,16 +154,20 @@ class Controls(NamedTuple):
 
 
 def controls(recipe: Profile, subject: pd.DataFrame, n_train: int) -> Controls:
-    """Count the trainings of all controls that are not in the sweep; a target of its own has a pre-training, too."""
-    cells = {cell for name in CONTROLS for cell in planned(recipe, name)} - {*planned(recipe, "sweep")}
+    """Count the trainings of all controls that are not in the sweep, and the pre-trainings that the sweep lacks."""
+    sweep = {*planned(recipe, "sweep")}
+    cells = {cell for name in CONTROLS for cell in planned(recipe, name)} - sweep
     deep = [cell for cell in cells if _deep(cell)]
-    starts = {(cell.target, cell.seed) for cell in deep if VARIANTS[cell.variant].start != "random"}
-    starts -= {("", recipe.sweep.seeds[0])}
+    starts = {pretraining_of(recipe, cell) for cell in deep} - {pretraining_of(recipe, cell) for cell in sweep} - {None}
     kept = subject["kept"]
     of_target = {"": kept[subject["used for"] == "fine-tuning"].sum(), **kept}
-    finetuned = sum(_n_drawn(cell, n_train) * of_target[cell.target] for cell in deep)
-    pretrained = sum(n_train * (kept.sum() - of_target[target]) for target, _ in starts)
-    n_volumes = recipe.finetuning.epochs * finetuned + recipe.routes.supervised.pretraining.epochs * pretrained
+    n_volumes = sum(
+        changed(recipe, cell.change).finetuning.epochs * _n_drawn(cell, n_train) * of_target[cell.target]
+        for cell in deep
+    )
+    for change, _, target, _, _ in filter(None, starts):
+        epochs = changed(recipe, change).routes.supervised.pretraining.epochs
+        n_volumes += epochs * n_train * (kept.sum() - of_target[target])
     return Controls(len(starts), len(deep), len(cells) - len(deep), int(n_volumes))
 
 

@@ -107,11 +107,12 @@ def test_sweep_and_controls_are_counted(recipe: Profile, subject: pd.DataFrame) 
     )  # fmt: skip
     counted = costs.controls(small, subject, N_TRAIN)
     assert counted.n_linear == 7  # a fraction each
-    assert counted.n_finetunings == 2 * (6 + 1)  # six other tasks as the target, and another seed
+    longer = 2 * (7 + 1)  # three times the steps at each fraction, and at one of them with a constant learning rate
+    assert counted.n_finetunings == 2 * (6 + 1) + longer  # six other tasks as the target, and another seed
     assert counted.n_pretrainings == 6 + 1
-    kept = subject["kept"]
-    finetuned = 2 * 50 * 2 * (kept.drop("WM").sum() + kept["WM"])  # two of twenty subjects
-    pretrained = 40 * 20 * (7 * kept.sum() - kept.drop("WM").sum() - kept["WM"])
+    kept, drawn = subject["kept"], 1 + 1 + 2 + 4 + 8 + 12 + 20
+    finetuned = 2 * 50 * 2 * kept.sum() + 2 * 150 * (drawn + 2) * kept["WM"]  # two of twenty subjects are 10%
+    pretrained = 40 * 20 * (7 * kept.sum() - kept.sum())
     assert counted.n_volumes == finetuned + pretrained
 
 

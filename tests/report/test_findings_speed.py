@@ -137,16 +137,16 @@ def test_arithmetic_names_the_largest_layer() -> None:
 
 
 def test_rates_say_what_is_missing_and_what_was_busy() -> None:
-    assert cells(findings.rates_table(RATES))[2] == [
+    assert cells(findings.measured_table(RATES))[2] == [
         "fast", "bf16-mixed", "100.00", "200.00", "3.50", "2.00", "1.50", "2026-01-02",
     ]  # fmt: skip
-    note = findings.rates_note(RATES)
+    note = findings.measured_note(RATES)
     assert "**No GPU has been measured**: `python benchmarks/training.py --device cuda`" in note
     assert "while fast was measured" in note
-    both = findings.rates_note(pd.concat([RATES.head(1), RATES.head(1).assign(kind="cuda", load=9)]))
+    both = findings.measured_note(pd.concat([RATES.head(1), RATES.head(1).assign(kind="cuda", load=9)]))
     assert both.startswith("Rates are medians")
-    assert findings.rates_note(RATES[:0]).count("has been measured") == 2
-    assert findings.rates_table(RATES[:0]) is None
+    assert findings.measured_note(RATES[:0]).count("has been measured") == 2
+    assert findings.measured_table(RATES[:0]) is None
 
 
 def test_hours_add_up() -> None:

@@ -33,14 +33,14 @@ __all__ = [
     "loading_speed",
     "many_gpus_note",
     "many_gpus_table",
+    "measured_note",
+    "measured_table",
     "not_measured",
     "passes_note",
     "passes_table",
     "preparing_note",
     "preparing_table",
     "processes_note",
-    "rates_note",
-    "rates_table",
     "reading_note",
     "reading_table",
     "same_learning",
@@ -221,7 +221,7 @@ def arithmetic_note(layers: list[Layer], passes: pd.DataFrame) -> str:
     )
 
 
-def rates_table(rates: pd.DataFrame) -> Styler | None:
+def measured_table(rates: pd.DataFrame) -> Styler | None:
     """Volumes per second per device and precision (`costs.rates`)."""
     table = rates.assign(flops_per_s=rates["flops_per_s"] / 1e12, copy_bytes_per_s=rates["copy_bytes_per_s"] / 1e9)
     names = {
@@ -234,7 +234,7 @@ def rates_table(rates: pd.DataFrame) -> Styler | None:
     return _styled(table.drop(columns="kind").rename(columns=names), digits)
 
 
-def rates_note(rates: pd.DataFrame) -> str:
+def measured_note(rates: pd.DataFrame) -> str:
     """Which kind of device has not been measured, which was busy, and how good the rates are."""
     busy = rates.loc[(rates["kind"] == "cpu") & (rates["load"] > 1), "device"].unique()
     said = [_missing_kinds(rates["kind"])]
@@ -291,8 +291,8 @@ def controls_cost(controls: costs.Controls, passes: pd.DataFrame) -> str:
         f"The controls add {controls.n_pretrainings} pre-trainings, {controls.n_finetunings} fine-tunings and "
         f"{controls.n_linear} linear models: {controls.n_volumes / 1e6:,.0f} million volumes to train on, "
         f"{controls.n_volumes / passes['volumes trained on'].sum():.1f} times those of the run above. Take out of "
-        "`controls` in the profile what you can do without; seeds and tasks cost the most, since each needs a "
-        "pre-training of its own."
+        "`controls` in the profile what you can do without; each further seed and each further "
+        "task needs a pre-training of its own."
     )
 
 
