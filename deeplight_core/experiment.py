@@ -651,7 +651,7 @@ def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
     own = ["variant", "fraction", "seed", "change"]
     tables = []
     for cell, training in finished_trainings(profile, deep).items():
-        which = {"training": training.folder.name, "n_subjects": len(training.units)}
+        which: dict[str, Any] = {"training": training.folder.name, "n_subjects": len(training.units)}
         tables.append(training.metrics().assign(**which, **{key: getattr(cell, key) for key in own}))
     columns = [*METRICS, "training", "n_subjects", *own]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)

@@ -267,46 +267,67 @@ def test_labels_of_the_model_diagram_do_not_overlap(shape):
 
 def test_hours_bars_write_the_hours_beside_their_bounds():
     hours = pd.DataFrame(
-        {"device": ["A", "A", "B"], "precision": "32-true", "part": ["pre-training", "sweep", "sweep"],
-         "hours": [1200.0, 30.0, 0.52], "bound_hours": [100.0, 3.0, 0.1]}
+        {"device": ["A", "A", "B", "B"], "precision": "32-true", "part": ["pre-training", "sweep"] * 2,
+         "hours": [1200.0, 30.0, 5.0, 0.52], "bound_hours": [100.0, 3.0, 1.0, 0.1]}
     )  # fmt: skip
     figure = plots.hours_bars(hours)
     axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [1200.0, 30.0, 0.52]
-    assert [text.get_text() for text in axes.texts] == ["1,200 h", "30 h", "0.52 h", "a day", "a week", "a month"]
-    assert [line.get_xdata()[0] for line in axes.get_lines()] == [100.0, 3.0, 0.1, 24, 168, 730]
+    assert [bar.get_width() for bar in axes.patches] == [1200.0, 5.0, 30.0, 0.52]
+    texts = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert list(texts) == ["1,200 h", "5 h", "30 h", "0.52 h", "a day", "a week", "a month"]
+    assert texts["1,200 h"] < texts["30 h"] < 0.5 < texts["5 h"] < texts["0.52 h"]  # the second device from 0.5 on
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [100.0, 1.0, 3.0, 0.1, 24, 168, 730]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A\n32-true", "B\n32-true"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "pre-training",
-        "sweep",
-        "least by arithmetic",
-    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["pre-training", "sweep", "least by arithmetic"]
     assert axes.get_xscale() == "log"
 
 
-def test_rate_bars_say_how_many_times_as_fast():
+@pytest.mark.parametrize("what", ["training", "decoding"])
+def test_step_bars_say_how_many_times_as_fast(what):
     table = pd.DataFrame(
-        {"group": ["8 mm", "8 mm", "2 mm"], "way": ["plain", "ours", "ours"], "value": [6.26, 1.87, 644.7],
-         "times": [1.0, 3.35, np.nan]}
+        {"device": "A", "cores": 2, "mm": [8, 8, 8, 2], "batch": [24, 24, 24, 4],
+         "way": ["ours", "obvious", "plain", "ours"], what: [1.87, 3.0, 6.26, 644.7],
+         f"{what}_times": [3.35, 2.1, 1.0, np.nan]}
     )  # fmt: skip
-    figure = plots.rate_bars(table, "ms per volume", {"ours": "#0072B2"})
-    first, second = figure.axes
-    assert [text.get_text() for text in first.texts] == ["6.26  (1.0×)", "1.87  (3.4×)"]
+    first, second = plots.step_bars(table, what).axes
+    titles = ["plain PyTorch loop", "PyTorch, obvious settings", "this package"]
+    texts = ["6.26  (1.0×)", "3.00  (2.1×)", "1.87  (3.4×)"]
+    shown = slice(None) if what == "training" else slice(None, None, 2)  # decoding is compared with two only
+    assert [label.get_text() for label in first.get_yticklabels()] == titles[shown]
+    assert [text.get_text() for text in first.texts] == texts[shown]
+    assert [bar.get_width() for bar in first.patches] == [6.26, 3.0, 1.87][shown]
+    assert len({bar.get_facecolor() for bar in first.patches}) == 2
     assert [text.get_text() for text in second.texts] == ["645"]
-    assert [bar.get_width() for bar in first.patches] == [6.26, 1.87]
-    assert (first.get_title(loc="left"), second.get_xlabel()) == ("8 mm", "ms per volume")
+    assert (first.get_title(loc="left"), second.get_xlabel()) == ("A, 2 cores: 8 mm, batches of 24", "ms per volume")
+
+
+def test_loading_bars_have_a_panel_for_the_cold_and_one_for_the_warm():
+    table = pd.DataFrame(
+        {"device": "A", "cache": ["cold", "cold", "warm"], "way": ["npy", "by_run", "memory"],
+         "volumes_per_s": [256.0, 1468.0, 1863.0], "times": [1.0, 5.73, 0.9]}
+    )  # fmt: skip
+    cold, warm = plots.loading_bars(table).axes
+    assert [label.get_text() for label in cold.get_yticklabels()] == ["store, run by run", "a file per volume"]
+    assert [text.get_text() for text in cold.texts] == ["1,468  (5.7×)", "256  (1.0×)"]
+    assert [text.get_text() for text in warm.texts] == ["1,863  (0.9×)"]
 
 
 def test_loss_curves_are_means_of_seeds_at_the_middle_of_their_steps():
-    axes = plots.loss_curves({"float32": [[3.0, 2.0], [2.0, 1.0]]}, steps_per_point=10).axes[0]
+    curves = {"32-true": [[3.0, 2.0], [2.0, 1.0]], "bf16-mixed": [[4.0, 4.0]] * 2}
+    axes = plots.loss_curves(curves, steps_per_point=10).axes[0]
     assert axes.get_lines()[0].get_xydata().tolist() == [[5, 2.5], [15, 1.5]]
-    assert axes.get_legend_handles_labels()[1] == ["float32, 2 seeds"]
+    assert axes.get_legend_handles_labels()[1] == ["float32, 2 seeds", "bfloat16, 2 seeds"]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(x, y) for x, y in band.tolist()} == {(5, 2), (15, 1), (15, 2), (5, 3)}
 
 
-def test_scaling_lines_are_logarithmic():
-    table = pd.DataFrame({"name": ["sweep"] * 2 + ["all"] * 2, "devices": [1, 8] * 2, "value": [4.0, 0.52, 40.0, 12.3]})
-    axes = plots.scaling_lines(table, "hours").axes[0]
-    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 4], [8, 0.52]], [[1, 40], [8, 12.3]]]
+def test_hours_by_gpus_are_logarithmic():
+    table = pd.DataFrame({"n_gpus": [1, 8], "pre-training": [36.0, 11.78], "sweep": [4.0, 0.52], "all": [40.0, 12.3]})
+    axes = plots.hours_by_gpus(table).axes[0]
+    lines = [line.get_xydata().tolist() for line in axes.get_lines()[:3]]
+    assert lines == [[[1, 36], [8, 11.78]], [[1, 4], [8, 0.52]], [[1, 40], [8, 12.3]]]
+    assert axes.get_legend_handles_labels()[1] == ["pre-training", "sweep", "all"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8"]
     assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "log", "hours")
 

@@ -13,12 +13,12 @@ from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.manifest import is_structural, unit_names
 from deeplight_core.data.store import Store
 from deeplight_core.report import paper
+from deeplight_core.report.findings.cells import counted
 from deeplight_core.report.quality import Design, trend_share
 
 __all__ = [
     "activation_note",
     "cleaning_note",
-    "counted",
     "counts_table",
     "coverage_note",
     "design_note",
@@ -55,11 +55,6 @@ _QUALITY = {
     "constant_voxels": "constant voxels",
     "n_kept": "volumes kept",
 }
-
-
-def counted(n: int, noun: str) -> str:
-    """A number and what it counts: "1 subject", "1,200 subjects"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # ---- who and what

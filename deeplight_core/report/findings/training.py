@@ -10,7 +10,7 @@ import pandas as pd
 from deeplight_core.analysis import scores
 from deeplight_core.analysis.measures import ACCURACY, MEASURES
 from deeplight_core.config import Profile
-from deeplight_core.report.findings.data import counted
+from deeplight_core.report.findings.cells import counted
 from deeplight_core.report.paper import REPORTED, last_epoch_accuracy
 from deeplight_core.routes import ROUTES, VARIANTS
 

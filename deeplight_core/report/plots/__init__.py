@@ -22,7 +22,7 @@ from deeplight_core.report.plots.decoding import (
 )
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
 from deeplight_core.report.plots.model import model_diagram
-from deeplight_core.report.plots.speed import hours_bars, loss_curves, rate_bars, scaling_lines
+from deeplight_core.report.plots.speed import hours_bars, hours_by_gpus, loading_bars, loss_curves, step_bars
 from deeplight_core.report.plots.style import TASK_COLOURS, use_style
 
 __all__ = [
@@ -37,14 +37,15 @@ __all__ = [
     "fraction_curves",
     "gain_lines",
     "hours_bars",
+    "hours_by_gpus",
+    "loading_bars",
     "loss_curves",
     "mask_map",
     "model_diagram",
-    "rate_bars",
     "rate_lines",
     "saved_subjects",
-    "scaling_lines",
     "seed_differences",
+    "step_bars",
     "step_curves",
     "task_bars",
     "task_curves",

@@ -1,46 +1,87 @@
 """How fast: hours, milliseconds and volumes per second."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deeplight_core.report.findings import WAYS
 from deeplight_core.report.plots.style import INK, OKABE_ITO
 
-__all__ = ["hours_bars", "loss_curves", "rate_bars", "scaling_lines"]
+__all__ = ["hours_bars", "hours_by_gpus", "loading_bars", "loss_curves", "step_bars"]
+
+_PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
+_OURS, _OTHERS = "#0072B2", "#8C8C8C"
+_LOADERS = {
+    "memory": "store, in memory", "single": "store, single volumes", "by_run": "store, run by run",
+    "npy": "a file per volume", "npy_workers": "a file per volume, a worker",
+}  # fmt: skip
 
 
-def rate_bars(table: pd.DataFrame, unit: str, colours: dict[str, str]) -> Figure:
-    """Bars of a rate or a time, one panel per group; beside each its value, and how many times as fast as the first.
+def step_bars(steps: pd.DataFrame, what: Literal["training", "decoding"]) -> Figure:
+    """Milliseconds per volume of every way, one panel per grid; in brackets how many times as fast as the plain loop.
 
     Parameters
     ----------
-    table : `group, way, value, times`; `times` is what stands behind the value, NaN for nothing
-    unit : of the values, written below
-    colours : of the ways
+    steps : of `costs.step_times`
     """
-    groups = list(table.groupby("group", sort=False))
-    heights = [len(rows) for _, rows in groups]
-    figure, panels = plt.subplots(
-        len(groups), 1, figsize=(8.5, 0.8 * len(groups) + 0.36 * sum(heights)), height_ratios=heights, squeeze=False
-    )
-    for axes, (group, rows) in zip(panels[:, 0], groups, strict=True):
-        ways = list(rows["way"])
-        axes.barh(ways, rows["value"], height=0.72, color=[colours.get(way, "#8C8C8C") for way in ways])
-        for way, value, times in zip(ways, rows["value"], rows["times"], strict=True):
-            digits = "{:,.0f}" if value >= 100 else "{:.1f}" if value >= 10 else "{:.2f}"
-            label = digits.format(value) + ("" if np.isnan(times) else f"  ({times:.1f}×)")
-            axes.annotate(label, (value, way), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10)
-        axes.set_xlim(0, 1.25 * rows["value"].max())
-        axes.set_title(group)
-        axes.invert_yaxis()
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-    panels[-1, 0].set_xlabel(unit)
+    ways = list(WAYS) if what == "training" else ["plain", "keras", "ours"]
+    where = ["device", "cores", "mm", "batch"]
+    panels = {
+        f"{device}, {cores} cores: {mm} mm, batches of {batch}": rows
+        for (device, cores, mm, batch), rows in steps[steps["way"].isin(ways)].groupby(where, sort=False)
+    }
+    return _rate_bars(panels, what, f"{what}_times", {way: WAYS[way] for way in ways}, "ms per volume")
+
+
+def loading_bars(loads: pd.DataFrame) -> Figure:
+    """Volumes loaded per second, cold and warm; in brackets how many times as fast as from a file per volume.
+
+    Parameters
+    ----------
+    loads : of `costs.loading`
+    """
+    panels = {f"{device}: {cache}": rows for (device, cache), rows in loads.groupby(["device", "cache"], sort=False)}
+    return _rate_bars(panels, "volumes_per_s", "times", _LOADERS, "volumes per second")
+
+
+def _rate_bars(panels: dict[str, pd.DataFrame], value: str, times: str, titles: dict[str, str], unit: str) -> Figure:
+    """A panel of horizontal bars per table (`way`, and the columns named), in the order of `titles`."""
+    heights = [len(rows) for rows in panels.values()]
+    size = (8.5, 0.8 * len(panels) + 0.36 * sum(heights))
+    figure, grid = plt.subplots(len(panels), 1, figsize=size, height_ratios=heights, squeeze=False)
+    for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
+        rows = rows.set_index("way").reindex([way for way in titles if way in set(rows["way"])])
+        names = [titles[way] for way in rows.index]
+        colours = {titles[way]: _OURS if _is_ours(way) else _OTHERS for way in rows.index}
+        look: dict[str, Any] = {"palette": colours, "width": 0.72, "saturation": 1, "errorbar": None}
+        sns.barplot(x=rows[value].to_numpy(), y=names, hue=names, ax=axes, **look)
+        for i, (speed, factor) in enumerate(zip(rows[value], rows[times], strict=True)):
+            digits = "{:,.0f}" if speed >= 100 else "{:.1f}" if speed >= 10 else "{:.2f}"
+            _write(axes, digits.format(speed) + ("" if np.isnan(factor) else f"  ({factor:.1f}×)"), speed, i)
+        axes.set(title=title, xlim=(0, 1.25 * rows[value].max()), ylabel="")
+        _grid_along_x(axes)
+    grid[-1, 0].set_xlabel(unit)
     return figure
+
+
+def _is_ours(way: str) -> bool:
+    return way.startswith("ours") or way in ("memory", "single", "by_run")
+
+
+def _write(axes: Axes, text: str, x: float, y: float, **look: Any) -> None:
+    """Text to the right of the end of a bar."""
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10, **look)
+
+
+def _grid_along_x(axes: Axes) -> None:
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
 
 
 def loss_curves(curves: dict[str, list[list[float]]], steps_per_point: int) -> Figure:
@@ -48,41 +89,40 @@ def loss_curves(curves: dict[str, list[list[float]]], steps_per_point: int) -> F
 
     Parameters
     ----------
-    curves : for each name a list per seed of losses, each the mean of so many steps
+    curves : for each precision a list of losses per seed, each loss the mean of `steps_per_point` steps
     """
+    table = pd.DataFrame(
+        [
+            (f"{_PRECISIONS.get(name, name)}, {len(seeds)} seeds", steps_per_point * (i + 0.5), loss)
+            for name, seeds in curves.items()
+            for losses in seeds
+            for i, loss in enumerate(losses)
+        ],
+        columns=["name", "step", "training loss"],
+    )
     figure, axes = plt.subplots(figsize=(8.5, 3.4))
-    for i, (name, seeds) in enumerate(curves.items()):
-        losses = np.array(seeds)
-        steps = steps_per_point * (np.arange(losses.shape[1]) + 0.5)
-        label = f"{name}, {len(seeds)} seeds"
-        axes.plot(steps, losses.mean(axis=0), label=label, color=OKABE_ITO[i], linestyle=("-", "--")[i % 2])
-        axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=OKABE_ITO[i], alpha=0.2, linewidth=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss")
+    look: dict[str, Any] = {"hue": "name", "style": "name", "palette": OKABE_ITO[: len(curves)]}
+    sns.lineplot(table, x="step", y="training loss", errorbar=("pi", 100), ax=axes, **look)
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
 
-def scaling_lines(table: pd.DataFrame, unit: str) -> Figure:
-    """A quantity by number of devices on logarithmic axes, a line per name.
+def hours_by_gpus(hours: pd.DataFrame) -> Figure:
+    """Hours of pre-training, of the sweep and of both by number of GPUs, on logarithmic axes.
 
     Parameters
     ----------
-    table : `name, devices, value`
-    unit : of the values, beside the axis
+    hours : of `costs.many_gpus`
     """
+    table = hours.melt("n_gpus", ["pre-training", "sweep", "all"], var_name="part", value_name="hours")
     figure, axes = plt.subplots(figsize=(8.5, 3.8))
-    for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
-        axes.plot(rows["devices"], rows["value"], marker="osD^v"[i % 5], color=OKABE_ITO[i], label=str(name))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    numbers = sorted(table["devices"].unique())
-    axes.set_xticks(numbers, [str(n) for n in numbers])
+    look: dict[str, Any] = {"hue": "part", "style": "part", "palette": OKABE_ITO[:3], "markers": ["o", "s", "D"]}
+    sns.lineplot(table, x="n_gpus", y="hours", dashes=False, markeredgewidth=0, ax=axes, **look)
+    axes.set(xscale="log", yscale="log", xlabel="GPUs")
+    axes.set_xticks(hours["n_gpus"], [str(n) for n in hours["n_gpus"]])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlabel("GPUs")
-    axes.set_ylabel(unit)
     axes.legend()
     return figure
 
@@ -92,40 +132,32 @@ def hours_bars(hours: pd.DataFrame) -> Figure:
 
     Parameters
     ----------
-    hours : `device, precision, part, hours, bound_hours`
+    hours : of `costs.device_hours`
     """
-    groups = list(hours.groupby(["device", "precision"], sort=False))
-    parts = list(hours["part"].unique())
-    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.28 * (len(hours) + len(groups))))
-    place, ticks = 0.0, dict[float, str]()
-    handles: dict[str, Any] = {}
-    white = {"color": "white", "pad": 0.5}  # behind labels, where lines cross
-    for (device, precision), rows in groups:
-        ticks[place - (len(rows) - 1) / 2] = f"{device}\n{precision}"
-        for row in rows.to_dict("records"):
-            colour = OKABE_ITO[parts.index(row["part"])]
-            handles[row["part"]] = axes.barh(place, row["hours"], height=0.8, color=colour)
-            label = f"{row['hours']:,.0f} h" if row["hours"] >= 10 else f"{row['hours']:.2g} h"
-            at = (max(row["hours"], row["bound_hours"]), place)
-            axes.annotate(label, at, xytext=(5, 0), textcoords="offset points", va="center", fontsize=10, bbox=white)
-            (handles["least by arithmetic"],) = axes.plot(
-                [row["bound_hours"]] * 2, [place - 0.4, place + 0.4], color=INK, linewidth=2
-            )
-            place -= 1
-        place -= 1
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_xscale("log")
-    left = 10 ** math.floor(math.log10(hours["bound_hours"].min()))
-    right = 5 * hours[["hours", "bound_hours"]].to_numpy().max()  # room for the labels
-    axes.set_xlim(left, right)
+    names, parts = hours["device"] + "\n" + hours["precision"], list(hours["part"].unique())
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.28 * (len(hours) + names.nunique())))
+    look: dict[str, Any] = {"palette": OKABE_ITO[: len(parts)], "gap": 0.08, "saturation": 1, "errorbar": None}
+    sns.barplot(x=hours["hours"], y=names, hue=hours["part"], legend=False, ax=axes, **look)
+    for part, bars in zip(parts, axes.containers, strict=True):
+        for bar, row in zip(bars, hours[hours["part"] == part].to_dict("records"), strict=True):
+            middle, bound = bar.get_y() + bar.get_height() / 2, row["bound_hours"]
+            axes.plot([bound] * 2, [bar.get_y(), bar.get_y() + bar.get_height()], color=INK, linewidth=2)
+            text = f"{row['hours']:,.0f} h" if row["hours"] >= 10 else f"{row['hours']:.2g} h"
+            _write(axes, text, max(row["hours"], bound), middle, bbox={"color": "white", "pad": 0.5})
+    _mark_spans(axes, hours[["hours", "bound_hours"]].to_numpy())
+    axes.set(xlabel="hours", ylabel="")
+    _grid_along_x(axes)
+    handles: list[Any] = [*axes.containers, axes.get_lines()[0]]
+    figure.legend(handles, [*parts, "least by arithmetic"], loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _mark_spans(axes: Axes, hours: np.ndarray) -> None:
+    """A logarithmic axis of hours with room for labels, on which a day, a week, a month and a year are marked."""
+    left, right = 10 ** math.floor(math.log10(hours.min())), 5 * hours.max()
+    axes.set(xscale="log", xlim=(left, right))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     for name, n_hours in {"a day": 24, "a week": 168, "a month": 730, "a year": 8766}.items():
         if left < n_hours < right:
-            axes.axvline(n_hours, color="#8C8C8C", linestyle=":", linewidth=1, zorder=0)
+            axes.axvline(n_hours, color=_OTHERS, linestyle=":", linewidth=1, zorder=0)
             axes.annotate(name, (n_hours, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=10)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlabel("hours")
-    axes.grid(axis="x")
-    axes.grid(visible=False, axis="y")
-    names = [*parts, "least by arithmetic"]
-    figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=len(names))
-    return figure
