@@ -55,7 +55,7 @@ def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> E
     ----------
     path : None for a run without events (rest)
     wanted : state → the EV stems or trial types pooled for it
-    task : the run's task; other EV files of an HCP task are known, and only ignored
+    task : the run's task; HCP's tasks tell which other EV files are known
 
     Raises
     ------

@@ -108,7 +108,7 @@ def prepare_subjects(
 ) -> int:
     """Prepare the runs of some subjects, as one of many processes that fill the same store; return the number of runs.
 
-    No process waits for another: each run is a file of its own, and `prepare` writes the index in the end.
+    No process waits for another: each run has its own file, and `prepare` writes the index at the end.
     """
     if missing := sorted({*subjects} - {*manifest["subject"]}):
         raise ValueError(f"the manifest has no runs of subject {', '.join(missing)} for this profile")

@@ -303,7 +303,7 @@ def _add_row(
 ) -> None:  # fmt: skip
     """Add an image to the rows found or, if it cannot be used, to what is left out.
 
-    structural : by default, an image is if it has one volume, no events and no repetition time of its own
+    structural : by default, whether it has one volume, no events and no repetition time of its own
     """
     name = str(image.relative_to(root))
     try:

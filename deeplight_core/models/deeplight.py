@@ -60,8 +60,8 @@ def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
 class _ReluAndDropout(torch.autograd.Function):
     """ReLU and whole-channel dropout, in place: the gradient needs only the result and the scale.
 
-    The incoming gradient, which comes from the next layer alone, is overwritten, too: this saves reading and writing
-    each map once. Only training does so; elsewhere gradients may be inspected.
+    The incoming gradient, which nothing else uses, is overwritten, too: this saves reading and writing each map once.
+    Only training does so; elsewhere gradients may be inspected.
     """
 
     @staticmethod
