@@ -1,7 +1,7 @@
 """Table 1 of Thomas, Müller & Samek (2019) as data: the seven HCP tasks, their states, event files and timing.
 
 Durations are those of the HCP protocol (Barch et al. 2013); frame counts are those of the released runs at
-TR 0.72 s. Nothing here is read from disk and nothing here knows about any file but by its name.
+TR 0.72 s. Nothing is read from disk.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Task:
     """One HCP task.
 
     states : decoding target → stems of the EV files (three-column text) whose blocks are pooled for it
-    other_evs : stems of EV files that the folder also holds and that are ignored on purpose
+    other_evs : stems of other EV files in the folder, ignored on purpose
     n_frames : frames of one run at TR 0.72 s
     block_s, n_blocks : the protocol's block length in seconds and blocks per run, as counted in Table 1
     """

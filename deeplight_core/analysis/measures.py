@@ -1,6 +1,6 @@
 """What a score means: its unit, its chance level, which way is better; and the values of a whole group.
 
-A measure of examples (accuracy, an error) is averaged per subject, and subjects are what statistics count. A measure of
+A measure of examples (accuracy, an error) is averaged per subject, and statistics count subjects. A measure of
 a group (R², r, AUC, balanced accuracy) has one value for all subjects together, with a bootstrap over them.
 """
 
@@ -26,10 +26,10 @@ class Measure:
     name : in tables
     title : in sentences and figures, as in "difference in …"
     higher_is_better : the direction
-    guess : what guessing gives: a number, one over the number of states, or None where no value is chance
-    unit : "share" of 1, written in percent; empty, a plain number; else that of a column, filled in by
+    guess : the value of guessing: a number, one over the number of states, or None where no value is chance
+    unit : "share" (of 1, written in percent), empty (a plain number), or a column's unit, filled in by
         `dataclasses.replace(MEASURES["absolute_error"], unit="years")`
-    axis : the title of an axis that shows the values of one kind, if it is another
+    axis : the title of an axis of such values, if not `title`
     of_group : truths and answers of a sample → the value of any of its examples; None for a measure of examples
     """
 
@@ -42,12 +42,12 @@ class Measure:
     of_group: Callable[[np.ndarray, np.ndarray], _Value] | None = None
 
     def chance(self, n_states: int = 0) -> float | None:
-        """What guessing among `n_states` gives; None where no value is chance.
+        """The value of guessing among `n_states`; None where no value is chance.
 
         Raises
         ------
         ValueError
-            If it depends on the number of states, and there are none.
+            If it depends on the number of states and there are none.
         """
         if self.guess != "1/states":
             return self.guess
@@ -76,12 +76,12 @@ def group_value(
     ----------
     truth : (N,) numbers or labels; of `auc`: the number of the class, from 0. Examples without one are left out
     answer : (N,) numbers or labels; of `auc`: (N, S) a score of each class, or (N,) that of class 1 of two
-    subjects : (N,) whose examples they are
+    subjects : (N,) the subject of each example
 
     Returns
     -------
-    NaN where the sample has no value; an interval of NaN where no resample has, or there is one subject only. The AUC
-    of several classes is the mean over those of the sample, each against the rest.
+    NaN if the sample has no value; an interval of NaN if no resample has one, or there is a single subject. The AUC of
+    several classes is the mean over those of the sample, each against the rest.
     """
     if name not in MEASURES:
         raise ValueError(f"unknown measure {name!r}; known are {', '.join(MEASURES)}")
@@ -109,7 +109,7 @@ def group_value(
     return value, float(low), float(high)
 
 
-# scikit-learn's own take milliseconds each, which is minutes for the resamples of a page; tests hold these against them
+# scikit-learn's take milliseconds each: minutes for a page's resamples. Tests hold these against them
 
 
 def _balanced_accuracy(truth: np.ndarray, answer: np.ndarray) -> _Value:

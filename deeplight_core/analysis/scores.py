@@ -1,6 +1,6 @@
-"""What was answered, as tables: predictions, scores of each subject, learning curves, confusions.
+"""Answers as tables: predictions, scores of each subject, learning curves, confusions.
 
-Knows no model: gets tables of examples and arrays of answers. `subject` is the unit of the splits everywhere: the
+Knows no model: takes tables of examples and arrays of answers. `subject` is the unit of the splits everywhere: the
 subject, or the run where there is one subject only.
 """
 
@@ -26,14 +26,14 @@ COLUMNS = (
     "dataset", "route", "encoder", "variant", "fraction", "n_subjects", "seed", "fold", "task", "target", "subject",
     "level", "measure", "score", "n", "seen_volumes", "seconds",
 )  # fmt: skip
-_WHERE = ["dataset", "subject", "session", "task", "run"]  # and `block`, what tells blocks apart
+_WHERE = ["dataset", "subject", "session", "task", "run"]  # with `block`, these name a block
 
 
 def state_predictions(table: pd.DataFrame, answers: np.ndarray, states: list[tuple[str, str]]) -> pd.DataFrame:
-    """One row per example, with the state that was decoded and the answer for each state.
+    """One row per example, with the decoded state and the answer for each state.
 
     Columns `dataset, subject, session, task, run, frame, block, state, predicted_task, predicted_state`, then
-    `<task>: <state>` of every state: a probability (of an SVM, a distance).
+    `<task>: <state>` of every state: its probability (for an SVM, its distance).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def number_predictions(
 ) -> pd.DataFrame:
     """One row per example: `dataset, subject, session, task, run, frame, block`, and the numbers in their own units.
 
-    These are `true <column>` and `predicted <column>` of every column; `numbers` and `answers` are (N, K).
+    The numbers are `true <column>` and `predicted <column>` of every column; `numbers` and `answers` are (N, K).
     """
     values: dict[str, np.ndarray] = {}
     for i, column in enumerate(columns):
@@ -63,11 +63,11 @@ def number_predictions(
 
 
 def outcome_predictions(table: pd.DataFrame, score: np.ndarray, targets: list[str]) -> pd.DataFrame:
-    """One row per example of a head that answers neither states nor numbers: what it is, and `score of <target>`.
+    """One row per example of a head that answers neither states nor numbers, with `score of <target>`.
 
     Parameters
     ----------
-    score : (N, K) what the head's measure counts
+    score : (N, K) the head's measure
     """
     values = {f"score of {target}": score[:, i] for i, target in enumerate(targets)}
     return _described(table).join(pd.DataFrame(values))
@@ -81,15 +81,15 @@ def _described(table: pd.DataFrame) -> pd.DataFrame:
 def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | float) -> pd.DataFrame:
     """The results table of one training, with the columns of `COLUMNS`: each subject's score in each task.
 
-    Level `volume` counts every example by itself; level `block` counts blocks, each answered by
-    the mean of its examples' answers.
+    Level `volume` counts every example by itself; level `block` counts blocks, whose answer is the mean of their
+    examples' answers.
 
     Parameters
     ----------
     predictions : of `state_predictions` (measure `accuracy` of target `state`), `number_predictions` (measure
-        `absolute_error` of every column) or `outcome_predictions`, whose examples are no parts of blocks
-    measure : of `outcome_predictions`
-    key : the columns that say which training it was: `route, encoder, variant, fraction, n_subjects, seed, fold,
+        `absolute_error` of every column) or `outcome_predictions`, which has no blocks
+    measure : that of `outcome_predictions`
+    key : the columns that name the training: `route, encoder, variant, fraction, n_subjects, seed, fold,
         seen_volumes, seconds`
     """
     if own := [str(c).removeprefix("score of ") for c in predictions if str(c).startswith("score of ")]:
@@ -105,7 +105,7 @@ def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | fl
 def group_scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """Values of all subjects together: `target, measure, value, low, high`, with a 95% bootstrap over subjects.
 
-    Of states, balanced accuracy and AUC; of numbers, R² and r. Other outcomes have none.
+    States have balanced accuracy and AUC, numbers have R² and r, other outcomes none.
     """
     subjects, rows = predictions["subject"], []
     if "state" in predictions:
@@ -122,7 +122,7 @@ def group_scores(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blocks(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The predictions with one row per block, whose answers are the means of its examples'."""
+    """One row per block, whose answers are the means of its examples'."""
     grouped = predictions.groupby([*_WHERE, "block"], sort=False)
     answers = [str(c) for c in predictions if str(c).startswith("predicted ") or ": " in str(c)]
     table = grouped.first().drop(columns=answers).join(grouped[answers].mean()).reset_index()
@@ -186,9 +186,9 @@ def _trainings(metrics: pd.DataFrame) -> list[str]:
 
 
 def constant_answer(rows: pd.DataFrame) -> float:
-    """Accuracy of the best constant answer: over tasks, then over units, as accuracies are.
+    """Accuracy of always giving the single best answer, averaged over tasks, then units.
 
-    Above one over the number of states where these are not equally frequent.
+    It exceeds 1/n_states where states are unbalanced.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 """From one tidy table of subject scores to tests, intervals and effect sizes. Subjects are the unit.
 
 Knows no files and no models: reads `variant, fraction, n_subjects, seed, task, subject, score`, gives tables. The
-scores are of one measure, level and target, as `only` takes them from the results table. The measure (accuracy, if the
-table has no such column) says which way is better: a difference is always a − b, and `better` whether it speaks for a.
-A seed is a repetition with its own training subjects, so variants are compared over the seeds that they share. All is
-of the fixed split (fold 0), but for `compare_folds`.
+scores are of one measure, level and target, as `only` takes them from the results table. A difference is always a − b;
+the measure (accuracy, if the table has no such column) decides whether it is `better` for a. A seed is a repetition
+with its own training subjects, so variants are compared over the seeds that they share. Only `compare_folds` tests over
+folds; the other tests are of the fixed split (fold 0).
 """
 
 import warnings
@@ -37,17 +37,17 @@ _RESAMPLES = 9999
 def only(
     results: pd.DataFrame, measure: str = "accuracy", level: str = "volume", target: str | None = None
 ) -> pd.DataFrame:
-    """The rows of the results table that are of one measure, level and target; None takes the only target there is.
+    """The results table's rows of one measure, level and target; None takes the only target there is.
 
     Raises
     ------
     ValueError
-        If none fits, or several targets do. A table without any row is given back.
+        If none fits, or several targets do. An empty table is returned as it is.
     """
     fits = (results["measure"] == measure) & (results["level"] == level)
     targets = [target] if target is not None else list(results.loc[fits, "target"].unique())
     if len(targets) > 1:
-        raise ValueError(f"{measure} of {level}s is there of targets {', '.join(targets)}: name one of them")
+        raise ValueError(f"{measure} of {level}s has targets {', '.join(targets)}: name one of them")
     chosen = results[fits & results["target"].isin(targets)]
     if chosen.empty and len(results):
         known = results[["measure", "level", "target"]].drop_duplicates().agg(", ".join, axis=1)
@@ -57,17 +57,16 @@ def only(
 
 
 def shared_folds(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those folds that, at their fraction and seed, all variants have; unfinished sweeps have others."""
+    """The rows of the folds that all variants have at a fraction and seed; an unfinished sweep has others."""
     cell = ["fraction", "seed"]
     variants = results.groupby(cell)["variant"].transform("nunique")
     return results[results.groupby([*cell, "fold"])["variant"].transform("nunique") == variants]
 
 
 def out_of_fold(results: pd.DataFrame) -> pd.DataFrame:
-    """Each subject's score from the `shared_folds` that held it out (their mean), as of one fixed split.
+    """Each subject's mean score over the `shared_folds` that held it out, as of one fixed split.
 
-    For figures and descriptions; tests between decoders are `compare_folds`'. Results of the fixed split are given back
-    as they are.
+    For figures and descriptions; `compare_folds` tests decoders. Results of the fixed split are returned as they are.
     """
     if not len(results) or (results["fold"] == 0).all():
         return results
@@ -96,24 +95,24 @@ def _is_better(measure: Measure, difference: float) -> bool:
 
 
 def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
-    """The rows of no fold, and their measure."""
+    """The rows of the fixed split, and their measure."""
     measure = _measure(results)
     if "fold" not in results:
         return results, measure
     fixed = results[results["fold"] == 0]
     if fixed.empty and len(results):
         folds = ", ".join(map(str, sorted(results["fold"].unique())))
-        raise ValueError(f"these results are of folds {folds} only, not of the fixed split: take `compare_folds`")
+        raise ValueError(f"these results are of folds {folds} only, not of the fixed split: use `compare_folds`")
     return fixed, measure
 
 
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those seeds that, at their fraction and task, all variants have; an unfinished sweep has others."""
+    """The rows of the seeds that all variants have at a fraction and task; an unfinished sweep has others."""
     return _of_shared_seeds(_fixed_split(results)[0], ["fraction", "task"])
 
 
 def _of_shared_seeds(results: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
-    """The rows of those seeds that, in their cell, all variants have."""
+    """The rows of the seeds that all variants have in a cell."""
     variants = results.groupby(cell)["variant"].transform("nunique")
     return results[results.groupby([*cell, "seed"])["variant"].transform("nunique") == variants]
 
@@ -166,8 +165,7 @@ def compare(
     a, b : the variants; differences are a − b
     alpha : family-wise error rate; a fraction is significant if p < alpha / number of tests (Bonferroni, the paper's
         rule)
-    n_tests : tests that were planned, if more than those here: those of a sweep that is not finished, or other tests of
-        the same table
+    n_tests : number of planned tests, if more than these: of an unfinished sweep, or with other tests of the same table
 
     Returns
     -------
@@ -208,7 +206,7 @@ def _corrected(table: pd.DataFrame, n_tests: int) -> pd.DataFrame:
     """A table of tests with `p_bonferroni` and `p_holm` beside its `p`."""
     import pingouin as pg
 
-    p = np.ones(max(n_tests, len(table)))  # a test that could not be made counts as one that asks
+    p = np.ones(max(n_tests, len(table)))  # a test that could not be computed still counts towards the correction
     p[: len(table)] = table["p"].fillna(1)
     for method in ("bonferroni", "holm"):
         corrected = pg.multicomp(p, method=method)[1][: len(table)] if len(table) else np.nan
@@ -269,15 +267,16 @@ def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratc
     """Corrected resampled t-tests of two variants over the folds of a cross-validation, one per fraction.
 
     Folds share training subjects, so a t-test over them finds differences where there are none. Nadeau & Bengio (2003)
-    put 1/J + n_test/n_train in the place of 1/J, for the J differences of repeats × folds (Bouckaert & Frank 2004).
-    That assumes training on all that is not held out; on a fraction folds share less, and the test is conservative.
+    replace 1/J by 1/J + n_test/n_train, for the J differences of repeats × folds (Bouckaert & Frank 2004). This assumes
+    training on all subjects that are not held out; with a fraction of them, folds share less and the test is
+    conservative.
 
     Parameters
     ----------
     results : rows with a `fold` from 1; per fold, the seeds that both variants have are averaged per subject, then
         subjects
     a, b : the variants; differences are a − b
-    n_tests : tests that were planned, if more than those here
+    n_tests : number of planned tests, if more than these
 
     Returns
     -------
@@ -287,8 +286,7 @@ def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratc
     Raises
     ------
     ValueError
-        If a variant is absent or lacks a fold, or the two have no seed in common there, or were not tested on the same
-        subjects.
+        If a variant is absent or lacks a fold, or in a fold the two share no seed or have different test subjects.
     """
     measure, folds = _measure(results), _of_variants(results, a, b)
     folds = folds[folds["fold"] > 0]
@@ -331,10 +329,10 @@ def _fold_differences(folds: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
 def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> pd.DataFrame:
     """The difference between two variants with subjects and seeds as crossed random effects, per fraction.
 
-    A t-test over the subjects of one trained pair asks what another subject would give; this asks what another subject
-    *and* another training would: difference = mean + subject + seed + rest, by restricted maximum likelihood. The
-    interval is mean ± t·SE with Satterthwaite's degrees of freedom (1946), since a few seeds are few. The table must be
-    complete, so the estimates are those of the mean squares (statsmodels' MixedLM approaches them by iteration).
+    A t-test over the subjects of one trained pair generalises to other subjects; this model also generalises to other
+    trainings: difference = mean + subject + seed + rest, by restricted maximum likelihood. The interval is mean ± t·SE
+    with Satterthwaite's degrees of freedom (1946), because seeds are few. The table must be complete, so the mean
+    squares give the estimates (statsmodels' MixedLM approaches them by iteration).
 
     Returns
     -------
@@ -414,16 +412,15 @@ def _crossed_variances(table: np.ndarray) -> dict[str, float]:
 def subjects_saved(
     results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", n_resamples: int = 2000
 ) -> pd.DataFrame:
-    """How many training subjects `b` needs to be as good as `a` is with n: what pre-training is worth, in subjects.
+    """The number of training subjects with which `b` is as good as `a` with n: the worth of pre-training, in subjects.
 
-    The mean score of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size that is
-    as good counts. Intervals are 95% percentile bootstraps over the held-out subjects.
+    The mean score of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size as good
+    as `a` counts. Intervals are 95% percentile bootstraps over the held-out subjects.
 
     Returns
     -------
-    `n_subjects, score, equivalent, low, high, saved, at_most`: equivalent is the number of subjects of `b`; infinite
-    where `b` is never as good. Where the smallest size of `b` is as good already, that size stands for "at most so
-    many" and `at_most` is true.
+    `n_subjects, score, equivalent, low, high, saved, at_most`: `equivalent` is the number of subjects of `b`, infinite
+    if `b` is never as good. If the smallest size of `b` is already as good, it is an upper bound and `at_most` is true.
     """
     means = (
         subject_means(results[results["variant"].isin([a, b])])
@@ -491,7 +488,7 @@ def _noncentral_d(t: float, n: int) -> tuple[float, float]:
 
     def excess(centre: float, share: float) -> float:
         below = stats.nct.cdf(t, n - 1, centre)
-        return float(centre < t if np.isnan(below) else below) - share  # NaN: too far away to be computed
+        return float(centre < t if np.isnan(below) else below) - share  # NaN: too far out to compute
 
     scale = max(1.0, abs(t) / 1e3)  # from there on d is proportional to t, and the distribution hard to compute
     t /= scale

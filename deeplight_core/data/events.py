@@ -23,7 +23,7 @@ class Events:
     """Blocks of a run and what else its event files hold.
 
     blocks : `onset, duration` in seconds and `state`
-    ignored : names of events that nobody asked for → their number
+    ignored : events that are not wanted: name → count
     unknown : names of EV files that HCP's protocol does not have
     empty : states without any event
     """
@@ -36,7 +36,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Labels:
-    """State and block of each kept volume, and how many have none, and why.
+    """State and block of each kept volume; how many volumes and blocks were dropped, by reason.
 
     frames : (N,) frame numbers, ascending; states : (N,) their state, "" for none
     blocks : (N,) number of their block within the run, from 0 in the order of onsets; -1 for none
@@ -54,13 +54,13 @@ def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> E
     Parameters
     ----------
     path : None for a run without events (rest)
-    wanted : state → the EV stems or trial types that are pooled for it
-    task : the run's task; for HCP's tasks it tells which other EV files are known
+    wanted : state → the EV stems or trial types pooled for it
+    task : the run's task; HCP's tasks tell which other EV files are known
 
     Raises
     ------
     ValueError
-        If the file, or a wanted EV file, is missing or has a row that is not numbers, or no wanted event is left.
+        If the file or a wanted EV file is missing, a row is not numbers, or there is no wanted event.
     """
     if path is None:
         return Events(pd.DataFrame(columns=["onset", "duration", "state"]), {}, [], list(wanted))
@@ -99,7 +99,7 @@ def event_names(path: Any) -> set[str]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not empty, with their numbers."""
+    """The non-empty lines of a text file, with their numbers."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

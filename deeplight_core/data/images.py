@@ -39,9 +39,9 @@ UNREADABLE: tuple[type[Exception], ...] = (  # of damaged NIfTI files
     OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, cast(type[Exception], IsalError),
     ImageFileError, HeaderDataError,
 )  # fmt: skip
-_FRAMES_BYTES = 1 << 22  # of float32 that are read at a time: few enough for the processor's cache
+_FRAMES_BYTES = 1 << 22  # of float32 read at a time: few enough for the CPU's cache
 
-_HEADER_BYTES = 1 << 16  # fetched of a file that lies elsewhere, to read its header
+_HEADER_BYTES = 1 << 16  # fetched from a remote file to read its header
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}  # NIfTI's units of time
 
 Grid = tuple[tuple[int, int, int], np.ndarray]
@@ -51,7 +51,7 @@ Grid = tuple[tuple[int, int, int], np.ndarray]
 class Header:
     """What an image says about itself.
 
-    shape : (X, Y, Z, …); affine : (4, 4) voxel → mm; tr_s : repetition time in seconds, 0 if it says none
+    shape : (X, Y, Z, …); affine : (4, 4) voxel → mm; tr_s : repetition time in seconds, 0 if not stated
     """
 
     shape: tuple[int, ...]
@@ -65,17 +65,17 @@ class Header:
 
     @property
     def orientation(self) -> str:
-        """Where the axes point to, e.g. LAS."""
+        """The directions of the axes, e.g. LAS."""
         return "".join(axis or "?" for axis in nib.aff2axcodes(self.affine))
 
 
 def read_header(path: Any) -> Header:
-    """The header of a NIfTI image, of a path or an fsspec path (of which the beginning only is fetched).
+    """The header of a NIfTI image, from a path or an fsspec path; of remote files only the beginning is fetched.
 
     Raises
     ------
     ValueError
-        If the file is missing, is no NIfTI image of three or four dimensions, or its affine is not invertible.
+        If the file is missing or not a NIfTI image of three or four dimensions, or its affine is not invertible.
     """
     try:
         if isinstance(path, Path):
@@ -94,7 +94,7 @@ def read_header(path: Any) -> Header:
     if min(facts.shape) < 1:
         raise ValueError(f"{path} has no voxels or no volumes: its shape is {facts.shape}")
     if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
-        raise ValueError(f"{path} has an affine that cannot be inverted, {facts.affine[:3].tolist()}; mend its header")
+        raise ValueError(f"{path} has an affine that is not invertible, {facts.affine[:3].tolist()}; repair its header")
     return facts
 
 
@@ -109,7 +109,7 @@ def _facts(image: nib.Nifti1Image) -> Header:
     try:
         zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
     except KeyError as error:
-        raise ValueError(f"its header names a unit that NIfTI does not have, {error}") from None
+        raise ValueError(f"its header names a unit unknown to NIfTI, {error}") from None
     return Header(tuple(image.shape), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0)
 
 
@@ -118,21 +118,21 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
 
     Parameters
     ----------
-    grid : shape and affine that the frames are resampled to where the file's own differ (`nilearn.image.resample_img`,
-        cubic splines, zeros outside)
+    grid : shape and affine to resample the frames to if the file's own differ (`nilearn.image.resample_img`, cubic
+        splines, zeros outside)
 
     Raises
     ------
     ValueError
         If the file is missing, not 4-D NIfTI, damaged (a compressed one is checked to its last byte), or holds NaN or
-        infinite values; the last only after all frames.
+        infinite values, which are reported after the last frame.
     """
     import torch
 
-    read_header(path)  # whose errors say more
+    read_header(path)  # its errors say more
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"{path} is no single NIfTI file (.nii or .nii.gz); convert it")
+        raise ValueError(f"{path} is not a single NIfTI file (.nii or .nii.gz); convert it")
     data = image.dataobj
     if len(data.shape) != 4:
         raise ValueError(f"{path} has {len(data.shape)} dimensions {data.shape}; a run has four (X, Y, Z, T)")
@@ -150,7 +150,7 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
                 if grid is not None and not same_grid((data.shape[:3], image.affine), grid):
                     frames = resample(frames.T, image.affine, grid, "continuous").T
                 yield torch.from_numpy(frames).to(device)
-            while stream.read(1 << 20):  # to the end, where a compressed file has its checksum
+            while stream.read(1 << 20):  # to the end: a compressed file's checksum is there
                 pass
         except UNREADABLE as error:
             raise _unreadable(path, error) from error
@@ -214,7 +214,7 @@ def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         If it is unreadable or not 3-D.
     """
-    read_header(path)  # whose errors say more
+    read_header(path)  # its errors say more
     try:
         image = nib.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)

@@ -1,7 +1,7 @@
 """The manifest: what exists and who is in which split. Fixed here, never drawn inside training.
 
-One row per run of fMRI, or per structural image: one volume, without events and repetition time. A run may have no
-events, too: rest.
+One row per run of fMRI or per structural image: one volume, without events or repetition time. A run of rest has no
+events either.
 """
 
 import json
@@ -44,7 +44,7 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
     Parameters
     ----------
     path : UTF-8 CSV with the columns of `COLUMNS`
-    split_unit : what may not stand in two splits; "run" only where there is a single subject
+    split_unit : what belongs to one split as a whole; "run" only for a single subject
 
     Raises
     ------
@@ -67,7 +67,7 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
 
 
 def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
-    import pandera.pandas as pa  # slow to import, and only a manifest that is read needs it
+    import pandera.pandas as pa  # slow to import, and only needed here
 
     text = pa.Check.str_matches(r"\S", error="must not be empty")
     relative = pa.Check(
@@ -111,7 +111,7 @@ def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
     rows = zip(table["events"], table["tr_s"], table["n_volumes"], strict=True)
     return [
         (row, f"tr_s = '' must be seconds, with events = {events!r} and n_volumes = {n!r}; "
-              "only a structural image, which has no events and one volume, has no repetition time")
+              "only a structural image (no events, one volume) has no repetition time")
         for row, (events, tr_s, n) in enumerate(rows)
         if tr_s == "" and (events, n) != ("", "1")
     ]  # fmt: skip
@@ -128,7 +128,7 @@ def _is_tr(cell: str) -> bool:
 
 def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str]]:
     problems = []
-    keys = ["subject", "session", "task", "run"]  # what names a run in the store
+    keys = ["subject", "session", "task", "run"]  # they name a run in the store
     for row in np.flatnonzero(table.duplicated(keys)):
         problems.append((int(row), f"repeats the run {run_key(table.iloc[row])} of an earlier row"))
     for row in np.flatnonzero(table.duplicated("image")):
@@ -147,7 +147,7 @@ def _split_problems(table: pd.DataFrame, split_unit: str) -> list[tuple[int, str
 
 
 def is_structural(rows: pd.DataFrame | pd.Series) -> Any:
-    """Which rows of a manifest are structural images, or whether a row is one: they have no repetition time."""
+    """Whether a row, or each row, of a manifest is a structural image: these have no repetition time."""
     return pd.isna(pd.to_numeric(rows["tr_s"]))
 
 
@@ -165,7 +165,7 @@ def run_key(row: pd.Series) -> str:
 
 
 def unit_names(table: pd.DataFrame, split_unit: Literal["subject", "run"]) -> pd.Series:
-    """What each row counts as in splits, fractions and statistics: its subject, or its run."""
+    """The unit of each row in splits, fractions and statistics: its subject, or its run."""
     return table["subject"] if split_unit == "subject" else table.apply(run_key, axis=1)
 
 
@@ -190,7 +190,7 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
 
 
 def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> pd.DataFrame:
-    """The manifest with its subjects' family, and other columns, from a table of subjects (CSV or TSV).
+    """Add the subjects' family and other columns to a manifest, from a table of subjects (CSV or TSV).
 
     The subject's column is `subject`, `participant_id` or `Subject` (HCP); the family's is `family`, `Family_ID` or
     `Pedigree_ID` (HCP's restricted table). Only the family and the columns asked for are copied.
@@ -227,8 +227,8 @@ def assign_splits(
 
     Parameters
     ----------
-    stratify : label column whose values are to be as frequent among the held-out units as among all; of a column of
-        numbers with more than four values, its quarters are
+    stratify : label column whose values are as frequent among the held-out units as among all; a column of numbers
+        with more than four values is divided into quarters
     """
     units = unit_names(table, split_unit)
     groups = units.where(table["family"] == "", table["family"]) if split_unit == "subject" else units
@@ -238,8 +238,8 @@ def assign_splits(
     splits = pd.Series("train", index=counts.index)
     order = np.random.default_rng(seed).permutation(sorted(groups.unique()))
     for split, n in (("validation", n_validation), ("test", n_test)):
-        share = counts.sum() * n / total  # of each stratum that is to be held out
-        for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share, then what is lacking
+        share = counts.sum() * n / total  # of each stratum to hold out
+        for limit in (np.ceil(share - 1e-9), share * 0 + total):  # no stratum above its share; then fill up
             for name in order:
                 taken = counts[splits == split].sum()
                 if taken.sum() < n and splits[name] == "train" and (taken + counts.loc[name] <= limit).all():
@@ -270,7 +270,7 @@ def write_notes(
     states: dict[str, dict[str, list[str]]],
     left_out: pd.DataFrame | None = None,
 ) -> None:
-    """What a manifest's table cannot say, beside it: `….source.json` (where its data are) and `….left-out.csv`."""
+    """Write what a manifest's table cannot say beside it: `….source.json` (where the data are) and `….left-out.csv`."""
     listed = pd.DataFrame(columns=["path", "reason"]) if left_out is None else left_out
     notes = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
     write_whole(
@@ -299,6 +299,6 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 def read_left_out(path: Path) -> pd.DataFrame:
-    """What the scan that made a manifest left out: `path`, `reason`; empty if there is no list."""
+    """`path, reason` of what the scan left out of a manifest; empty if there is no list."""
     listed = path.with_suffix(".left-out.csv")
     return pd.read_csv(listed, dtype=str) if listed.is_file() else pd.DataFrame(columns=["path", "reason"])

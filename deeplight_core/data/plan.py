@@ -24,11 +24,11 @@ from deeplight_core.system.sources import at_hand, refuse_escape
 
 __all__ = ["Plan", "finished", "misfit", "on_grid", "own_mask", "plan", "software", "still_holds"]
 
-_AT_ONCE = 16  # headers and masks that are read at a time; where they come from far, waiting is most of it
+_AT_ONCE = 16  # headers and masks read at a time; for remote data, latency dominates
 
 
 class Plan(NamedTuple):
-    """What all runs of a store share: mask (X, Y, Z) bool, affine, repetition time in seconds (NaN of images)."""
+    """What all runs of a store share: mask (X, Y, Z) bool, affine, repetition time in seconds (NaN for images)."""
 
     mask: np.ndarray
     affine: np.ndarray
@@ -41,20 +41,20 @@ class Plan(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """A hash of it."""
+        """A hash of the plan."""
         return digest(np.packbits(self.mask).tobytes().hex(), list(self.mask.shape), self.affine.round(4).tolist())
 
 
 def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> Plan:
-    """Decide on grid and common mask, and write them into the store (`store.json` last); or read what was decided.
+    """Decide on grid and common mask, and write them into the store (`store.json` last); or read an earlier decision.
 
-    Every run must have the first one's TR, every mask its run's grid, and every run the first one's grid unless the
-    settings say which one to resample to.
+    Every run must have the first run's TR and, unless the settings name a grid to resample to, its grid; every mask
+    must have its run's grid.
 
     Parameters
     ----------
-    keep_going : plan without the runs that do not fit, and write nothing, so that the plan is another one when they are
-        mended, and the same when they are left out of the manifest
+    keep_going : plan without the runs that do not fit, but write nothing: repairing them changes the plan, removing
+        them from the manifest does not
 
     Raises
     ------
@@ -109,7 +109,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     (path / "runs").mkdir(parents=True, exist_ok=True)
     info = _info(manifest, profile, planned)
     if problems or _noted(path) != info:
-        (path / "index.parquet").unlink(missing_ok=True)  # it does not vouch for other settings or runs
+        (path / "index.parquet").unlink(missing_ok=True)  # it describes other settings or runs
     if problems:
         return planned
     coverage = nib.Nifti1Image((votes / len(manifest)).astype(np.float32), grid[1])
@@ -144,7 +144,7 @@ def _header_of(root: Any, row: pd.Series) -> Header | str:
 
 
 def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: PreprocessingSettings) -> str:
-    """How a run does not fit the first one; empty if it does."""
+    """Why a run does not fit the first one; empty if it fits."""
     structural = is_structural(row)
     length = header.shape[3] if len(header.shape) == 4 else 1
     if (not structural and len(header.shape) != 4) or length != row["n_volumes"]:
@@ -153,9 +153,9 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
         return f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run"
     if settings.resample_to or (structural and settings.structural.zoom_to) or same_grid(header.grid, grid):
         return ""
-    remedy = "say with preprocessing.resample_to which grid all are to be resampled to"
+    remedy = "name the grid to resample all to in preprocessing.resample_to"
     if structural:
-        remedy += ", or with preprocessing.structural.zoom_to which shape all are to be zoomed to"
+        remedy += ", or the shape to zoom all to in preprocessing.structural.zoom_to"
     return (
         f"{row['image']}: grid {header.shape[:3]} with affine {header.affine[:3].tolist()} differs from "
         f"the first run's {grid[0]} with {grid[1][:3].tolist()}; {remedy}"
@@ -163,7 +163,7 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
 
 
 def _target_grid(settings: PreprocessingSettings, first: Header, structural: bool) -> Grid:
-    """The grid that the settings name, or that of the first run."""
+    """The grid that the settings name, or the first run's."""
     if structural and settings.structural.zoom_to:
         shape = settings.structural.zoom_to
         factors = [(n - 1) / max(1, m - 1) for n, m in zip(first.shape[:3], shape, strict=True)]  # corners on corners
@@ -202,7 +202,7 @@ def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:
     if mask.shape != header.shape[:3]:
         raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {header.shape[:3]}")
     if not np.allclose(affine, header.affine, atol=1e-3):
-        raise ValueError(f"mask {row['mask']} has another affine than {row['image']}")
+        raise ValueError(f"mask {row['mask']} and its run {row['image']} have different affines")
     if not (mask > 0).any():
         raise ValueError(f"mask {row['mask']} is empty: no voxel is above zero")
     return mask > 0
@@ -235,7 +235,7 @@ def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
 
 
 def software() -> dict[str, str]:
-    """Versions of what decides a store's bits."""
+    """Versions of the packages that decide a store's bits."""
     return {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")}
 
 
@@ -263,7 +263,7 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
 
 
 def _noted(path: Path) -> dict[str, Any] | None:
-    """What store.json says, if it can be read and is not of an earlier format; LaterVersionError if of a later one."""
+    """The contents of store.json; None if unreadable or in an earlier format, LaterVersionError if in a later one."""
     try:
         return read_info(path)
     except LaterVersionError:
@@ -273,5 +273,5 @@ def _noted(path: Path) -> dict[str, Any] | None:
 
 
 def still_holds(manifest: pd.DataFrame, profile: Profile, planned: Plan) -> bool:
-    """Whether the store is still planned like this: nobody has begun it anew with other settings."""
+    """Whether the store still has this plan: nobody has begun it anew with other settings."""
     return _noted(profile.store) == _info(manifest, profile, planned)

@@ -1,7 +1,7 @@
-"""A manifest's runs and structural images into a volume store.
+"""From a manifest's runs and structural images to a volume store.
 
-Three steps, each of which finds what is done and goes on: the plan (grid and common mask), the runs (independent of one
-another, by any number of processes on any number of machines), the index.
+Three steps, each resumable: the plan (grid and common mask), the runs (independent of one another, by any number of
+processes on any number of machines), the index.
 """
 
 import json
@@ -36,18 +36,18 @@ from deeplight_core.system.workers import in_processes
 
 __all__ = ["prepare", "prepare_run", "prepare_subjects"]
 
-_ABANDONED_S = 3600  # what nobody has touched for so long is left over from a killed process
+_ABANDONED_S = 3600  # files untouched for longer are left over from a killed process
 
 
 def prepare(
     manifest: pd.DataFrame, profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False
 ) -> Store:
-    """Bring a manifest's runs into the profile's store; runs that are there already are kept.
+    """Bring a manifest's runs into the profile's store; runs already there are kept.
 
     Parameters
     ----------
     jobs : worker processes, each on one core; one per core by default
-    keep_going : prepare all runs that can be prepared before the errors of the others are raised
+    keep_going : prepare all runs that can be prepared, then raise the errors of the others
 
     Raises
     ------
@@ -106,10 +106,9 @@ def prepare_subjects(
     device: str = "cpu",
     keep_going: bool = False,
 ) -> int:
-    """Prepare the runs of some subjects, by one of many processes that fill the same store; return their number.
+    """Prepare the runs of some subjects, as one of many processes that fill the same store; return the number of runs.
 
-    Nobody waits for anybody: each run is a file of its own, and who prepares the last one makes no difference, since
-    `prepare` writes the index in the end.
+    No process waits for another: each run has its own file, and `prepare` writes the index at the end.
     """
     if missing := sorted({*subjects} - {*manifest["subject"]}):
         raise ValueError(f"the manifest has no runs of subject {', '.join(missing)} for this profile")
@@ -127,12 +126,12 @@ def _prepare_runs(
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes have left over."""
+    """Delete what killed processes left behind."""
     for left_over in [*folder.glob("partial_*"), *folder.glob("fetched_*")]:
         try:
             if time.time() - left_over.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        except FileNotFoundError:  # somebody else's, who has finished
+        except FileNotFoundError:  # another process has just finished it
             continue
 
 
@@ -140,7 +139,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "cpu") -> dict[str, Any]:
-    """Write one run's file and its record, unless both are there as they would be written; return the record.
+    """Write one run's file and its record, unless both are up to date; return the record.
 
     Raises
     ------
@@ -199,7 +198,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
 def _write_series(
     path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
 ) -> dict[str, Any]:
-    """The volumes of a run of fMRI that are to be kept; those of a run without events have no state."""
+    """Write the volumes to keep from a run of fMRI; without events, they have no state."""
     import torch
 
     torch.set_num_threads(1)
@@ -228,7 +227,7 @@ def _write_series(
 def _write_image(
     path: Path, volume: np.ndarray, label: str, row: pd.Series, profile: Profile, planned: Plan
 ) -> dict[str, Any]:
-    """A structural image; its state is the one whose events have its label, without label column it has none."""
+    """Write a structural image; its state is the one whose events include its label, none without a label column."""
     import torch
 
     states = [state for state, values in profile.data.events(row["task"]).items() if label in values]
@@ -250,7 +249,7 @@ def _write_image(
 
 
 def _record_of_finished(note: Path, file: Path, made_of: str, sources: dict[str, list[float]]) -> dict[str, Any] | None:
-    """A run's record, if its file is whole and made of just this; else None."""
+    """A run's record if its file is whole and was made from exactly this; else None."""
     try:
         record = json.loads(note.read_text(encoding="utf-8"))
         whole = digest({key: value for key, value in record.items() if key != "whole"}) == record["whole"]

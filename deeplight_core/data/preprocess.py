@@ -3,8 +3,8 @@
 Axis letters: T frames, V in-mask voxels, Z, Y, X slices (bottom to top), rows, columns.
 
 Smoothing and cleaning are linear, so both are matrices: one banded matrix per axis, and one T×T matrix that detrends
-and filters. They are made by letting scipy and nilearn work on the identity, hence equal them. A run is smoothed a few
-frames at a time, as they come from the file, and cleaned a few voxels at a time, so it never lies in memory as a whole.
+and filters. They are what scipy and nilearn make of the identity, hence equal to both. A run is smoothed a few frames
+at a time, as they come from the file, and cleaned a few voxels at a time, so it is never in memory as a whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +22,13 @@ from deeplight_core.system.files import read_at
 __all__ = ["clean", "cleaning_matrix", "process_run", "smooth", "smoothing_matrix"]
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
-_BLOCK_BYTES = 1 << 23  # of float32 that are cleaned at a time: few enough for the processor's cache
+_BLOCK_BYTES = 1 << 23  # of float32 cleaned at a time: few enough for the CPU's cache
 _CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
 
 
 @lru_cache(maxsize=32)
 def smoothing_matrix(n: int, voxel_mm: float, fwhm_mm: float) -> np.ndarray:
-    """The n×n matrix of a Gaussian along one axis, with the boundary that `scipy.ndimage.gaussian_filter1d` keeps."""
+    """The n×n matrix of a Gaussian along one axis, with the boundary of `scipy.ndimage.gaussian_filter1d`."""
     from scipy.ndimage import gaussian_filter1d
 
     return np.asarray(gaussian_filter1d(np.eye(n), fwhm_mm * _SIGMA_PER_FWHM / voxel_mm, axis=0))
@@ -39,7 +39,7 @@ def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float, box: tuple[slice, slic
 
     Parameters
     ----------
-    box : slices of Z, Y and X: the part of the smoothed volumes that is wanted; all of it without
+    box : slices of Z, Y and X: the part of the smoothed volumes to compute; all by default
     """
     import torch
 
@@ -61,7 +61,7 @@ def smooth(bold: Any, affine: np.ndarray, fwhm_mm: float, box: tuple[slice, slic
 
 
 def _bands(matrix: np.ndarray, n_rows: int = 24) -> Iterator[tuple[int, np.ndarray]]:
-    """A banded matrix, some rows at a time: the first column that is not zero in them, and the columns from there."""
+    """A banded matrix, some rows at a time: their first non-zero column, and their columns from there to the last."""
     for start in range(0, len(matrix), n_rows):
         rows = matrix[start : start + n_rows]
         columns = np.flatnonzero(rows.any(axis=0))
@@ -114,12 +114,12 @@ def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: A
 
     Parameters
     ----------
-    baseline : (V,) what has been subtracted from the series; a voxel is constant that varies by rounding only
+    baseline : (V,) what was subtracted from the series; a voxel that varies by rounding only is constant
 
     Returns
     -------
-    the clean series; which voxels are constant (V), and hence zeros in it; and the temporal signal-to-noise ratio (V)
-    before cleaning, mean / SD over time, zero in constant voxels
+    the clean series; which voxels are constant (V): zeros in the series; the temporal signal-to-noise ratio (V) before
+    cleaning: mean / SD over time, zero in constant voxels
     """
     import torch
 
@@ -154,7 +154,7 @@ def process_run(
     ----------
     mask : (X, Y, Z) bool
     scratch : folder with room for the smoothed in-mask series in float32
-    write : is given a slice of the in-mask voxels and their clean series (T, v), float32, block by block
+    write : receives a slice of the in-mask voxels and their clean series (T, v), float32, block by block
 
     Returns
     -------
@@ -179,7 +179,7 @@ def process_run(
     with TemporaryFile(dir=scratch) as file:
         n_frames, reference = 0, None
         for frames in read_frames(path, device, (mask.shape, affine) if settings.resample_to else None):
-            if reference is None:  # subtracted, so that float32 resolves the changes and not the scanner's 10,000
+            if reference is None:  # subtracted, so that float32 resolves changes on a baseline of 10,000
                 reference = frames[0].clone()
                 baseline = inside(reference[None])[0]
             file.write(inside(frames - reference).cpu().numpy().data)

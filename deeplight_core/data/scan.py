@@ -1,6 +1,6 @@
-"""Find the runs and structural images of a dataset: HCP's layout, a BIDS folder, somebody's own table.
+"""Find the runs and structural images of a dataset: in HCP's layout, a BIDS folder, or your own table.
 
-Each returns the manifest without splits, and what was left out: a table with `path` and `reason`, a row for each.
+Each scan returns the manifest without splits and a table of what was left out, with `path` and `reason`.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from deeplight_core.tasks import TASKS
 
 __all__ = ["common_root", "scan_bids", "scan_hcp", "scan_table", "states_of"]
 
-_AT_ONCE = 16  # subjects or files that are looked at at a time; where they are far away, waiting is most of it
-_TR_S = (0.1, 20.0)  # repetition times that can be meant
-_CHUNK = 1 << 16  # bytes of a file's beginning, middle and end that tell it from others of its size
+_AT_ONCE = 16  # subjects or files read at a time; for remote data, latency dominates
+_TR_S = (0.1, 20.0)  # plausible repetition times, in seconds
+_CHUNK = 1 << 16  # bytes hashed at the start, middle and end, to detect copies among files of equal size
 
 Found = tuple[pd.DataFrame, pd.DataFrame]
 LeftOut = list[tuple[str, str]]
@@ -34,7 +34,7 @@ LeftOut = list[tuple[str, str]]
 def scan_hcp(root: Any, tasks: Iterable[str] = tuple(TASKS)) -> Found:
     """The task runs of a folder or URL in HCP's layout: `<subject>/MNINonLinear/Results/tfMRI_<TASK>_<LR|RL>/`.
 
-    Left out are runs without image or events, of another length than most runs of their task, and copies of other runs.
+    Runs are left out if they lack an image or events, differ in length from most of their task, or copy another run.
     """
     root, wanted = located(root), set(tasks)
     if not root.is_dir():
@@ -52,7 +52,7 @@ def scan_hcp(root: Any, tasks: Iterable[str] = tuple(TASKS)) -> Found:
         for task, run in sorted({(task, run) for _, task, run in present}):
             path = f"{subject}/MNINonLinear/Results/tfMRI_{task}_{run}"
             if (subject, task, run) not in present and path not in named:
-                left_out.append((path, "no such run of this subject"))
+                left_out.append((path, "this subject has no such run"))
     table, left_out = _scanned(rows, left_out, root, "HCP runs (<subject>/MNINonLinear/Results/tfMRI_*)")
     usual = table.groupby("task")["n_volumes"].transform(lambda n: n.mode().iloc[0])
     for row, n in zip(table.to_dict("records"), usual, strict=True):
@@ -104,16 +104,16 @@ def scan_bids(
 
     Parameters
     ----------
-    derivatives : folder whose preprocessed images (`desc-preproc`, as fMRIPrep writes them) are taken in the place of
-        the raw ones, below `root` (`derivatives/fmriprep`) or anywhere; events and repetition times still come from the
-        raw tree. The manifest's paths are relative to `common_root`.
-    space, res : the images of this template and resolution only, where there are several
+    derivatives : folder of preprocessed images (`desc-preproc`, as fMRIPrep writes them) that replace the raw ones,
+        below `root` (`derivatives/fmriprep`) or anywhere; events and repetition times still come from the raw tree. The
+        manifest's paths are relative to `common_root`.
+    space, res : take only images in this template space and of this resolution
     anat : find structural images with this suffix instead (`T1w`: `sub-*/[ses-*/]anat/*_T1w.nii[.gz]`)
     states : task → state → trial types; runs without any of them are left out
 
-    The mask is the `*_mask.nii[.gz]` in the image's folder whose entities are all the image's, where there is exactly
-    one. Left out are runs without events (unless their task's name begins with `rest`, as BIDS has it, or `states` asks
-    for none of it), in several spaces, and copies of other runs.
+    The mask is the `*_mask.nii[.gz]` in the image's folder whose entities all match the image's, if there is exactly
+    one. Runs are left out if they have no events (unless their task's name begins with `rest`, as in BIDS, or `states`
+    has none for it), come in several spaces, or copy another run.
     """
     raw_root, root = located(root), common_root(root, derivatives)
     base = raw_root / derivatives if derivatives else raw_root
@@ -140,7 +140,7 @@ def scan_bids(
         there_as_asked = [(image, entities) for image, entities in there if asked.items() <= entities.items()]
         names = [str(image.relative_to(root)) for image, _ in there_as_asked or there]
         if not there_as_asked:
-            left_out += [(name, f"not {_stem(asked)}, and no other image of this run is") for name in names]
+            left_out += [(name, f"this run has no image with {_stem(asked)}") for name in names]
             continue
         if len(there_as_asked) > 1:
             left_out += [(name, "several images of one run; choose one by space and res") for name in names]
@@ -175,7 +175,7 @@ def scan_bids(
 
 
 def common_root(root: Any, derivatives: str = "") -> Any:
-    """The folder that paths of a BIDS dataset are relative to: its root, or the one that holds derivatives, too."""
+    """The folder that a BIDS dataset's paths are relative to: its root, or one that also holds the derivatives."""
     root = located(root)
     if is_remote(root) or not Path(derivatives).is_absolute():
         return root
@@ -183,16 +183,16 @@ def common_root(root: Any, derivatives: str = "") -> Any:
 
 
 def scan_table(path: Path, root: Any, image: str = "") -> Found:
-    """The rows of somebody's own table (CSV or TSV) as a manifest; other columns are kept as labels.
+    """Your own table (CSV or TSV) as a manifest; other columns are kept as labels.
 
     It needs `subject` (or `participant_id`) and `image`. Rows with `events` or `tr_s`, and images of several volumes,
-    are runs of fMRI; other images are structural. What is missing is filled in: `task` and `run` are counted, `tr_s`
-    and `n_volumes` are read from the image. Rows whose files are missing or unreadable, and copies, are left out.
+    are runs of fMRI; other images are structural. Empty cells are filled in: `task` is "image", runs are counted,
+    `tr_s` and `n_volumes` are read from the image. Copies, and rows with missing or unreadable files, are left out.
 
     Parameters
     ----------
     root : folder or URL that the paths are relative to
-    image : where there is no such column, the image's path, with columns in braces: `{participant_id}.nii.gz`
+    image : the image's path if there is no such column, with columns in braces: `{participant_id}.nii.gz`
     """
     given = read_table(path)
     own = given.copy()
@@ -248,7 +248,7 @@ def states_of(table: pd.DataFrame, root: Any) -> dict[str, dict[str, list[str]]]
     return states
 
 
-_RUN_ENTITIES = ("acq", "ce", "rec", "dir", "echo")  # what tells runs of a task apart, beside `run`
+_RUN_ENTITIES = ("acq", "ce", "rec", "dir", "echo")  # besides `run`, these tell runs of a task apart
 _DERIVED_ENTITIES = ("space", "res", "den", "desc", "cohort")  # of preprocessed images, not of raw ones
 
 
@@ -262,9 +262,9 @@ def _stem(entities: dict[str, str]) -> str:
 
 
 def _inherited(entities: dict[str, str], folders: list[Any], pattern: str, without: str = "") -> list[Any]:
-    """The files that apply to an image by BIDS's inheritance principle, the one that has the say last.
+    """The files that apply to an image by BIDS's inheritance principle, in increasing order of precedence.
 
-    These are all whose entities (`without` one) are the image's, from the root's to those in the image's own folder.
+    These are all whose entities (`without` one) match the image's, from the root's to those in the image's own folder.
     """
     files = [f for d in folders for f in sorted(d.glob(pattern), key=lambda p: (len(_entities(p)), p.name))]
     own = [{key: value for key, value in _entities(file).items() if key != without} for file in files]
@@ -276,7 +276,7 @@ def _same_space(mask: Any, entities: dict[str, str]) -> bool:
 
 
 def _no_event(path: Any, states: dict[str, list[str]] | None) -> str:
-    """Why a run's events are of no use; empty if they are of use."""
+    """Why a run's events cannot be used; empty if they can."""
     try:
         names = event_names(path)
     except ValueError as error:
@@ -284,7 +284,7 @@ def _no_event(path: Any, states: dict[str, list[str]] | None) -> str:
     if not names:
         return "no event in its events.tsv"
     if states is not None and not names & {name for of_state in states.values() for name in of_state}:
-        return "no event of any state that is asked for"
+        return "no event of a wanted state"
     return ""
 
 
@@ -301,9 +301,9 @@ def _add_row(
     run: str, image: Any, events: Any = None, mask: Any = None, sidecars: Iterable[Any] = (), tr_s: str = "",
     structural: bool | None = None,
 ) -> None:  # fmt: skip
-    """Add an image's row to those found; if it is of no use, to what is left out.
+    """Add an image to the rows found or, if it cannot be used, to what is left out.
 
-    structural : None: it is, if it has neither events nor a repetition time of its own, and one volume
+    structural : by default, whether it has one volume, no events and no repetition time of its own
     """
     name = str(image.relative_to(root))
     try:
@@ -332,7 +332,7 @@ def _add_row(
 
 
 def _repetition_time(tr_s: float, sidecars: Iterable[Any]) -> float:
-    """The repetition time in seconds; BIDS's sidecars are the authority on it."""
+    """The repetition time in seconds; BIDS's sidecars override the header."""
     for sidecar in sidecars:
         try:
             tr_s = float(json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime", tr_s))
@@ -341,13 +341,13 @@ def _repetition_time(tr_s: float, sidecars: Iterable[Any]) -> float:
     if not _TR_S[0] <= tr_s <= _TR_S[1]:
         raise ValueError(
             f"repetition time {tr_s:g} s is not between {_TR_S[0]} and {_TR_S[1]} s; "
-            "mend the header (or, in BIDS, the sidecar)"
+            "repair the header (or, in BIDS, the sidecar)"
         )
     return round(tr_s, 6)
 
 
 def _scanned(rows: list[dict[str, Any]], left_out: LeftOut, root: Any, what: str) -> tuple[pd.DataFrame, LeftOut]:
-    """The table of the rows without those whose image another one repeats."""
+    """A table of the rows, without those whose image copies an earlier one."""
     if not rows:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in left_out[:10])
         raise ValueError(f"found no {what} below {root}; is this the dataset's root folder?{reasons}")

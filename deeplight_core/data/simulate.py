@@ -1,13 +1,13 @@
 """The built-in dataset: task fMRI runs with planted, known activations in the Human Connectome Project's file layout.
 
-What is real: the anatomy (MNI152 templates), the network nodes (Seitzman et al. 2020), the tasks' block structure and
-EV files (Barch et al. 2013), the places of the foci (`foci.csv`). What is made up: everything else. A run is
+Real are the anatomy (MNI152 templates), the network nodes (Seitzman et al. 2020), the tasks' block structure and
+EV files (Barch et al. 2013) and the places of the foci (`foci.csv`); everything else is made up. A run is
 
     baseline × (1 + (contrast · Σ state regressor × state map + noise) / 100)
 
 where a state's map is Gaussians at its foci on grey matter plus a weaker mixture of network maps, both different from
-subject to subject, and its regressor is the blocks convolved with a canonical haemodynamic response. Everything random
-is drawn from seeds made of (settings' seed, what it is for), so files do not depend on the order or number of workers.
+subject to subject, and its regressor is the blocks convolved with a canonical haemodynamic response. Every random draw
+has a seed made from the settings' seed and its purpose, so files do not depend on the order or number of workers.
 """
 
 import json
@@ -47,7 +47,7 @@ __all__ = [
 _THERMAL_2MM = 1.94  # with the physiological parts: tSNR about 50 at 2 mm, 170 at 8 mm
 _SMOOTH_NOISE, _NETWORK_NOISE, _GLOBAL_NOISE, _DRIFT, _SPIKE = 0.25, 0.3, 0.15, 0.5, 1.0
 _FOCUS_SIGMA_MM, _NODE_SIGMA_MM = 8.0, 8.0
-_SHARED_PATTERN, _STATE_PATTERN = 0.25, 0.15  # network mixtures: per task, and per state beside it
+_SHARED_PATTERN, _STATE_PATTERN = 0.25, 0.15  # network mixtures: per task, plus per state
 _SPIKE_RATE = 0.01
 _BASELINE = 10_000.0  # HCP's grand-mean scaling
 
@@ -118,7 +118,7 @@ class Anatomy:
 
 @lru_cache(maxsize=2)
 def load_anatomy(resolution_mm: float) -> Anatomy:
-    """The templates at a resolution, kept for the next call."""
+    """The templates at a resolution, cached."""
     return Anatomy(resolution_mm)
 
 
@@ -138,7 +138,7 @@ def foci() -> pd.DataFrame:
 
 
 def plan(n_train: int, n_validation: int, tr_s: float = HCP_TR_S, runs: tuple[str, ...] = ("LR", "RL")) -> pd.DataFrame:
-    """The manifest of a dataset to be simulated: all seven tasks for every subject."""
+    """The manifest of a dataset to simulate: all seven tasks for every subject."""
     rows = []
     for number in range(1, n_train + n_validation + 1):
         subject = f"sim{number:03d}"
@@ -318,14 +318,14 @@ def _generator(seed: int, *what: str) -> np.random.Generator:
 
 
 def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSettings, jobs: int | None = None) -> None:
-    """Fill a manifest's rows with files; runs that exist are kept, so an interrupted simulation goes on.
+    """Simulate the files of a manifest; runs that exist are kept, so an interrupted simulation goes on.
 
     Beside the runs, `planted/` holds every state's true map and `simulation.json` the settings.
 
     Raises
     ------
     ValueError
-        If the folder holds a dataset of other settings, or the manifest asks for tasks that have no design.
+        If the folder holds a dataset of other settings, or the manifest has tasks without a design.
     """
     root = Path(root)
     if unknown := sorted(set(manifest["task"]) - set(TASKS)):

@@ -1,12 +1,12 @@
-"""The volume store: in-mask volumes, of labelled frames or of all, one safetensors file per run, a Parquet index.
+"""The volume store: in-mask volumes of labelled frames, or of all; one safetensors file per run, a Parquet index.
 
-store.json           format, grid, TR, settings, manifest hash, versions: refused if they differ from what is asked for
+store.json           format, grid, TR, settings, manifest hash, versions; a store made with others is refused
 mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose own mask has a voxel
 runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
-runs/<run>.json      the run's record: what its file was made of, its sha256, what was kept and what was left out
-statistics.safetensors   `mean`, `sd` (V) over the training images, where the settings ask for z-scores with them
+runs/<run>.json      the run's record: what its file was made from, its sha256, what was kept and left out
+statistics.safetensors   `mean`, `sd` (V) over the training images, if the settings ask for z-scores
 runs.parquet         the records, one row per run
-index.parquet        one row per volume; written last, so that a store that has it is whole
+index.parquet        one row per volume; written last: a store that has it is whole
 """
 
 import json
@@ -29,7 +29,7 @@ from deeplight_core.system.progress import track
 
 __all__ = ["FORMAT", "Store", "open_store", "read_info", "verify", "volume_reader", "write_volumes"]
 
-FORMAT = 2  # of what is described above
+FORMAT = 2  # of the layout above
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Store:
 
     @property
     def preprocessing(self) -> PreprocessingSettings:
-        """What its runs went through."""
+        """The settings that its runs were prepared with."""
         return PreprocessingSettings.model_validate(self.info["preprocessing"])
 
     @property
@@ -76,12 +76,12 @@ class Store:
 
     @property
     def orientation(self) -> str:
-        """Where the axes point to, e.g. LAS."""
+        """The directions of the axes, e.g. LAS."""
         return "".join(nib.aff2axcodes(self.affine))
 
     @property
     def splits(self) -> list[str]:
-        """The splits that it has volumes of."""
+        """The splits that have volumes."""
         return [split for split in SPLITS if (self.index["split"] == split).any()]
 
     @property
@@ -91,7 +91,7 @@ class Store:
 
     @property
     def normalisation(self) -> str:
-        """What the values that the model sees are."""
+        """How the model's input is scaled, in words."""
         if not self.is_structural:
             return "z-scores of each voxel over its run"
         if self.preprocessing.structural.z_score:
@@ -100,17 +100,17 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """A hash of all that the store holds."""
+        """A hash of everything in the store."""
         others = {key: value for key, value in self.info.items() if key != "preprocessing"}
         return digest(self.preprocessing, others, list(self.runs["sha256"]))
 
     def read(self, file: str) -> Any:
-        """A run's volumes (N, V) as they are stored, memory-mapped; times `scales[file]` they are what they stand for.
+        """A run's volumes (N, V) as stored, memory-mapped; multiply by `scales[file]` to get the values.
 
         Raises
         ------
         ValueError
-            If the file is gone, or is not what was written (sha256).
+            If the file is missing, or is not what was written (sha256).
         """
         path = self.path / file
         expected = self.runs.set_index("file").at[file, "sha256"]
@@ -125,11 +125,11 @@ class Store:
 
     @property
     def scales(self) -> dict[str, float]:
-        """What each file's stored values are to be multiplied with; 1 for float16."""
+        """The factor from each file's stored values to the values; 1 for float16."""
         return dict(zip(self.runs["file"], self.runs["scale"], strict=True))
 
     def statistics(self) -> tuple[Any, Any] | None:
-        """Mean and SD (V) over the training images, float32, if volumes are to be z-scored with them; else None."""
+        """Mean and SD (V) over the training images, float32, if volumes are z-scored with them; else None."""
         if not self.is_structural or not self.preprocessing.structural.z_score:
             return None
         path = self.path / "statistics.safetensors"
@@ -139,9 +139,9 @@ class Store:
             return tensors.get_tensor("mean"), tensors.get_tensor("sd")
 
     def tsnr(self) -> np.ndarray:
-        """Temporal signal-to-noise ratio (V), its mean over runs in each voxel.
+        """Temporal signal-to-noise ratio (V), averaged over runs.
 
-        A run's own is mean / SD over time of the smoothed series, before detrending.
+        In each run it is mean / SD over time of the smoothed series, before detrending.
         """
         total = np.zeros(self.info["n_voxels"], np.float32)
         for file in self.runs["file"]:
@@ -177,7 +177,7 @@ def open_store(path: str | Path) -> Store:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What a store's store.json says, with the defaults of settings that its version did not have.
+    """The contents of a store's store.json; settings that its version did not have get their defaults.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def read_info(path: Path) -> dict[str, Any]:
         found = info["format"] if isinstance(info.get("format"), int) else 1
         needed = ("preprocessing", "events", "tr_s", "shape", "n_voxels")
         if found <= FORMAT and (lacking := [key for key in needed if key not in info]):
-            raise ValueError(f"store.json says nothing of {', '.join(lacking)}")
+            raise ValueError(f"store.json lacks {', '.join(lacking)}")
     except UNREADABLE as error:
         raise _damaged(path, error) from error
     if found > FORMAT:
@@ -214,7 +214,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def verify(path: str | Path) -> list[str]:
-    """What is wrong with a store, a line each: files that are gone or damaged, counts that do not agree.
+    """The problems of a store, one line each: files that are missing or damaged, counts that disagree.
 
     Raises
     ------
@@ -245,7 +245,7 @@ def verify(path: str | Path) -> list[str]:
 def volume_reader(path: Path) -> Callable[[int], Any]:
     """A function that reads single volumes (V,) of a run's file, in any order.
 
-    A memory map would fetch far more than that from a disk that reads ahead; and this keeps no file open.
+    A memory map would fetch far more from a disk that reads ahead. No file is kept open.
     """
     import torch
 
@@ -278,8 +278,8 @@ def write_volumes(
     ----------
     frames : (N,) numbers of the frames to keep
     storage : float16 or int8
-    process : is given a function that takes a slice of the voxels and their series (T, v), and calls it for all of
-        them; returns the maps (V,) that are kept beside the volumes
+    process : receives a function of a slice of the voxels and their series (T, v), and calls it for all voxels;
+        returns the maps (V,) to store beside the volumes
     maps : names of these maps
 
     Returns

@@ -8,12 +8,12 @@ __all__ = ["scaled", "zoomed"]
 
 
 def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
-    """A structural image (X, Y, Z), zero outside its mask, its values brought to [0, 1] (Atanaszov & Ritter 2019, 2.1).
+    """A structural image (X, Y, Z), zero outside its mask, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1).
 
     Raises
     ------
     ValueError
-        If it holds NaN or infinite values in its mask, or one value only; the message names `path`.
+        If it holds NaN or infinite values in its mask, or a single value; the message names `path`.
     """
     inside = np.where(mask, volume, 0).astype(np.float32)
     if not np.isfinite(inside).all():
@@ -26,9 +26,9 @@ def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
 
 
 def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """A volume (X, Y, Z) or mask (bool) on more or fewer voxels by `scipy.ndimage.zoom`, the corners where they were.
+    """Resize a volume (X, Y, Z) or mask (bool) with `scipy.ndimage.zoom`; the corners stay in place.
 
-    Linear between neighbours, so that values stay in their range; masks take the nearest.
+    Volumes are interpolated linearly, so values stay in their range; masks take the nearest voxel.
     """
     from scipy.ndimage import zoom
 

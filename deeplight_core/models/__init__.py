@@ -1,6 +1,6 @@
 """Models, one file per paper: an encoder of `ENCODERS` with a head of `HEADS`.
 
-A new encoder or head is a class with a `name`, entered here; the battery of tests asks the rest.
+A new encoder or head is a class with a `name`, entered here; the battery of tests demands the rest.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def build(architecture: dict[str, Any]) -> Model:
     Raises
     ------
     ValueError
-        If it names an encoder or head that does not exist, or settings that these do not have.
+        If it names an encoder or head that does not exist, or a setting that these lack.
     """
     parts: dict[str, Any] = {}
     for part, known in (("encoder", ENCODERS), ("head", HEADS)):

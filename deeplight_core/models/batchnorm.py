@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the whole batch, however many processes share it.
+"""Batch normalisation over the whole batch, however many processes share it.
 
 Each process adds up its own examples, the sums are added over all processes, and gradients flow back through that
 addition to every process (torch's own SyncBatchNorm does so on GPUs only). One process computes as torch does.
@@ -45,7 +45,7 @@ class BatchNorm(_BatchNorm):
             result: Tensor = super().forward(maps)
             return result
         part = own_part()
-        counts = 0.0 if part is not None and part.n == 0 else 1.0  # one example that counts as nothing
+        counts = 0.0 if part is not None and part.n == 0 else 1.0  # one example that does not count
         places = [0, *range(2, maps.dim())]
         values = maps.float()  # sums of bfloat16 would lose the small terms
         shape = (1, -1, *[1] * (maps.dim() - 2))

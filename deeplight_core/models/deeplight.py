@@ -1,11 +1,11 @@
 """DeepLight (Thomas, Müller & Samek 2019, section 2.2; Thomas et al. 2018): slices → convolutions → bi-LSTM → softmax.
 
 What the paper leaves open, and what is done here:
-- which tensors the LSTM's and the output layer's 50% dropout act on: here the slice features that enter the LSTM, and
+- where the 50% dropout of the LSTM and of the output layer acts: here on the slice features that enter the LSTM, and on
   the 128 features that enter the output layer;
 - the LSTM's initialisation: Glorot normal like all weights, over TensorFlow's one (inputs + units) × 4·units kernel;
   forget-gate bias 1 (TensorFlow's default), other biases 0.
-PyTorch's LSTM has two bias vectors where TensorFlow's has one; the second stays a plain addend.
+PyTorch's LSTM has two bias vectors where TensorFlow's has one; the second, initially 0, is simply added.
 
 Axis letters: B batch, Z slices (bottom to top), Y, X; C channels, H, W rows and columns of a feature map, S states.
 """
@@ -32,7 +32,7 @@ LSTM_UNITS = 64
 
 
 class Layer(NamedTuple):
-    """One layer as it works on one volume.
+    """One layer, with its work for one volume.
 
     name : of the module
     kind : "convolution", "lstm" or "linear"
@@ -52,16 +52,16 @@ class Layer(NamedTuple):
 
 
 def same_padding(n: int, stride: int, kernel: int = KERNEL) -> tuple[int, int]:
-    """TensorFlow's SAME padding of an axis of length n: (before, after); the odd one out comes after."""
+    """TensorFlow's SAME padding of an axis of length n: (before, after); an odd voxel comes after."""
     total = max((-(-n // stride) - 1) * stride + kernel - n, 0)
     return total // 2, total - total // 2
 
 
 class _ReluAndDropout(torch.autograd.Function):
-    """ReLU and whole-channel dropout, in place: their gradient needs nothing but their result and the scale.
+    """ReLU and whole-channel dropout, in place: the gradient needs only the result and the scale.
 
-    The incoming gradient, which is the next layer's and nobody else's, is overwritten, too: each map is read and
-    written once less. Only training does so; elsewhere gradients may be looked at.
+    The incoming gradient, which nothing else uses, is overwritten, too: this saves reading and writing each map once.
+    Only training does so; elsewhere gradients may be inspected.
     """
 
     @staticmethod
@@ -84,12 +84,12 @@ class _ReluAndDropout(torch.autograd.Function):
 
 
 def _window(n: int, stride: int) -> tuple[slice, int]:
-    """The part of the kernel that is used along a mirrored axis of length n, and the padding on both sides.
+    """The part of the kernel used along a mirrored axis of length n, and the padding on both sides.
 
-    Mirrored, SAME's odd voxel of padding comes before the axis, as one more voxel after it that no step reaches: equal
-    padding on both sides gives the same result, and needs no padded copy of the maps. Where the result is one voxel
-    long, the outer part of the kernel meets nothing but padding: it is left out. (That also keeps away from oneDNN's
-    bfloat16 gradient of padded maps of width 1, which is wrong at stride 2.)
+    On a mirrored axis, SAME's odd voxel of padding comes first. No step reaches one more voxel at the end, so equal
+    padding on both sides gives the same result, without a padded copy of the maps. Where the result is one voxel long,
+    the outer part of the kernel meets only padding and is left out. (This also avoids oneDNN's bfloat16 gradient of
+    padded maps of width 1, which is wrong at stride 2.)
     """
     before = same_padding(n, stride)[1]
     return (slice(before, before + n), 0) if n <= stride else (slice(None), before)
@@ -110,7 +110,7 @@ class SameConv2d(nn.Conv2d):
         (rows, above), (columns, left) = (_window(n, stride) for n in maps.shape[2:])
         weight = self.weight.flip(2, 3)[:, :, rows, columns]
         maps = F.conv2d(maps, weight, self.bias, stride, (above, left))
-        if not self.training or torch.compiler.is_compiling():  # a compiler joins plain functions by itself
+        if not self.training or torch.compiler.is_compiling():  # a compiler fuses plain functions by itself
             maps = F.relu(maps)
             return maps if kept is None else maps * kept[:, :, None, None]
         scale = 1.0 if kept is None else 1 / (1 - self.dropout)
@@ -154,7 +154,7 @@ class SliceEncoder(Encoder):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew: normal with Glorot's variance; He's for the convolutions where the settings say so."""
+        """Draw all weights anew: normal with Glorot's variance; He's for the convolutions if the settings say so."""
         for module in self.convolutions:
             assert isinstance(module, SameConv2d)
             if self.settings.initialisation == "he":
@@ -228,7 +228,7 @@ class DeepLight(Model):
         super().__init__(encoder, Classes(encoder.output_shape, targets, readout or ReadoutSettings()))
 
     def layers(self) -> list[Layer]:
-        """The layers in their order, with what one volume makes of them; nothing is computed."""
+        """The layers in order, with their work for one volume; nothing is computed."""
         convolutions, lstm, head = self.encoder.convolutions, self.encoder.lstm, self.head
         assert isinstance(head, Classes)
         layers = []

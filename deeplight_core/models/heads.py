@@ -70,10 +70,10 @@ class Classes(_Readout):
 
 
 class Numbers(_Readout):
-    """K numbers at a time, such as age: squared error of z-scores; missing values (NaN) count nothing.
+    """K numbers at a time, such as age: squared error of z-scores; missing values (NaN) do not count.
 
-    Targets of a batch are (B, K), in the columns' own units, and so are the answers and the absolute errors that are
-    scored. `mean` and `sd` (K,) are those of the training units, set by `standardise` and kept with the weights.
+    Targets, answers and scores (absolute errors) of a batch are (B, K), in the columns' own units. `mean` and `sd` (K,)
+    are those of the training units, set by `standardise` and kept with the weights.
     """
 
     name = "numbers"
@@ -98,7 +98,7 @@ class Numbers(_Readout):
 
     @torch.no_grad()
     def standardise(self, mean: Any, sd: Any) -> None:
-        """Take the training units' mean and SD (K,) of every column."""
+        """Set the training units' mean and SD (K,) of every column."""
         self.mean.copy_(torch.tensor(mean))
         self.sd.copy_(torch.tensor(sd))
 

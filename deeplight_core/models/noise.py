@@ -1,8 +1,8 @@
 """Noise that does not depend on how many processes share a batch.
 
-The loop sets torch's seed to a function of (seed, step). Every process draws the noise of the whole batch and takes the
-part of its own examples; so the noise of an example is a function of (seed, step, example), and two GPUs drop the same
-channels of the same volumes as one would. Dropout, noise on the input, a VAE's draws and masks all come from here.
+The loop sets torch's seed to a function of (seed, step). Every process draws the noise of the whole batch and takes its
+own examples' part, so an example's noise is a function of (seed, step, example), and two GPUs drop the same channels of
+the same volumes as one would. Dropout, noise on the input, a VAE's draws and masks all come from here.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ __all__ = ["Part", "dropout", "normal", "own_part", "part_of_batch", "uniform"]
 
 
 class Part(NamedTuple):
-    """This process's examples: `n` from `first` on, of the `n_all` of a batch that is shared."""
+    """This process's examples: `n` from `first` on, of the `n_all` of a shared batch."""
 
     first: int
     n: int
@@ -31,7 +31,7 @@ _part: ContextVar[Part | None] = ContextVar("part of the batch", default=None)
 def part_of_batch(first: int, n: int, n_all: int) -> Iterator[None]:
     """Say that a forward pass sees `n` examples from `first` on, of a batch of `n_all`.
 
-    With n = 0 it sees one example that counts as nothing, since modules of other processes wait for it.
+    With n = 0 it sees one example that does not count, because modules of other processes wait for it.
     """
     token = _part.set(Part(first, n, n_all))
     try:
@@ -56,7 +56,7 @@ def normal(n: int, *shape: int, device: torch.device) -> Tensor:
 
 
 def _drawn(draw: Any, n: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Items are this process's examples, or equally many of each example in a row (frames, slices, views)."""
+    """Items are this process's examples, or parts of them in a row, equally many of each (frames, slices, views)."""
     part = _part.get()
     if part is None:
         whole: Tensor = draw(n, *shape, device=device)

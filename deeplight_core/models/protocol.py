@@ -1,7 +1,7 @@
 """What the loop, checkpoints and inference know of a model: an encoder, a head, and the outcome of a batch.
 
 A batch is a dict of tensors: `volumes` (B, …, Z, Y, X), where … is nothing for volumes, T for clips of T frames, (3, T)
-for begin-middle-end windows; `targets` as the head wants them; `numbers` (B,), which example each is.
+for begin-middle-end windows; `targets` as the head wants them; `numbers` (B,), the examples' numbers.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -16,13 +16,13 @@ Batch = dict[str, Tensor]
 
 
 class Outcome(NamedTuple):
-    """What a model makes of a batch of B examples.
+    """A model's results for a batch of B examples.
 
     loss : () what is minimised: the mean of `each`
     each : (B,) each example's own loss
-    score : (B, K) what the head's measure counts for each of K targets: right or wrong, an absolute error …; NaN where
-        a target is missing
-    answer : (B, …) what is answered: probabilities, numbers; (B, 0) where nothing is
+    score : (B, K) the head's measure for each of K targets: right or wrong, an absolute error …; NaN where a target is
+        missing
+    answer : (B, …) the answers: probabilities, numbers; (B, 0) for none
     """
 
     loss: Tensor
@@ -92,7 +92,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
-        """The outcome of a batch. The encoder is given, because a head may need more of it than its features."""
+        """The outcome of a batch. The head gets the encoder, since it may need more of it than its features."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ class Model(nn.Module):
         }
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """(B, …, Z, Y, X) → what the head makes of the features."""
+        """(B, …, Z, Y, X) → the head's output."""
         result: Tensor = self.head(self.encoder(volumes))
         return result
 

@@ -1,1 +1,1 @@
-"""Files, sources, worker processes, progress: what knows nothing of brains."""
+"""Files, sources, worker processes, progress: nothing about brains."""

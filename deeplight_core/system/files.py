@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files that appear whole or not at all, and their checksums."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_at(file: int, buffer: np.ndarray, position: int) -> None:
-    """Fill an array from a position of an open file; a single call of the system may bring less than was asked for."""
+    """Fill an array from a position of an open file; a single system call may return less than asked for."""
     view = buffer.reshape(-1).view(np.uint8).data
     while view:
         if not (n := os.preadv(file, [view], position)):
@@ -31,7 +31,7 @@ def read_at(file: int, buffer: np.ndarray, position: int) -> None:
 
 
 def write_at(file: int, values: np.ndarray, position: int) -> None:
-    """Write an array to a position of an open file; a full disk takes a part of it before it says that it is full."""
+    """Write an array to a position of an open file; a full disk takes a part before it reports an error."""
     view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     while view:
         n = os.pwrite(file, view, position)
@@ -44,7 +44,7 @@ def read_table(path: Any) -> "pd.DataFrame":
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     ValueError
         If it is not such a table in UTF-8.
     """
@@ -70,7 +70,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:  # a full disk has no name of its own
+    except OSError as error:  # the error of a full disk names no file
         raise OSError(error.errno, f"{error.strerror or error}; {path} was not written") from error
     finally:
         temporary.unlink(missing_ok=True)

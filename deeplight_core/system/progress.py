@@ -1,4 +1,4 @@
-"""How far long work is: plain lines that read the same in a log file and a notebook; on a terminal, also a live bar."""
+"""Progress of long work: plain lines that read the same in a log file and a notebook, and a live bar on terminals."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -34,12 +34,12 @@ def track(items: Iterable[T], total: int, what: str, every_s: float = 5.0) -> It
 
 
 class Bar:
-    """A live line of a long run, on a terminal only; what is printed meanwhile stands above it.
+    """A live line for long work, on a terminal only; other output is printed above it.
 
     Parameters
     ----------
-    total : steps of the whole run
-    shown : nothing is shown if false, whatever the terminal
+    total : steps in all
+    shown : false shows nothing, even on a terminal
     """
 
     def __init__(self, total: int, what: str, shown: bool = True) -> None:
@@ -53,9 +53,9 @@ class Bar:
         self._progress.start()
 
     def update(self, done: int, state: str) -> None:
-        """Show how many steps are done, and how things stand."""
+        """Show the number of steps done, and the state of the work."""
         self._progress.update(self._task, completed=done, state=state, refresh=True)
 
     def close(self) -> None:
-        """Give the line back."""
+        """Remove the line."""
         self._progress.stop()

@@ -36,7 +36,7 @@ def _without_strings(body: Iterable[ast.stmt]) -> Iterable[ast.stmt]:
 
 
 def commit() -> str:
-    """The commit that the package is at, `… and changes` where the tree has some; of an installed one its version."""
+    """The package's commit, with ` and changes` if the tree has any; for an installed package, its version."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_PACKAGE), *arguments]

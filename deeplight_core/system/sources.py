@@ -53,7 +53,7 @@ def refuse_escape(root: Any, name: str) -> None:
 
 
 def stamps(root: Any, names: Iterable[str]) -> dict[str, list[float]]:
-    """Size and time of change of files, and of the files in folders: other numbers mean another file."""
+    """Size and modification time of files, and of the files in folders: other numbers mean another file."""
 
     def of(name: str) -> dict[str, list[float]]:
         path = root / name
@@ -65,16 +65,16 @@ def stamps(root: Any, names: Iterable[str]) -> dict[str, list[float]]:
 
 @contextmanager
 def at_hand(root: Any, names: Iterable[str], scratch: Path | None) -> Iterator[Path]:
-    """A folder in which files (and whole folders) of the root can be read: the root itself, or copies of them for now.
+    """A folder to read files (and whole folders) of the root from: the root itself, or a folder of temporary copies.
 
     Parameters
     ----------
-    scratch : folder that the copies are made in (None = the system's for temporary files)
+    scratch : folder for the copies (None: the system's temporary folder)
 
     Raises
     ------
     ValueError
-        If a file of a URL is not there, or does not come whole after several tries.
+        If a remote file is missing, or incomplete after several tries.
     """
     if not is_remote(root):
         yield root
@@ -92,31 +92,31 @@ def _fetch(source: Any, target: Path) -> None:
         expected = source.stat().st_size
         source.fs.get_file(source.path, str(target))
         if target.stat().st_size != expected:
-            raise EOFError(f"{target.stat().st_size} of {expected} bytes came")
+            raise EOFError(f"got {target.stat().st_size} of {expected} bytes")
 
     target.parent.mkdir(parents=True, exist_ok=True)
     patiently(fetch, source)
 
 
 def patiently(work: Callable[[], Result], source: Any) -> Result:
-    """The result of some work on a file; of one that lies elsewhere, it is tried again when the connection breaks.
+    """The result of some work on a file; with a remote file, retried when the connection breaks.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If no try came to an end.
+        If all tries fail.
     """
     for n_before in range(_TRIES if is_remote(source) else 0):
         try:
             return work()
-        except (FileNotFoundError, ValueError):  # it came, and is not what it should be
+        except (FileNotFoundError, ValueError):  # trying again would not help
             raise
         except Exception as error:  # each of fsspec's file systems has errors of its own
             if n_before == _TRIES - 1:
                 raise ValueError(
-                    f"{source} could not be read in {_TRIES} tries ({error}); the same command tries it again"
+                    f"{source} could not be read in {_TRIES} tries ({error}); run the same command to try again"
                 ) from error
         time.sleep(_PAUSE_S * 2**n_before)
     return work()

@@ -1,4 +1,4 @@
-"""One function over many items in worker processes, with progress lines; no worker outlives the process that asked."""
+"""One function over many items in worker processes, with progress lines; no worker outlives its parent."""
 
 import os
 import threading
@@ -24,8 +24,8 @@ def in_processes(
     Parameters
     ----------
     work : a module-level function, or a `functools.partial` of one
-    jobs : worker processes; one per core that this process may use by default
-    what : what progress lines call the items
+    jobs : worker processes; by default one per core that this process may use
+    what : name of the items in progress lines
     keep_going : do all items that can be done, and raise the errors (ValueError, OSError) of the others as one
     """
     jobs, others = jobs or len(os.sched_getaffinity(0)), {*active_children()}
@@ -36,7 +36,7 @@ def in_processes(
                 if not (keep_going and isinstance(future.exception(), ValueError | OSError)):
                     future.result()
         except BrokenProcessPool:
-            for worker in {*active_children()} - others:  # one that was started when the pool broke would wait for ever
+            for worker in {*active_children()} - others:  # one started while the pool broke would wait for ever
                 worker.kill()
             raise ChildProcessError(
                 "a worker process was killed, perhaps because memory ran out (fewer --jobs need less); "
@@ -52,7 +52,7 @@ def in_processes(
 
 
 def _stop_with_parent() -> None:
-    """A killed parent cannot tell its workers to stop: let each watch for its end."""
+    """A killed parent cannot stop its workers, so each watches for its end."""
 
     def wait() -> None:
         if (parent := parent_process()) is not None:

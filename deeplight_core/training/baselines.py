@@ -10,21 +10,22 @@ __all__ = ["linear_answers"]
 
 
 def linear_answers(learner: str, train: Volumes, held_out: Volumes, n_states: int = 0) -> np.ndarray:
-    """What a linear model of the in-mask voxels answers to the held-out examples; a clip is the mean of its frames.
+    """A linear model's answers to the held-out examples, from in-mask voxels; a clip is the mean of its frames.
 
     Parameters
     ----------
-    learner : of states, "logistic" (L2-regularised multinomial logistic regression, C = 1) or "svm" (one-vs-rest,
-        squared hinge, C = 1), both scikit-learn's on volumes scaled so that a training volume's norm is about 10 and C
-        means the same on every grid; or "decoder" (nilearn's Decoder: the fifth of the voxels with the largest F value,
-        linear SVMs averaged over up to five folds of the training units, or of the volumes of a single one, which also
-        choose C by accuracy; its volumes are z-scored already, so it does not standardise them again). Of numbers,
-        "ridge" (ridge regression on the same scaled volumes; its penalty is chosen over folds of the training units)
-    n_states : number of states that an answer has a column for
+    learner : for states "logistic", "svm" or "decoder", for numbers "ridge".
+        "logistic" (L2-regularised multinomial logistic regression, C = 1) and "svm" (one-vs-rest, squared hinge, C = 1)
+        are scikit-learn's, on volumes scaled so that a training volume's norm is about 10 and C means the same on every
+        grid. "decoder" is nilearn's Decoder: the fifth of the voxels with the largest F value, and linear SVMs averaged
+        over up to five folds of the training units, or of a single unit's volumes, which also choose C by accuracy; it
+        does not standardise volumes, which are z-scored already. "ridge" is ridge regression on the same scaled
+        volumes, its penalty chosen over folds of the training units
+    n_states : number of columns of an answer, one per state
 
     Returns
     -------
-    (N, S) probabilities, or distances from the planes of an SVM, of which the largest is the answer; (N, K) numbers
+    (N, S) probabilities or, for SVMs, distances from their planes: the largest is the answer; (N, K) numbers
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
@@ -41,7 +42,7 @@ def linear_answers(learner: str, train: Volumes, held_out: Volumes, n_states: in
         model = models[learner].fit(x * scale, labels)
         found = model.predict_proba(x_new * scale) if learner == "logistic" else model.decision_function(x_new * scale)
         classes = model.classes_
-    if found.ndim == 1:  # of two classes, one distance
+    if found.ndim == 1:  # two classes have one distance
         found = np.stack([-found, found], axis=1)
     answers = np.full((len(found), n_states), 0.0 if learner == "logistic" else found.min() - 1)
     answers[:, classes] = found  # a state that was not trained on is never the answer
@@ -55,7 +56,7 @@ def _voxels(data: Volumes) -> np.ndarray:
 
 
 def _ridge(train: Volumes, held_out: Volumes) -> np.ndarray:
-    """(N, K): a model for each column, of the examples that have it."""
+    """(N, K), from one model per column, fitted to the examples that have it."""
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import GroupKFold
 
@@ -93,7 +94,7 @@ def _nilearn(train: Volumes, labels: np.ndarray, held_out: Volumes) -> tuple[np.
     mask = nib.Nifti1Image(store.mask.astype(np.uint8), store.affine)
     decoder = Decoder(mask=mask, cv=folds, standardize=False, scoring="accuracy")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MaskWarning)  # a mask that covers a part of the brain is meant to,
+        warnings.simplefilter("ignore", MaskWarning)  # a mask may cover a part of the brain only,
         warnings.filterwarnings("ignore", "screening_percentile set to '100'")  # and is then used whole
         decoder.fit(images[0], labels, groups=units if n_units > 1 else None)
     return np.asarray(decoder.classes_), np.asarray(decoder.decision_function(images[1]))

@@ -48,12 +48,12 @@ def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]
 
     Returns
     -------
-    what differs and may: the repetition time and settings of the preprocessing, `there` and `here`
+    permitted differences: of the repetition time and the settings of the preprocessing, `there` and `here`
 
     Raises
     ------
     ValueError
-        If the grid (unless the encoder takes any) or the kind of normalisation differs: says what, and what to do.
+        If the grid (unless the encoder takes any) or the kind of normalisation differs.
     """
     there, name = record["data"], record["architecture"]["encoder"]["name"]
     wrong = []
@@ -133,7 +133,7 @@ def transfer(model: Model, folder: str | Path, facts: dict[str, Any]) -> tuple[l
 
     Returns
     -------
-    the names of the checkpoint's weights that were left out, and what differs between both data (see `check_data`)
+    names of the checkpoint's weights that were left out, and the permitted differences of the data (see `check_data`)
 
     Raises
     ------
@@ -170,12 +170,11 @@ def save_state(
 ) -> None:
     """Write what a training needs to go on: the model's weights and buffers, the optimiser's moments, other tensors.
 
-    Beside them stand the step, the precision and the seconds that it took so far. The state before stays until this one
-    is whole.
+    With them go the step, the precision and the seconds taken so far. The previous state stays until this one is whole.
     """
     tensors = {**others, **{f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():  # none of a weight that has not learnt yet
+        for key, value in optimizer.state.get(parameter, {}).items():  # a weight that was never trained has none
             tensors[f"adam.{key}.{name}"] = value
     data = save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
@@ -185,7 +184,7 @@ def save_state(
 
 
 class Saved(NamedTuple):
-    """A state that was put back: the step to go on with, other tensors, the seconds that the training took so far."""
+    """A restored state: the step to go on with, other tensors, the seconds that the training took so far."""
 
     step: int
     others: dict[str, Tensor]
@@ -194,7 +193,7 @@ class Saved(NamedTuple):
 
 @torch.no_grad()
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> Saved:
-    """Put a saved state back, if there is one; step 0 without.
+    """Restore a saved state; without one, start at step 0.
 
     Raises
     ------

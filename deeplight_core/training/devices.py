@@ -1,7 +1,7 @@
-"""What a training runs on: one device or many processes with one each, in which precision, how exactly.
+"""Where training happens: one device, or several processes with one device each; precision and determinism.
 
-One process per device; Lightning Fabric averages their gradients (DDP). On one machine the first process starts the
-others by running the same command again; under `torchrun` and SLURM's `srun` they are there already.
+Lightning Fabric averages the processes' gradients (DDP). On one machine the first process starts the others by running
+the same command again; `torchrun` and SLURM's `srun` start all of them.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
 
 
 def available_precision(precision: str) -> str:
-    """The precision that was asked for, or 32-true where the processor has no instructions for bfloat16."""
+    """The precision asked for, or 32-true where the CPU has no instructions for bfloat16."""
     if precision == "bf16-mixed" and not torch.cuda.is_available():
         features = torch.cpu.get_capabilities()
         if features.get("architecture") == "x86_64" and not (features.get("avx512_bf16") or features.get("amx_bf16")):
@@ -50,7 +50,7 @@ def available_precision(precision: str) -> str:
 
 @contextmanager
 def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Iterator[Fabric]:
-    """The Fabric of this process, one of devices × nodes that train together; the others are started if need be.
+    """This process's Fabric, one of devices × nodes that train together; starts the other processes if needed.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
     Raises
     ------
     ValueError
-        If the processes do not fit the batch, the machine or what torchrun or srun started.
+        If the number of processes does not fit the batch, the machine, or what torchrun or srun started.
     ChildProcessError
         If another process of the training was lost.
     """
@@ -69,7 +69,7 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
     if gpu and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} devices were asked for, this machine has {torch.cuda.device_count()} GPU(s)")
     environment = _environment(devices, nodes)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products need
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic matrix products
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
     launcher = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
@@ -79,7 +79,7 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
         accelerator="cuda" if gpu else "cpu",
         devices=devices,
         num_nodes=nodes,
-        strategy=DDPStrategy(find_unused_parameters=scheduled) if n > 1 else "auto",  # gradients that come and go
+        strategy=DDPStrategy(find_unused_parameters=scheduled) if n > 1 else "auto",  # for gradients that come and go
         precision=available_precision(settings.precision),  # type: ignore[arg-type]
         plugins=[environment],
     )
@@ -87,7 +87,7 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
         _stop_with_parent()
     try:
         fabric.launch()
-        torch.set_num_threads(settings.threads)  # Fabric sets a number of its own
+        torch.set_num_threads(settings.threads)  # Fabric sets its own number
         exact = settings.deterministic if settings.deterministic is not None else not gpu
         torch.use_deterministic_algorithms(exact)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # a pass over all memory
@@ -107,9 +107,9 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
 
 
 def _environment(devices: int, nodes: int) -> ClusterEnvironment:
-    """Who starts the processes: torchrun, srun, or the first of them.
+    """What starts the processes: torchrun, srun, or the first process.
 
-    A step of one task, as of `srun --pty bash`, counts as none.
+    A SLURM step of one task, such as `srun --pty bash`, does not count.
     """
     n, by_srun = devices * nodes, int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     by_torchrun = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
@@ -128,7 +128,7 @@ def _environment(devices: int, nodes: int) -> ClusterEnvironment:
 
 
 def _stop_with_parent() -> None:
-    """The first process cannot tell the others to stop when it is killed: let them watch for its end."""
+    """A killed first process cannot stop the others, so they watch for its end."""
     parent = os.getppid()
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""What is learnt from: which volumes make an example, with which target, of which units.
+"""Examples: the volumes of each, its target, and its unit.
 
 Knows no torch and reads no file. Letters: N examples, L frames of a clip, K targets.
 """
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of a store, enumerated: a batch is a function of seed and step.
+    """Examples of a store, numbered, so that a batch is a function of seed and step.
 
     rows : the volumes that may be read, as in the store's index (`file, row, …`)
     table : (N) one row per example, that of its first volume in the index: `unit, split, task, run, frame, block, …`
@@ -55,7 +55,7 @@ def _of_volumes(rows: pd.DataFrame, targets: np.ndarray, asked: str) -> Examples
 
 
 def _chosen(index: pd.DataFrame, split: str, units: list[str] | None) -> tuple[pd.DataFrame, str]:
-    """The index rows of a split ("": all) and units, and how messages end that name these."""
+    """The index rows of a split ("": all) and units, and how messages about them end."""
     rows = index[index["split"] == split] if split else index
     return (rows, "") if units is None else (rows[rows["unit"].isin(units)], f" for {units}")
 
@@ -81,12 +81,12 @@ def of_states(
 def of_numbers(
     index: pd.DataFrame, columns: list[str], tasks: list[str], split: str = "", units: list[str] | None = None
 ) -> Examples:
-    """Volumes of tasks, with the numbers in columns of the manifest as targets; those without any are left out.
+    """Volumes of tasks, with numbers from columns of the manifest as targets; volumes without any number are left out.
 
     Raises
     ------
     ValueError
-        If a column is absent or holds something that is no number, or there is no such volume.
+        If a column is absent or holds something that is not a number, or there is no such volume.
     """
     if missing := [column for column in columns if column not in index]:
         raise ValueError(f"the manifest has no column {', '.join(missing)}; it has {', '.join(map(str, index))}")
@@ -107,7 +107,7 @@ def of_numbers(
 
 
 def of_anything(index: pd.DataFrame, tasks: list[str], split: str = "", units: list[str] | None = None) -> Examples:
-    """All volumes of tasks, with a state or without, and nothing to decode.
+    """All volumes of tasks, with or without a state, and nothing to decode.
 
     Raises
     ------
@@ -129,27 +129,27 @@ def clips(volumes: Examples, length: int, step: int = 1) -> Examples:
     Raises
     ------
     ValueError
-        If no block has as many consecutive frames.
+        If no block has that many consecutive frames.
     """
     return _of_sequences(volumes, np.arange(length), step, ["file", "block"], f"clip of {length} frames")
 
 
 def windows(volumes: Examples, length: int, gap: int = 0, step: int = 1) -> Examples:
-    """Beginning, middle and end of `length` consecutive frames of one run each, with `gap` frames between them.
+    """Windows of one run: beginning, middle and end of `length` consecutive frames each, with `gap` frames in between.
 
-    There is one every `step` frames; labels play no part.
+    A window begins every `step` frames, whatever the labels.
 
     Raises
     ------
     ValueError
-        If no run has as many consecutive frames.
+        If no run has that many consecutive frames.
     """
     offsets = np.arange(3)[:, None] * (length + gap) + np.arange(length)
     return _of_sequences(volumes, offsets, step, ["file"], f"window of 3 × {length} frames, {gap} apart")
 
 
 def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: list[str], what: str) -> Examples:
-    """Examples of several frames at fixed offsets from a first one, none of which is missing in between."""
+    """Examples of several frames at fixed offsets from a first one, with no frame missing in between."""
     table = volumes.table
     keys = [pd.factorize(table[column])[0] for column in reversed(within)]
     order = np.lexsort([table["frame"].to_numpy(), *keys])
@@ -207,7 +207,7 @@ def fold_units(units: pd.DataFrame, n_folds: int, repeats: int, seed: int) -> li
 
 
 def unit_statistics(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sample SD (K,) of numbers over the units that they are of; missing ones are left out.
+    """Mean and sample SD (K,) of each number over units; missing ones are left out.
 
     Raises
     ------
@@ -223,9 +223,9 @@ def unit_statistics(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def permuted(examples: Examples, seed: int) -> Examples:
-    """The examples with their targets in random order: as frequent as before, and without meaning.
+    """The examples with their targets in random order: as frequent as before, but meaningless.
 
-    Labels change places within each run; numbers, which are a unit's, between units.
+    Labels are permuted within each run; numbers, which belong to units, between units.
     """
     random = np.random.default_rng([seed, 0x9E12])
     if examples.targets.ndim == 1:

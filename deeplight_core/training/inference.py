@@ -1,4 +1,4 @@
-"""What a model answers: the outcomes of all examples, in their order."""
+"""A model's outcomes for all examples, in their order."""
 
 import math
 from contextlib import nullcontext
@@ -13,8 +13,8 @@ from deeplight_core.training.loader import Volumes
 
 __all__ = ["Answers", "batch_size", "predict"]
 
-# A batch of predictions, in voxels (the full grid's largest maps take 60 MB per volume), and the most volumes. On a
-# CPU, larger ones leave the caches; a GPU wants much to do at a time.
+# A batch of predictions, in voxels (the full grid's largest maps take 60 MB per volume), and the most volumes. Larger
+# batches do not fit a CPU's caches; a GPU needs large ones.
 _VOXELS_AT_A_TIME, _LARGEST_BATCH = {"cpu": 2**22, "cuda": 2**25}, 256
 
 
@@ -27,7 +27,7 @@ class Answers(NamedTuple):
 
 
 def batch_size(shape: tuple[int, int, int], device: str, volumes_each: int = 1) -> int:
-    """Examples that are decoded at a time, on a grid of this shape, on a kind of device."""
+    """Number of examples to decode at a time, for a grid of this shape and a kind of device."""
     return max(1, min(_LARGEST_BATCH, _VOXELS_AT_A_TIME.get(device, 2**22) // (volumes_each * math.prod(shape))))
 
 
@@ -37,7 +37,7 @@ def predict(model: Model, data: Volumes, fabric: Fabric | None = None) -> Answer
 
     Parameters
     ----------
-    fabric : computes in its precision; its processes share the examples, and each is given the outcomes of all
+    fabric : computes in its precision; its processes share the examples, and each gets all outcomes
     """
     was_training = [part for part in model.modules() if part.training]
     model.eval()
@@ -48,7 +48,7 @@ def predict(model: Model, data: Volumes, fabric: Fabric | None = None) -> Answer
     results = torch.zeros(len(data), 1 + n_scored + n_answers, device=data.device)
     wanted = (np.arange(start, min(start + size, len(data))) for start in starts)
     for start, (_, batch) in zip(starts, data.batches(wanted), strict=True):
-        torch.manual_seed(start)  # what a head draws here is the same however many processes there are
+        torch.manual_seed(start)  # a head draws the same however many processes there are
         with fabric.autocast() if fabric else nullcontext():
             found = model.loss(batch)
         columns = (found.each[:, None], found.score, found.answer.flatten(1))

@@ -1,7 +1,7 @@
 """Seeded, resumable batches from a store to a device.
 
-Which examples are in a batch is a pure function of (seed, step): it does not matter where a training is resumed, how
-many processes share the batch, nor whether the volumes come from memory or from disk.
+The examples of a batch are a pure function of (seed, step): it does not matter where a training is resumed, how many
+processes share the batch, or whether the volumes come from memory or from disk.
 """
 
 import os
@@ -24,17 +24,17 @@ from deeplight_core.training.examples import Examples
 
 __all__ = ["BatchOrder", "Volumes"]
 
-_PREFETCH = 4  # batches read ahead when streaming: the bound on its buffer
-_ANNOUNCED = 64  # batches whose runs the system is told to fetch, when it streams run by run
-_SHARE_OF_MEMORY = 0.5  # of the device's free memory; the rest is the models'
+_PREFETCH = 4  # batches read ahead when streaming: the buffer's bound
+_ANNOUNCED = 64  # batches whose runs the system is told to fetch when streaming by run
+_SHARE_OF_MEMORY = 0.5  # of the device's free memory; the rest is for the models
 
 
 class BatchOrder:
-    """Which examples are in the batch of a step (counted from 0 over all passes): a pure function of seed and step.
+    """The examples of each step's batch (steps count from 0 over all passes): a pure function of seed and step.
 
     Parameters
     ----------
-    files : (N,) the run's file of every example
+    files : (N,) the file of each example's run
     shuffled_runs : a window of this many runs slides over the runs in random order, and examples are shuffled within
         it; at most one run more is needed at a time (None: shuffle over all runs)
     """
@@ -42,7 +42,7 @@ class BatchOrder:
     def __init__(self, files: np.ndarray, batch_size: int, seed: int, shuffled_runs: int | None = None) -> None:
         self.batch_size, self._seed, self._window = batch_size, seed, shuffled_runs
         self._file_of = np.unique(files, return_inverse=True)[1]
-        self._passes: dict[int, np.ndarray] = {}  # the last two: who reads ahead is in the next one already
+        self._passes: dict[int, np.ndarray] = {}  # the last two: reading ahead enters the next one early
 
     @property
     def steps_per_pass(self) -> int:
@@ -72,8 +72,8 @@ class Volumes:
     Parameters
     ----------
     in_memory : keep all volumes on the device; by default if they take less than half of its free memory (divided by
-        $DEEPLIGHT_PER_GPU, where several trainings share a GPU). Otherwise they are read while they are used, a few
-        batches ahead
+        $DEEPLIGHT_PER_GPU, where several trainings share a GPU). Otherwise they are streamed, a few batches
+        ahead
     by_run : volumes come in windows of a few runs (`BatchOrder.shuffled_runs`, or the store's order): when streaming,
         have the system fetch whole runs, which disks do faster than single volumes
     """
@@ -131,7 +131,7 @@ class Volumes:
         return self._unmasked(numbers, self._read(self.examples.members[numbers]))
 
     def _read(self, members: np.ndarray) -> Tensor | None:
-        """What has to be read from disk, (B, …, V) as stored; None if all is on the device."""
+        """Volumes read from disk, (B, …, V) as stored; None if all are on the device."""
         if self._all is not None:
             return None
         wanted = members.ravel()
@@ -141,7 +141,7 @@ class Volumes:
         return volumes.pin_memory() if self.device.type == "cuda" else volumes
 
     def _moved(self, values: Tensor) -> Tensor:
-        """Values on the device, without waiting for what it still has to do."""
+        """Values on the device, without waiting for its pending work."""
         if self.device.type != "cuda":
             return values
         return (values if values.is_pinned() else values.pin_memory()).to(self.device, non_blocking=True)
@@ -171,8 +171,8 @@ class Volumes:
     def batches(self, order: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
         """(numbers, batch) for each set of examples' numbers; read ahead in a bounded buffer when streaming.
 
-        The thread that reads ahead makes in-mask volumes only: glibc gives the memory of whole ones, if another thread
-        than the first asks for it, back to the system each time.
+        The thread that reads ahead makes in-mask volumes only: outside the main thread, glibc gives the memory of whole
+        volumes back to the system each time.
         """
         if self._all is not None:
             for numbers in order:
@@ -211,9 +211,9 @@ class Volumes:
             thread.join()
 
     def _announced(self, order: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """The same numbers; the runs of those that come soon are fetched by the system in the background."""
+        """The same numbers; in the background, the system fetches the runs of those that come soon."""
         coming: deque[np.ndarray] = deque()
-        fetched: deque[int] = deque(maxlen=4 * _ANNOUNCED)  # told lately; telling again does no harm
+        fetched: deque[int] = deque(maxlen=4 * _ANNOUNCED)  # announced lately; announcing again does no harm
         for numbers in chain(order, [None] * _ANNOUNCED):
             if numbers is not None:
                 coming.append(numbers)
@@ -227,7 +227,7 @@ class Volumes:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the processor's, no more than a job of a cluster may use."""
+    """Free bytes of a device; for a CPU, no more than a cluster's job may use."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]

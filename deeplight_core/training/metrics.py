@@ -1,4 +1,4 @@
-"""What a training has seen: counted on its device, kept as a table, shown on the terminal and in TensorBoard."""
+"""Metrics of a training: counted on its device, kept as a table, shown on the terminal and in TensorBoard."""
 
 import time
 from functools import partial
@@ -20,10 +20,10 @@ COLUMNS = ("epoch", "step", "split", "task", "target", "subject", "measure", "sc
 
 
 class Tally:
-    """What happened to each of N examples in this epoch: (N, 2 + 2K), on the training's device.
+    """Counts and sums for each of N examples in this epoch: (N, 2 + 2K), on the training's device.
 
-    How often it was seen, its summed loss, and for each of K targets the summed score and how often there was one. It
-    stays on the device, so that counting makes nobody wait.
+    They are the times it was seen, the loss, the score on each of K targets, and the times each score was known. They
+    stay on the device, so counting never waits.
     """
 
     def __init__(self, n: int, n_targets: int, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, step: int, outcome: Outcome, batch: Batch) -> None:
-        """Count a batch, whose examples are all different."""
+        """Add a batch; its examples must all be different."""
         losses, score = outcome.each.float(), outcome.score.float()
         known = score.isfinite()
         columns = [torch.ones_like(losses)[:, None], losses[:, None], torch.where(known, score, 0.0), known.float()]
@@ -50,9 +50,9 @@ class Metrics:
     ----------
     head : says which targets are scored, and by which measure
     folder : where `metrics.csv` and TensorBoard's files are kept
-    step, epoch : where the training goes on; what was measured after it is forgotten
+    step, epoch : where the training goes on; later metrics are forgotten
     batch_size : examples per step, of all processes
-    writes : whether this process is the one that writes and prints
+    writes : whether this process writes and prints
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Metrics:
         return int(str((total / held_out.groupby("epoch")["n"].sum()).idxmin()))
 
     def show(self, step: int, epoch: int, tally: Tally) -> None:
-        """Show how things stand since the epoch began."""
+        """Show the metrics since the epoch began."""
         sums = tally.counts.sum(dim=0).tolist()
         (then, step_then), now = self._looked, time.monotonic()
         rate = (step - step_then) * self._batch_size / (now - then)
@@ -120,7 +120,7 @@ class Metrics:
 
         Parameters
         ----------
-        train, held_out : the tables of the examples trained and measured on
+        train, held_out : the tables of the training and held-out examples
         counts : the training's tally (N, 2 + 2K)
         answers : to the held-out examples
         """
@@ -175,7 +175,7 @@ class Metrics:
         return pd.concat(tables)
 
     def close(self) -> None:
-        """End what is shown."""
+        """Close the bar and the TensorBoard file."""
         self._bar.close()
         if self._writer is not None:
             self._writer.close()

@@ -89,11 +89,11 @@ def test_an_affine_that_cannot_be_inverted_is_named(
 ) -> None:
     manifest, root = spoilt
     set_sform(root / IMAGE, value)
-    with pytest.raises(ValueError, match=rf"{IMAGE} has an affine that cannot be inverted, .*; mend its header"):
+    with pytest.raises(ValueError, match=rf"{IMAGE} has an affine that is not invertible, .*; repair its header"):
         prepare(manifest, changed(tiny_profile, root), jobs=1)
     found, left_out = scan_hcp(root)
     assert len(found) == 11
-    assert "cannot be inverted" in left_out.set_index("path").loc[IMAGE, "reason"]
+    assert "is not invertible" in left_out.set_index("path").loc[IMAGE, "reason"]
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
@@ -102,7 +102,7 @@ def test_a_mask_with_such_an_affine_is_named(
 ) -> None:
     manifest, root = spoilt
     set_sform(root / MASK, value)
-    with pytest.raises(ValueError, match=f"{MASK} has an affine that cannot be inverted"):
+    with pytest.raises(ValueError, match=f"{MASK} has an affine that is not invertible"):
         prepare(manifest, changed(tiny_profile, root), jobs=1)
 
 

@@ -87,7 +87,7 @@ def test_a_flipped_bit_in_a_compressed_run_is_found(position: float, tmp_path: P
 
 def test_an_image_of_two_files_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((*SHAPE, 3), np.float32), AFFINE), tmp_path / "bold.img")
-    with pytest.raises(ValueError, match=r"bold.img is no single NIfTI file"):
+    with pytest.raises(ValueError, match=r"bold.img is not a single NIfTI file"):
         load_bold(tmp_path / "bold.img")
 
 

@@ -531,7 +531,7 @@ def test_a_run_of_another_orientation_comes_out_the_same_and_is_noted(
     turn(root / IMAGE)
     turn(root / MASK)
     profile = with_root(tiny_profile, root)
-    with pytest.raises(ValueError, match=rf"(?s){IMAGE}: grid .* say with preprocessing.resample_to"):
+    with pytest.raises(ValueError, match=rf"(?s){IMAGE}: grid .* name the grid .* in preprocessing.resample_to"):
         prepare(manifest, profile, jobs=1)
     turned = prepare(manifest, resampling(profile, "first"), jobs=1)
     np.testing.assert_array_equal(turned.mask, store.mask)
