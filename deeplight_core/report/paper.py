@@ -297,7 +297,8 @@ def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alp
         rows.append(
             _Row(
                 figure, f"16 states, {split}" if n_states == 16 else f"{n_states} states, {split} (paper: 16)",
-                _percent(REPORTED[f"pretraining accuracy, {split}"]), _percent(accuracy.mean()),
+                _percent(REPORTED[f"pretraining accuracy, {split}"]),
+                _percent(accuracy.mean()) if len(accuracy) else _Row.ours,
                 _better_than(constant), _above(accuracy, constant, alpha),
             )
         )  # fmt: skip

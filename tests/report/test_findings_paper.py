@@ -59,6 +59,7 @@ def test_claims_are_counted_and_failed_ones_named() -> None:
     )
     assert "simulated data" in note
     assert findings.claims_note(BIDS, claims(["yes"])) == "**1 of 1 claims hold in this run.**"
+    assert findings.claims_note(PROFILE, claims(["–"])) == "None of the paper's claims can be tested yet."
     shown = findings.claims_table(table, "simulated").data
     assert shown["this run (simulated)"].tolist() == table["this run"].tolist()
 

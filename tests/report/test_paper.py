@@ -173,6 +173,8 @@ def test_nothing_at_all_is_no_error() -> None:
     rows = side_by_side(curves[:0], results[:0], {"MOTOR": 0.9})
     assert (rows.loc[rows["where"].str.startswith("Fig. 3"), "this run"] == "not in this run").all()
     assert rows.loc["gambling, validation", "this run"] == "not in this run"
+    untrained = paper.side_by_side(metrics({"MOTOR": 0.9})[:0], curves[:0], results[:0], 8, (0.2, 0.25), [1.0])
+    assert set(untrained["this run"]) == {"not in this run"}
 
 
 def test_a_claim_about_every_fraction_needs_every_fraction() -> None:

@@ -92,6 +92,8 @@ def claims_table(claims: pd.DataFrame, origin: str) -> Styler:
 def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
     """How many of the paper's claims hold, and which do not (`paper.side_by_side`)."""
     tested = claims[claims["holds"] != "–"]
+    if tested.empty:
+        return "None of the paper's claims can be tested yet."
     failed = tested[tested["holds"] == "no"].to_dict("records")
     said = [f"**{len(tested) - len(failed)} of {len(tested)} claims hold in this run.**"]
     if failed:
