@@ -29,15 +29,15 @@ def lengths() -> pd.DataFrame:
 
 
 def test_cells_that_longer_training_changes_are_named(lengths: pd.DataFrame) -> None:
-    said = findings.length_finding(lengths)
+    said = findings.length_note(lengths)
     assert said == (
         "With 3 times the steps, 2 cells change by 3.0% on average; "
         "by 2% or more: DeepLight, from scratch with 3 (+5.0%). "
         "The gain from pre-training, averaged over fractions, is +30.0%, and then +26.0%."
     )
     small = lengths[lengths["variant"] == "pretrained"]
-    assert "by 2% or more: none." in findings.length_finding(small)
-    assert findings.length_finding(lengths[lengths["change"] == ""]) == "No decoder has been trained for longer yet."
+    assert "by 2% or more: none." in findings.length_note(small)
+    assert findings.length_note(lengths[lengths["change"] == ""]) == "No decoder has been trained for longer yet."
 
 
 def test_the_table_of_lengths_has_a_row_for_each_cell(lengths: pd.DataFrame) -> None:
@@ -57,8 +57,8 @@ def test_the_pace_is_when_a_curve_is_near_its_top() -> None:
         columns=["variant", "fraction", "step", "split", "subject", "score"],
     )  # fmt: skip
     curves.loc[curves["split"] == "train", "score"] = 1.0  # of no interest
-    assert "DeepLight, from scratch on 10%: 30 (70.0%)." in findings.pace_finding(curves)
-    assert findings.pace_finding(curves[:0]) == "No decoder has been trained at a constant learning rate yet."
+    assert "DeepLight, from scratch on 10%: 30 (70.0%)." in findings.pace_note(curves)
+    assert findings.pace_note(curves[:0]) == "No decoder has been trained at a constant learning rate yet."
 
 
 @pytest.fixture
@@ -83,12 +83,12 @@ def test_every_decoder_has_its_own_best_rate(rates: pd.DataFrame) -> None:
 
 def test_a_profile_that_uses_other_rates_is_told_so(rates: pd.DataFrame) -> None:
     tuned = Profile(finetuning=FinetuningSettings(learning_rate=0.001, learning_rates={"scratch": 0.003}))
-    said = findings.rates_finding(tuned, rates)
+    said = findings.rates_note(tuned, rates)
     assert "DeepLight, pre-trained: 0.001; DeepLight, from scratch: 0.003. The profile uses these." in said
     assert said.endswith("At the edge of the grid: DeepLight, from scratch.")
-    other = findings.rates_finding(Profile(finetuning=FinetuningSettings(learning_rate=0.001)), rates)
+    other = findings.rates_note(Profile(finetuning=FinetuningSettings(learning_rate=0.001)), rates)
     assert "**The profile uses others** for DeepLight, from scratch (0.001)." in other
-    assert findings.rates_finding(tuned, rates[:0]) == "No learning rates have been tried yet."
+    assert findings.rates_note(tuned, rates[:0]) == "No learning rates have been tried yet."
 
 
 @pytest.fixture
@@ -104,13 +104,13 @@ def test_the_gain_is_over_the_decoder_from_scratch_on_the_same_data(grid: pd.Dat
     assert len(gain) == 4 * len(SUBJECTS)
     means = gain.groupby(["contrast", "n_pretraining"])["gain"].mean()
     assert means.to_dict() == pytest.approx({(1.0, 3): -0.1, (1.0, 30): 0.1, (2.5, 3): 0.1, (2.5, 30): 0.4})
-    assert findings.gain_finding(gain) == (
+    assert findings.gain_note(gain) == (
         "The gain is largest with 30 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 2.5% (+40.0%) and "
         "smallest with 3 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 1% (-10.0%); it is below zero "
         "in 1 of 4 cases."
     )
     assert findings.transfer_gain(grid[:0]).empty
-    assert findings.gain_finding(gain[:0]) == "Nothing of this grid has been trained yet."
+    assert findings.gain_note(gain[:0]) == "Nothing of this grid has been trained yet."
 
 
 def test_the_table_of_the_grid_has_every_decoder(grid: pd.DataFrame) -> None:

@@ -11,12 +11,12 @@ from deeplight_core.sweeps import LONGER
 
 __all__ = [
     "best_rates",
-    "gain_finding",
+    "gain_note",
     "gain_table",
-    "length_finding",
+    "length_note",
     "length_table",
-    "pace_finding",
-    "rates_finding",
+    "pace_note",
+    "rates_note",
     "rates_table",
     "transfer_gain",
 ]
@@ -47,7 +47,7 @@ def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
     return table.style.format(shares).hide(axis="index")
 
 
-def length_finding(results: pd.DataFrame) -> str:
+def length_note(results: pd.DataFrame) -> str:
     """Whether three times the steps change a cell of the table by two points or more."""
     means = _by_length(results)
     if means.empty:
@@ -64,7 +64,7 @@ def length_finding(results: pd.DataFrame) -> str:
     return said
 
 
-def pace_finding(curves: pd.DataFrame) -> str:
+def pace_note(curves: pd.DataFrame) -> str:
     """After how many steps each decoder is within two points of its best, at a constant learning rate.
 
     Parameters
@@ -103,7 +103,7 @@ def rates_table(results: pd.DataFrame) -> Styler:
     return table.style.format("{:.1%}").highlight_max(axis=1, props="font-weight: bold")
 
 
-def rates_finding(profile: Profile, results: pd.DataFrame) -> str:
+def rates_note(profile: Profile, results: pd.DataFrame) -> str:
     """Which learning rate suits which variant, and whether the profile uses it."""
     if results.empty:
         return "No learning rates have been tried yet."
@@ -154,7 +154,7 @@ def gain_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
     return shown.style.format("{:.1%}", subset=list(table.columns)).hide(axis="index")
 
 
-def gain_finding(gain: pd.DataFrame, unit: str = "subject") -> str:
+def gain_note(gain: pd.DataFrame, unit: str = "subject") -> str:
     """Where pre-training helps most and least, and in how many cases it harms.
 
     Parameters
