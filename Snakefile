@@ -320,7 +320,7 @@ rule data:
 
 use rule data as other_data with:
     input:
-        str(PROFILE.data.manifest),
+        lambda w: str(OTHER_DATA[w.name].data.manifest),
         "notebooks/01_data.ipynb",
     output:
         BOOKS + "/data/{name}.ipynb",

@@ -249,7 +249,7 @@ class SweepSettings(Section):
 class ControlSettings(Section):
     """The grids of `make controls`, beyond the paper, on the sweep's data and splits."""
 
-    baselines: list[VariantName] = Field(["linear", "svm", "decoder"])
+    baselines: list[VariantName] = Field(["linear", "linear-pretrained", "svm", "decoder"])
     """Linear models, at every fraction of the sweep."""
     initialisation: list[VariantName] = Field(["scratch-glorot", "scratch-he", "shuffled", "frozen"])
     """Other starts of the weights, at every fraction of the sweep; the profile's own is not trained twice."""
@@ -259,9 +259,11 @@ class ControlSettings(Section):
     """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
     seeds: list[Seed] = Field([1, 2, 3, 4, 5])
     """Seeds of complete repetitions, pre-training included."""
-    learning_rates: list[Annotated[float, Field(gt=0)]] = Field([3e-4, 1e-3, 3e-3], min_length=1)
-    """Learning rates that every variant is tried with, on simulated subjects of their own."""
-    learning_rate_seeds: list[Seed] = Field([1, 2], min_length=1)
+    tuning_manifest: Path | None = None
+    """Manifest of people whom no page reports, to choose learning rates on (None = learning rates are not tried)."""
+    learning_rates: list[Annotated[float, Field(gt=0)]] = Field([3e-4, 1e-3, 3e-3, 1e-2], min_length=1)
+    """Learning rates that every variant is tried with, on these people."""
+    learning_rate_seeds: list[Seed] = Field([1], min_length=1)
     """Seeds of these trials."""
     contrasts: list[Annotated[float, Field(gt=0)]] = Field([1.0, 1.5, 2.5], min_length=1)
     """Contrasts of the simulated datasets of the grid of transfer gain (`make gain`)."""
@@ -328,7 +330,7 @@ class Profile(Section):
         if not isinstance(overrides, dict):
             raise ValueError(f"overrides must be sections of settings, such as {{'name': 'mine'}}, got {overrides!r}")
         moved = isinstance(overrides.get("data"), dict) and "root" in overrides["data"]
-        own = self.model_dump(mode="json") | ({"simulation": None} if moved and not overrides.get("simulation") else {})
+        own = self.model_dump(mode="json") | ({"simulation": None} if moved and "simulation" not in overrides else {})
         return _validated(_merged(Profile, own, overrides), where)
 
     @property

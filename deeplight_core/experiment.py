@@ -280,11 +280,15 @@ def finetuning(
     splits = splits or _Splits(profile, open_store(profile.store))
     split = splits.of("target", fold)
     split = replace(split, train=sorted(draw_units(split.train, fraction, seed)))
-    checkpoint, origin = None, None
+    checkpoint: Path | None = None
+    origin: Any = None
     if chosen.start != "random":
         checkpoint = pretraining(profile, seed, chosen.route, fold, splits).folder
         origin = read_record(checkpoint)["sha256"]
     settings: Any = None
+    if chosen.learner == "components":
+        _check_targets(profile, "source", f"variant {variant}")
+        origin = [_asked(profile, "source"), splits.of("source", fold).train]
     if chosen.learner == "deep":
         encoder = getattr(profile.routes, chosen.route).encoder
         settings = [
@@ -531,10 +535,11 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     training.folder.mkdir(parents=True, exist_ok=True)
     _describe(training, store, "32-true")
     data, started = training.profile.data, time.monotonic()
-    states = data.states("target")
-    answers = linear_answers(
-        VARIANTS[training.variant].learner, Volumes(store, train), Volumes(store, reported), len(states)
-    )
+    states, learner, source = data.states("target"), VARIANTS[training.variant].learner, None
+    if learner == "components":
+        units = _Splits(training.profile, store).of("source", training.fold).train
+        source = Volumes(store, learnt_from.of_states(store.index, data.states("source"), units=units))
+    answers = linear_answers(learner, Volumes(store, train), Volumes(store, reported), len(states), source)
     seconds = round(time.monotonic() - started, 1)
     seen = len(train) * train.volumes_each
     predictions = _predictions(reported, answers, data.columns("target") or states)

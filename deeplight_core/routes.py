@@ -186,7 +186,7 @@ class Variant:
 
     title: str
     route: str = "supervised"
-    learner: Literal["deep", "logistic", "svm", "decoder", "ridge"] = "deep"
+    learner: Literal["deep", "logistic", "components", "svm", "decoder", "ridge"] = "deep"
     start: Literal["random", "checkpoint", "shuffled"] = "random"
     initialisation: Literal["glorot", "he"] | None = None
     frozen: bool = False
@@ -197,6 +197,7 @@ VARIANTS = {
     "pretrained": Variant("DeepLight, pre-trained", start="checkpoint"),
     "scratch": Variant("DeepLight, from scratch"),
     "linear": Variant("logistic regression", learner="logistic"),
+    "linear-pretrained": Variant("logistic regression, pre-trained", learner="components"),
     "svm": Variant("linear SVM", learner="svm"),
     "decoder": Variant("nilearn Decoder", learner="decoder"),
     "ridge": Variant("ridge regression", learner="ridge"),

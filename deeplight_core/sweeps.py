@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ def changes(profile: Profile) -> dict[str, Change]:
 
     x3 : three times the steps
     constant : the same, at a constant learning rate
-    people-rate… : another learning rate for all variants, on other simulated people (another seed of the dataset)
+    people-rate… : another learning rate for all variants, on people whom no page reports
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
     """
     finetuning, controls = profile.finetuning, profile.controls
@@ -65,12 +66,13 @@ def changes(profile: Profile) -> dict[str, Change]:
     }
     if profile.simulation is None:
         return found
-    found["people"] = Change("people", _other_data(profile, "people", seed=profile.simulation.seed + 1))
-    for rate in controls.learning_rates:
-        own = {"finetuning": {"learning_rate": rate, "learning_rates": {}}}
-        found[f"people-rate{rate:g}"] = Change("people", found["people"].overrides | own)
+    if controls.tuning_manifest:
+        found["people"] = Change("people", _other_data(profile, "people", controls.tuning_manifest))
+        for rate in controls.learning_rates:
+            own = {"finetuning": {"learning_rate": rate, "learning_rates": {}}}
+            found[f"people-rate{rate:g}"] = Change("people", found["people"].overrides | own)
     for contrast in controls.contrasts:
-        data = _other_data(profile, f"contrast{contrast:g}", contrast=contrast)
+        data = _other_data(profile, f"contrast{contrast:g}", profile.data.manifest, contrast=contrast)
         found[f"contrast{contrast:g}"] = Change("", data)
         for n in controls.pretraining_units:
             name = f"contrast{contrast:g}-n{n}"
@@ -79,10 +81,11 @@ def changes(profile: Profile) -> dict[str, Change]:
     return found
 
 
-def _other_data(profile: Profile, name: str, **simulation: float) -> dict[str, Any]:
+def _other_data(profile: Profile, name: str, manifest: Path, **simulation: float) -> dict[str, Any]:
     """Overrides for another simulated dataset, with a folder of its own."""
     name = f"{profile.name}-{name.replace('.', '_')}"
-    return {"name": name, "data": {"root": f"runs/{name}/data", "store": None}, "simulation": simulation}
+    data = {"manifest": str(manifest), "root": f"runs/{name}/data", "store": None}
+    return {"name": name, "data": data, "simulation": simulation}
 
 
 def changed(profile: Profile, change: str, target: str = "") -> Profile:

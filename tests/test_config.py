@@ -163,6 +163,7 @@ def test_nobody_elses_data_are_simulated(project: Path, given: dict[str, object]
     assert profile.data.root == "/data/mine"
     assert profile.simulation is None
     assert profile.preprocessing.lag_s == 5  # all else is the shipped one's
+    assert load_profile("tiny", {"data": mine, "simulation": {}}).simulation == load_profile("tiny").simulation
     own = load_profile("tiny", {"data": mine, "simulation": {"seed": 8}}).simulation
     assert own == load_profile("tiny").simulation.model_copy(update={"seed": 8})
 

@@ -399,7 +399,7 @@ def test_an_unfinished_grid_says_what_is_missing(project: Path, tiny_profile: Pr
 
 
 def test_results_say_which_settings_a_control_changed(project: Path, tiny_profile: Profile) -> None:
-    own = changed(tiny_profile, "controls", fractions=[0.5], learning_rates=[0.1], learning_rate_seeds=[1])
+    own = changed(tiny_profile, "controls", fractions=[0.5], learning_rates=[0.1], tuning_manifest=Path("others.csv"))
     own = own.model_copy(update={"simulation": SimulationSettings()})
     longer = sweeps.changed(own, "x3")
     assert finetune(longer, "scratch", 0.5, 1).metrics()["epoch"].max() == 3 * own.finetuning.epochs

@@ -90,14 +90,15 @@ def test_folds_take_the_place_of_the_one_split() -> None:
     assert cells[4].name == "scratch-1-seed3-fold5"
 
 
-SIMULATED = {"simulation": {"contrast": 2.5, "seed": 7}, "name": "mine"}
+CONTROLS_OF = {"fractions": [0.1], "seeds": [3, 5], "tuning_manifest": "others.csv", "learning_rates": [0.01, 0.1]}
+SIMULATED = {"simulation": {"contrast": 2.5, "seed": 7}, "name": "mine", "controls": CONTROLS_OF}
 
 
 def test_a_cell_knows_its_pretraining() -> None:
     assert pretraining_of(profile(), Cell("MOTOR", "frozen", 0.5, 2, 3)) == ("", "supervised", "MOTOR", 2, 3)
     assert pretraining_of(profile(), Cell("", "linear", 0.5, 2)) is None
     simulated = profile(**SIMULATED)
-    for change, of_pretraining in (("x3", ""), ("people-rate0.001", "people"), ("contrast1-n3", "contrast1-n3")):
+    for change, of_pretraining in (("x3", ""), ("people-rate0.01", "people"), ("contrast1-n3", "contrast1-n3")):
         cell = Cell("", "pretrained", 0.5, 2, change=change)
         assert pretraining_of(simulated, cell) == (of_pretraining, "supervised", "", 2, 0)
 
@@ -105,7 +106,7 @@ def test_a_cell_knows_its_pretraining() -> None:
 def test_changes_with_equal_pretrainings_change_nothing_that_decides_them() -> None:
     """So the trainings that start from one find it."""
     simulated = profile(**SIMULATED)
-    for change in ("x3", "constant", "people-rate0.001"):
+    for change in ("x3", "constant", "people-rate0.01"):
         one, other = (changed(simulated, c) for c in (change, changes(simulated)[change].pretraining))
         assert one.model_copy(update={"finetuning": other.finetuning}) == other
 
@@ -125,9 +126,6 @@ def test_the_control_of_training_length_triples_the_steps_and_nothing_else() -> 
 
 def test_rates_are_tried_on_other_people_for_every_decoder_alike() -> None:
     simulated = profile(**SIMULATED, finetuning={"learning_rates": {"scratch": 0.5}})
-    simulated = simulated.model_copy(
-        update={"controls": simulated.controls.model_copy(update={"learning_rates": [0.01, 0.1]})}
-    )
     cells = planned(simulated, "rates")
     grids = {v: {(c.change, c.fraction, c.seed) for c in cells if c.variant == v} for v in {c.variant for c in cells}}
     assert {"pretrained", "scratch", "frozen", "shuffled"} <= set(grids)
@@ -135,15 +133,17 @@ def test_rates_are_tried_on_other_people_for_every_decoder_alike() -> None:
     for rate in (0.01, 0.1):
         other = changed(simulated, f"people-rate{rate}")
         assert other.simulation is not None
-        assert (other.simulation.seed, other.simulation.contrast) == (8, 2.5)
+        assert other.simulation == simulated.simulation  # the same world, other people
+        assert str(other.data.manifest) == "others.csv"
         assert other.folder != simulated.folder
         assert other.data_root != simulated.data_root
         assert {other.finetuning.of(v).learning_rate for v in grids} == {rate}
-    assert planned(profile(), "rates") == []  # real people are not made up
+    assert planned(profile(), "rates") == []  # there is nobody to choose on
 
 
 def test_the_grid_of_gain_trains_each_decoder_once_for_all_it_depends_on() -> None:
-    simulated = profile(**SIMULATED, controls={"fractions": [0.1], "contrasts": [1, 2], "pretraining_units": [3, 10]})
+    grid = {**CONTROLS_OF, "contrasts": [1, 2], "pretraining_units": [3, 10]}
+    simulated = profile(**{**SIMULATED, "controls": grid})
     found = Counter((c.variant, changed(simulated, c.change).simulation.contrast) for c in planned(simulated, "gain"))  # type: ignore[union-attr]
     assert found == {(v, c): n for c in (1.0, 2.0) for v, n in (("pretrained", 2), ("scratch", 1))}
     few = changed(simulated, "contrast2-n3")

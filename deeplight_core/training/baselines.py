@@ -9,19 +9,23 @@ from deeplight_core.training.loader import Volumes
 __all__ = ["linear_answers"]
 
 
-def linear_answers(learner: str, train: Volumes, held_out: Volumes, n_states: int = 0) -> np.ndarray:
+def linear_answers(
+    learner: str, train: Volumes, held_out: Volumes, n_states: int = 0, source: Volumes | None = None
+) -> np.ndarray:
     """A linear model's answers to the held-out examples, from in-mask voxels; a clip is the mean of its frames.
 
     Parameters
     ----------
-    learner : for states "logistic", "svm" or "decoder", for numbers "ridge".
+    learner : for states "logistic", "components", "svm" or "decoder", for numbers "ridge".
         "logistic" (L2-regularised multinomial logistic regression, C = 1) and "svm" (one-vs-rest, squared hinge, C = 1)
         are scikit-learn's, on volumes scaled so that a training volume's norm is about 10 and C means the same on every
         grid. "decoder" is nilearn's Decoder: the fifth of the voxels with the largest F value, and linear SVMs averaged
         over up to five folds of the training units, or of a single unit's volumes, which also choose C by accuracy; it
-        does not standardise volumes, which are z-scored already. "ridge" is ridge regression on the same scaled
-        volumes, its penalty chosen over folds of the training units
+        does not standardise volumes, which are z-scored already. "components" is "logistic" on what volumes have in
+        common with the source: their projection on the maps of every source unit's states. "ridge" is ridge regression
+        on the same scaled volumes, its penalty chosen over folds of the training units
     n_states : number of columns of an answer, one per state
+    source : examples of the source, for "components"
 
     Returns
     -------
@@ -38,13 +42,18 @@ def linear_answers(learner: str, train: Volumes, held_out: Volumes, n_states: in
     else:
         x, x_new = _voxels(train), _voxels(held_out)
         scale = 10 / (x.std() * np.sqrt(x.shape[1]))
-        models = {"logistic": LogisticRegression(C=1.0, max_iter=1000), "svm": LinearSVC(C=1.0, random_state=0)}
-        model = models[learner].fit(x * scale, labels)
-        found = model.predict_proba(x_new * scale) if learner == "logistic" else model.decision_function(x_new * scale)
+        if learner == "components":
+            assert source is not None
+            components = _components(source)
+            x, x_new = x @ components, x_new @ components
+        svm = learner == "svm"
+        model = LinearSVC(C=1.0, random_state=0) if svm else LogisticRegression(C=1.0, max_iter=1000)
+        model.fit(x * scale, labels)
+        found = model.decision_function(x_new * scale) if svm else model.predict_proba(x_new * scale)
         classes = model.classes_
     if found.ndim == 1:  # two classes have one distance
         found = np.stack([-found, found], axis=1)
-    answers = np.full((len(found), n_states), 0.0 if learner == "logistic" else found.min() - 1)
+    answers = np.full((len(found), n_states), found.min() - 1 if learner in ("svm", "decoder") else 0.0)
     answers[:, classes] = found  # a state that was not trained on is never the answer
     return answers
 
@@ -53,6 +62,21 @@ def _voxels(data: Volumes) -> np.ndarray:
     """(N, V) float32."""
     values = data.masked(np.arange(len(data))).float().cpu().numpy()
     return np.asarray(values.reshape(len(values), -1, values.shape[-1]).mean(axis=1))
+
+
+def _components(source: Volumes) -> np.ndarray:
+    """(V, K) orthonormal: what the source's states look like in its units, without each unit's mean."""
+    table = source.examples.table
+    maps = []
+    for unit in sorted(set(table["unit"])):
+        of_unit = np.flatnonzero(table["unit"] == unit)
+        targets = source.examples.targets[of_unit]
+        values = source.masked(of_unit).float().cpu().numpy()
+        values = values.reshape(len(values), -1, values.shape[-1]).mean(axis=1)
+        means = np.stack([values[targets == target].mean(axis=0) for target in np.unique(targets)])
+        maps.append(means - means.mean(axis=0))
+    _, sizes, components = np.linalg.svd(np.concatenate(maps), full_matrices=False)
+    return np.asarray(components[sizes > 1e-5 * sizes[0]].T)
 
 
 def _ridge(train: Volumes, held_out: Volumes) -> np.ndarray:

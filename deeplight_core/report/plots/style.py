@@ -38,9 +38,10 @@ TASK_COLOURS = dict(
     zip(("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM"), OKABE_ITO, strict=False)
 )
 STYLES = {  # colour and mark of every variant; one with permuted labels looks like the one with true labels
-    "pretrained": ("#0072B2", "o"), "scratch": ("#D55E00", "s"), "linear": ("#595959", "D"), "svm": ("#CC79A7", "^"),
-    "decoder": ("#009E73", "v"), "ridge": ("#595959", "d"), "scratch-glorot": ("#E69F00", "P"),
-    "scratch-he": ("#E69F00", "P"), "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
+    "pretrained": ("#0072B2", "o"), "scratch": ("#D55E00", "s"), "linear": ("#595959", "D"),
+    "linear-pretrained": ("#000000", "*"), "svm": ("#CC79A7", "^"), "decoder": ("#009E73", "v"),
+    "ridge": ("#595959", "d"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
+    "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
 }  # fmt: skip
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
