@@ -19,7 +19,7 @@ from deeplight_core.config import (
     load_profile,
     project_root,
 )
-from deeplight_core.routes import TrainingSettings
+from deeplight_core.routes import PretrainingSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -63,7 +63,7 @@ def test_a_profile_is_the_same_by_name_and_by_file(path: Path, monkeypatch: pyte
 def test_defaults_are_the_papers_recipe() -> None:
     profile = Profile()
     assert (profile.routes.supervised.pretraining.epochs, profile.finetuning.epochs) == (40, 50)
-    recipe = TrainingSettings(learning_rate=1e-4, batch_size=24, schedule="constant")
+    recipe = PretrainingSettings(learning_rate=1e-4, batch_size=24, schedule="constant")
     assert profile.routes.supervised.pretraining == recipe
     assert profile.preprocessing == PreprocessingSettings(fwhm_mm=3, high_pass_hz=1 / 128, lag_s=0, skip_s=None)
     assert profile.routes.supervised.encoder.conv_dropout == (0.0, 0.2, 0.4)
