@@ -144,7 +144,8 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     own = " ".join(f"-p {key} {value}" for key, value in chosen.items() if value != "")
     if overrides := record["parameters"].get("overrides"):
         own += f" -y '{json.dumps({'overrides': overrides})}'"
-    page = f"papermill notebooks/{name} page.ipynb -p profile runs/{profile}/profile.yaml {own}".strip()
+    lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
+    page = " \\\n    ".join(filter(None, lines))
     control = "gain" if name == "controls_gain.ipynb" else "controls"
     target = control if name.startswith("controls_") else "reproduce"
     return (

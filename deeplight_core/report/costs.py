@@ -11,19 +11,20 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from deeplight_core.config import Profile, project_root
 from deeplight_core.data import simulate
-from deeplight_core.models.deeplight import DeepLight, Layer
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import CONTROLS, Cell, changed, planned, pretraining_of
 from deeplight_core.tasks import TASKS
 from deeplight_core.training.examples import draw_units
-from deeplight_core.training.inference import batch_size
+
+if TYPE_CHECKING:
+    from deeplight_core.models.deeplight import Layer
 
 __all__ = [
     "GRID",
@@ -76,8 +77,10 @@ def measured(script: str) -> list[dict[str, Any]]:
 # ---- counted
 
 
-def decoder_layers(recipe: Profile) -> list[Layer]:
+def decoder_layers(recipe: Profile) -> "list[Layer]":
     """The layers of the decoder that is pre-trained, on HCP's grid."""
+    from deeplight_core.models.deeplight import DeepLight
+
     return DeepLight(GRID, len(recipe.data.states("source")), recipe.routes.supervised.encoder).layers()
 
 
@@ -94,6 +97,8 @@ def n_brain_voxels() -> int:
 
 def evaluation_batch() -> int:
     """Volumes of HCP's grid that a GPU decodes at a time."""
+    from deeplight_core.training.inference import batch_size
+
     return batch_size(GRID, "cuda")
 
 
@@ -199,18 +204,18 @@ def storage(recipe: Profile, subject: pd.DataFrame, n_train: int, n_voxels: int)
     return {name: int(n_bytes) for name, n_bytes in amounts.items()}
 
 
-def _maps(layers: Iterable[Layer]) -> list[int]:
+def _maps(layers: "Iterable[Layer]") -> list[int]:
     """Values of each convolution's feature maps of one volume."""
     return [math.prod(layer.output_shape) for layer in layers if layer.kind == "convolution"]
 
 
-def volume_flops(layers: list[Layer]) -> tuple[int, int]:
+def volume_flops(layers: "list[Layer]") -> tuple[int, int]:
     """Operations on one volume: decoding it, and a training step (forward, gradients of maps, gradients of weights)."""
     forward = sum(layer.flops for layer in layers)
     return forward, 3 * forward
 
 
-def total_flops(layers: list[Layer], passes: pd.DataFrame) -> int:
+def total_flops(layers: "list[Layer]", passes: pd.DataFrame) -> int:
     """Operations of the full run, validation included."""
     decoding, training = volume_flops(layers)
     trained, validated = (int(passes[f"volumes {what} on"].sum()) for what in ("trained", "validated"))
@@ -294,6 +299,8 @@ def limits(steps: pd.DataFrame) -> pd.DataFrame:
     -------
     the rows of `steps` (of `step_times`) with way "ours", and `arithmetic_ms`, `copying_ms`, `of_limit`
     """
+    from deeplight_core.models.deeplight import DeepLight
+
     ours = steps[steps["way"] == "ours"]
     map_bytes = np.array([5 * 2 * sum(_maps(DeepLight(shape).layers())) for shape in ours["shape"]], dtype=float)
     return ours.assign(
@@ -348,7 +355,7 @@ def rates(steps: pd.DataFrame, recipe: Profile) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def device_hours(rates: pd.DataFrame, passes: pd.DataFrame, layers: list[Layer]) -> pd.DataFrame:
+def device_hours(rates: pd.DataFrame, passes: pd.DataFrame, layers: "list[Layer]") -> pd.DataFrame:
     """Hours of each part of the full run on each device (`rates`), and the least that its arithmetic takes.
 
     Returns

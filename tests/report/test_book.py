@@ -55,7 +55,8 @@ def test_every_page_ends_with_the_command_that_makes_it(project: Path) -> None:
     out = staged(project)
     statistics = last_cell(out / "notebooks/04_statistics.ipynb")
     assert "`make reproduce PROFILE=tiny`" in statistics
-    assert "\npapermill notebooks/04_statistics.ipynb page.ipynb -p profile runs/tiny/profile.yaml\n" in statistics
+    command = "\npapermill notebooks/04_statistics.ipynb page.ipynb \\\n    -p profile runs/tiny/profile.yaml\n"
+    assert command in statistics
     assert "`make controls PROFILE=tiny`" in last_cell(out / "notebooks/controls_seeds.ipynb")
     run = last_cell(out / "notebooks/03_finetuning/scratch-0.5-seed1.ipynb")
     assert "notebooks/03_finetuning.ipynb" in run

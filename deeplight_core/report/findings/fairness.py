@@ -31,9 +31,11 @@ def _by_length(results: pd.DataFrame) -> pd.DataFrame:
     return means.reindex(columns=["", f"x{LONGER}"]).dropna().set_axis(["planned", "longer"], axis=1)
 
 
-def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
-    """Scores as planned, with three times the steps, and their difference, in a row for each fraction and variant."""
+def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """Scores as planned, with three times the steps, and their difference; a row for each fraction and variant."""
     means = _by_length(results)
+    if means.empty:
+        return None
     table = pd.DataFrame(
         {
             "decoder": [VARIANTS[variant].title for variant, _, _ in means.index],
@@ -95,8 +97,10 @@ def best_rates(results: pd.DataFrame) -> dict[str, float]:
     return {str(variant): float(rate) for variant, rate in _by_rate(results).idxmax(axis=1).items()}
 
 
-def rates_table(results: pd.DataFrame) -> Styler:
+def rates_table(results: pd.DataFrame) -> Styler | None:
     """Mean score of every variant at every learning rate; the best one in bold."""
+    if results.empty:
+        return None
     table = _by_rate(results)
     table.index = pd.Index([VARIANTS[variant].title for variant in table.index])
     table.columns = pd.Index([f"{rate:g}" for rate in table.columns])
@@ -140,8 +144,10 @@ def transfer_gain(results: pd.DataFrame) -> pd.DataFrame:
     return both[["contrast", "n_pretraining", "fraction", "n_subjects", "subject", "gain"]]
 
 
-def gain_table(results: pd.DataFrame, unit: str = "subject") -> Styler:
+def gain_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
     """Mean score of every decoder, dataset and number of pre-training units (rows) by the size of the target's data."""
+    if results.empty:
+        return None
     names = results["change"].str.extract(r"contrast(?P<contrast>[\d.e+-]+?)(?:-n(?P<n>\d+))?$").fillna("–")
     rows = {
         "contrast": names["contrast"] + "%",

@@ -5,15 +5,17 @@ The tables that go in are those of `costs`; `results` are those of one script in
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.config import Profile
-from deeplight_core.models.deeplight import Layer
 from deeplight_core.report import costs
+
+if TYPE_CHECKING:
+    from deeplight_core.models.deeplight import Layer
 
 __all__ = [
     "WAYS",
@@ -208,7 +210,7 @@ def reading_note(result: dict[str, Any]) -> str:
     )
 
 
-def arithmetic_note(layers: list[Layer], passes: pd.DataFrame) -> str:
+def arithmetic_note(layers: "list[Layer]", passes: pd.DataFrame) -> str:
     """Operations per volume and of the full run, and the layer that takes most of them."""
     decoding, training = costs.volume_flops(layers)
     largest = max(layers, key=lambda layer: layer.flops)
