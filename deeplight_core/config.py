@@ -255,6 +255,8 @@ class ControlSettings(Section):
     """Other starts of the weights, at every fraction of the sweep; the profile's own is not trained twice."""
     permutation: list[VariantName] = Field(["pretrained-permuted", "scratch-permuted", "linear-permuted"])
     """Decoders trained on permuted labels, at `fractions`."""
+    tasks: list[str] | None = None
+    """Tasks that take the target's place, one after the other (None = every task)."""
     fractions: list[Fraction] = Field([0.01, 0.1, 0.4], min_length=1)
     """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
     seeds: list[Seed] = Field([1, 2, 3, 4, 5])

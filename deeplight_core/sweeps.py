@@ -131,10 +131,9 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "permutation":
         cells = grid(controls.permutation, controls.fractions)
     elif name == "tasks":
-        own = profile.data.tasks("target")
-        cells = grid(
-            _DEEP, controls.fractions, targets=["" if [task] == own else task for task in profile.tasks_to_leave_out]
-        )
+        own, possible = profile.data.tasks("target"), profile.tasks_to_leave_out
+        targets = [task for task in possible if [task] == own or task in (controls.tasks or possible)]
+        cells = grid(_DEEP, controls.fractions, targets=["" if [task] == own else task for task in targets])
     elif name == "seeds":
         cells = grid(_DEEP, controls.fractions, [*sweep.seeds, *controls.seeds])
     elif name == "steps":

@@ -56,6 +56,11 @@ def test_every_task_is_left_out_once_and_the_target_is_the_sweeps() -> None:
     assert {c for c in cells if not c.target} <= set(planned(profile(), "sweep"))
 
 
+def test_some_tasks_are_left_out_if_they_are_named() -> None:
+    cells = planned(profile(controls={"fractions": [0.1], "tasks": ["MOTOR"]}), "tasks")
+    assert {c.target for c in cells} == {"", "MOTOR"}
+
+
 def test_one_task_cannot_be_left_out() -> None:
     data = {"source": {"viewing": ["cat", "dog"]}, "target": {"viewing": ["house", "shoe"]}}
     assert planned(profile(data=data), "tasks") == []
