@@ -17,7 +17,8 @@ import yaml
 from deeplight_core.routes import ROUTES
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ["Snakefile", "profiles", "notebooks", "book", "_config.yml", "_toc.yml", "CHANGELOG.md", "data_manifest.csv"]
+NEEDED = ["Snakefile", "profiles", "notebooks", "book", "_config.yml", "_toc.yml", "CHANGELOG.md", "data_manifest.csv",
+          "tuning_manifest.csv"]  # fmt: skip
 CLUSTER = ["--profile", "profiles/slurm"]
 FINETUNING = "runs/smoke/notebooks/03_finetuning"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import gamma
 
 from deeplight_core.config import SimulationSettings
+from deeplight_core.data.manifest import read_manifest
 from deeplight_core.data.simulate import design, foci, grid, load_anatomy, plan, planted_maps, simulate, simulate_run
 from deeplight_core.tasks import HCP_TR_S, TASKS
 
@@ -298,3 +299,12 @@ def test_plan_is_hcps_at_its_tr() -> None:
         "sim001": ["train"], "sim002": ["train"], "sim003": ["validation"],
     }  # fmt: skip
     assert table["image"][1] == "sim001/MNINonLinear/Results/tfMRI_WM_RL/tfMRI_WM_RL.nii.gz"
+
+
+def test_nobody_of_the_demo_is_among_the_people_its_settings_were_chosen_on() -> None:
+    root = Path(__file__).parents[2]
+    shown, chosen_on = (read_manifest(root / name) for name in ("data_manifest.csv", "tuning_manifest.csv"))
+    assert not {*shown["subject"]} & {*chosen_on["subject"]}
+    assert not {*shown["image"]} & {*chosen_on["image"]}
+    kept = ["task", "run", "tr_s", "n_volumes", "split"]  # all else is the same
+    pd.testing.assert_frame_equal(shown[kept], chosen_on[kept])
