@@ -1,4 +1,4 @@
-# Every target sets up what it needs. `make help` lists them.
+# Every target installs what it needs. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= demo
 DATA ?=
@@ -19,7 +19,7 @@ help: ## list the targets
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
 reproduce: ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
-controls: ## what the paper did not run: baselines, initialisation, permuted labels, other targets and seeds, more steps
+controls: ## beyond the paper: baselines, initialisation, permuted labels, targets, seeds, steps, learning rates
 gain: ## transfer gain against the number of pre-training subjects and the contrast
 reproduce controls gain: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
@@ -44,7 +44,7 @@ lint: $(VENV)/ready ## ruff, mypy, import contract, notebooks without outputs
 lab: $(VENV)/ready-lab ## explore in JupyterLab
 	jupyter lab notebooks
 
-clean: ## remove all results (runs/); data of your own stay
+clean: ## remove all results (runs/); your own data stay
 	rm -rf runs .snakemake .snakemake.lock
 
 $(VENV)/ready: pyproject.toml constraints.txt

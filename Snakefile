@@ -7,12 +7,12 @@
     snakemake --cores 16 --config profile=paper gpus=2 per_gpu=4
     snakemake --profile profiles/slurm --config profile=paper by_subject=yes devices=4 nodes=2 per_gpu=4
 
-With `by_subject=yes` every subject's runs are prepared by a job of their own; they fill one store, and none waits for another.
-`gpus=2 per_gpu=4` shares this machine's two GPUs between eight trainings at a time. On a cluster, without `gpus`, `per_gpu=4` makes
-one job with one GPU of four fine-tunings, which run side by side. `devices=4 nodes=2` pre-trains on four GPUs of each of two nodes.
-Every rule runs one notebook through papermill. Notebooks are written to running/ and moved when they are whole; a failed
-one is kept in failed/, with its traceback; logs/ has what each of them said. What a notebook depends on are files and settings: adding a fraction to the
-profile runs that fraction only.
+With `by_subject=yes` one job per subject prepares its runs; the jobs fill one store without waiting for each other.
+`gpus=2 per_gpu=4` runs eight trainings at a time on this machine's two GPUs. On a cluster, without `gpus`, `per_gpu=4` puts four
+fine-tunings side by side into one job with one GPU. `devices=4 nodes=2` pre-trains on two nodes with four GPUs each.
+Almost every rule runs one notebook through papermill. Notebooks are written to running/ and moved when complete; a failed
+one is kept in failed/, with its traceback; logs/ has the output of each. A notebook depends on files and settings: adding a
+fraction to the profile runs only that fraction.
 """
 
 import json
@@ -54,7 +54,7 @@ if DATA:
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
-# The profile with all its defaults and the data folder: what notebooks read. Not an input of any rule: the settings
+# Notebooks read this file: the profile with all its defaults and the data folder. No rule has it as an input: the settings
 # that a rule depends on are its params.
 RESOLVED = Path(RUNS) / "profile.yaml"
 RESOLVED.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ if not RESOLVED.is_file() or RESOLVED.read_text(encoding="utf-8") != CONTENT:  #
 SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
 FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
-# Every training of a control that is not the sweep's, by name. Those that are not asked for are not run; pages show what is there.
+# The controls' trainings that are not in the sweep, by name. Only those asked for are run; pages show the finished ones.
 OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
 
 
@@ -75,7 +75,7 @@ def wanted(option):
 
 ASKED = {name for name in CONTROLS if wanted("gain" if name == "gain" else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
-# The profile as controls change it: each that has another name has data of its own.
+# The profile as controls change it: one with another name has its own data.
 CHANGED = {"": PROFILE} | {change: changed(PROFILE, change) for change in changes(PROFILE)}
 OTHER_DATA = {profile.name: profile for profile in CHANGED.values() if profile.name != PROFILE.name}
 
@@ -93,14 +93,14 @@ def number_of(fold):
 
 
 def pretraining_notebook(change, route, target, seed, fold):
-    """The notebook of a pre-training; the first seed's of the paper's own route is a page of the book."""
+    """The notebook of a pre-training; that of the first seed and fold by the paper's own route is a page of the book."""
     if (change, route, target, seed, fold) == ("", "supervised", "", FIRST_SEED, FOLDS[0]):
         return BOOKS + "/02_pretraining.ipynb"
     return f"{BOOKS}/pretraining/{change or 'as-is'}/{route}-{target or 'own'}-seed{seed}{in_names(fold)}.ipynb"
 
 
 def pretrained(cell):
-    """The notebook of the pre-training that a training starts from, in a list; empty for one that starts from none."""
+    """A list with the notebook of a training's pre-training; empty if it has none."""
     found = pretraining_of(PROFILE, cell)
     return [pretraining_notebook(*found)] if found else []
 
@@ -111,22 +111,22 @@ def index_of(change):
 
 
 def resolved(change):
-    """Where the settings are that a notebook reads, and what else they are."""
+    """The papermill options that override a notebook's settings with a control's."""
     own = CHANGED[change]
     return "" if own == PROFILE else f" -y '{json.dumps({'overrides': changes(PROFILE)[change].overrides})}'"
 
 
 def trained(route, target, seed, fold, change=""):
-    """What a pre-training on several devices leaves, in a list; an empty one where the notebook itself trains.
+    """A list with the mark of a finished pre-training on several devices; empty if the notebook itself trains.
 
-    It always does for other targets: `deeplight pretrain` knows the profile's own only.
+    It always does for other targets: `deeplight pretrain` knows only the profile's own.
     """
     found = f"{RUNS}/trained/{route}-seed{seed}{in_names(fold)}"
     return [found] if DEVICES * NODES > 1 and target in ("", "own") and not change else []
 
 
 def folds_of(fold):
-    """What decides who is in a fold."""
+    """The settings that decide who is in a fold."""
     return [PROFILE.sweep.folds, PROFILE.sweep.repeats, PROFILE.data.split_seed] if fold else None
 
 
@@ -145,7 +145,7 @@ def pretraining_parameters(route, seed, fold, target="", change=""):
 
 
 def batches():
-    """The fine-tunings that share a GPU on a cluster, by the name of their first.
+    """The fine-tunings that share a GPU on a cluster, by the name of the first.
 
     They start from the same pre-training, and their fractions are close, since a job lasts as long as its longest.
     """
@@ -172,7 +172,7 @@ def change_of(wildcards):
 
 
 def shown(name):
-    """The notebooks that a control's page is made from."""
+    """The notebooks behind a control's page."""
     notebooks = [notebook_of(cell) for cell in planned(PROFILE, name)]
     others = {notebook_of(cell) for cell in OTHERS.values()}
     return [n for n in notebooks if name in ASKED or n not in others or Path(n).exists()]
@@ -209,8 +209,8 @@ SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is 
 ON_A_GPU = ""
 if GPUS:
     workflow.global_resources.setdefault("slot", SLOTS)  # as `--resources slot=…` does
-    # Snakemake limits how many run (not strictly, see below); which GPU is free only the jobs know. Each locks the first free
-    # slot for as long as it runs. Slots go round the GPUs, so that none has more than its share, whatever ends first.
+    # Snakemake limits how many jobs run (not strictly, see below), but only the jobs know which GPU is free. Each locks the first
+    # free slot while it runs. Slots go round the GPUs, so that none has more than its share, whichever job ends first.
     ON_A_GPU = (
         f"mkdir -p {RUNS}/slots; slot=0; until exec 9>{RUNS}/slots/$slot && flock --nonblock 9; "
         f"do slot=$(((slot + 1) % {SLOTS})); [ $slot -gt 0 ] || sleep 1; done; "
@@ -218,7 +218,7 @@ if GPUS:
         f"export CUDA_VISIBLE_DEVICES=${{gpus[slot % {GPUS}]}}; "
     )
 PAPERMILL = (
-    (f"export DEEPLIGHT_PER_GPU={PER_GPU}; " if PER_GPU > 1 else "")  # what each of them may keep in the GPU's memory
+    (f"export DEEPLIGHT_PER_GPU={PER_GPU}; " if PER_GPU > 1 else "")  # sets how much each may keep in the GPU's memory
     + "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
     "out={output[0]}; name=$(basename $out .ipynb); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
     "mkdir -p {BOOKS}/running {BOOKS}/failed {RUNS}/logs $(dirname $out); "
@@ -254,9 +254,9 @@ rule book:
         "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"
 
 
-# Snakemake (9.12 to 9.15 at least) gives back the cores of a job that was the only one ready without having taken them, and then
-# starts too many. `threads: 0` keeps the count right for the rules that everything else waits for.
-if not PROFILE.manifest_path.is_file():  # one that exists is the user's, and keeps its splits
+# If only one job is ready, Snakemake (at least 9.12 to 9.15) gives back its cores without having taken them, and then starts too
+# many jobs. `threads: 0` keeps the count right for the rules that everything else waits for.
+if not PROFILE.manifest_path.is_file():  # an existing one is the user's, and keeps its splits
 
     rule manifest:
         output:

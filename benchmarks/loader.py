@@ -11,9 +11,9 @@ by_run       ours, streamed in windows of four runs (`shuffled_runs: 4`), which 
 npy          PyTorch: a default DataLoader over one float32 `.npy` per volume
 npy_workers  the same with one DataLoader worker, which needs a second core
 
-cold: the files have been dropped from the page cache before. `held_mb` is what the process holds beyond what it held
-before, files in the page cache aside: of `memory` all volumes, of the others what they read ahead. Volumes/s are
-medians over the repeats. Result: one JSON file per device in `benchmarks/results/`.
+cold: the files were dropped from the page cache before. `held_mb` is the memory that the process holds in addition,
+without files in the page cache: for `memory` all volumes, for the others the volumes read ahead. Volumes/s are medians
+over the repeats. Result: one JSON file per device in `benchmarks/results/`.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
 def _seconds(
     batches: Callable[[], Iterator[torch.Tensor]], folder: Path, cold: bool, device: torch.device, repeats: int
 ) -> float:
-    """Median seconds of a pass over all batches, after one that is not timed; a value of each batch is looked at."""
+    """Median seconds of a pass over all batches, after an untimed one; reads a value of each batch."""
     seconds = []
     for _ in range(1 + repeats):
         if cold:
@@ -113,7 +113,7 @@ def _forget(folder: Path) -> None:
 
 
 def _held_mb() -> float:
-    """Memory of this process that is no file's."""
+    """This process's memory, files not counted."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon"))
 

@@ -4,9 +4,9 @@
     python benchmarks/prepare.py --image bold.nii.gz --mask mask.nii.gz --tr 0.72
 
 nilearn's path is the usual one: `apply_mask` with 3 mm smoothing, `clean`, `unmask`. Ours is `prepare.prepare_run`,
-which ends with the float16 volumes on disk. Each is timed in a process of its own, after its
-imports. Without an image, noise in the shape of a brain is written on HCP's grid, as long as a working-memory run. A
-second, longer run shows that memory does not grow with the length. Result: one JSON file in `benchmarks/results/`.
+which ends with the float16 volumes on disk. Each is timed in its own process, after its imports. Without an image, the
+script writes noise in the shape of a brain on HCP's grid, as long as a working-memory run. A second, longer run shows
+that memory does not grow with the length. Result: one JSON file in `benchmarks/results/`.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def write_run(image: Path, mask: Path, n_frames: int, resolution_mm: float) -> N
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and peak memory of one of the two; its volumes are kept (as float32) to be compared, untimed."""
+    """Seconds and peak memory of one of the two; keeps its volumes (as float32, untimed) for the comparison."""
     return {"nilearn": by_nilearn, "ours": by_us}[options.only](options)
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: the name of what they ran on, their result as one JSON file, checked options."""
+"""Common to all benchmarks: the device's name, the result as one JSON file, checked options."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ __all__ = ["Result", "check", "device_name"]
 
 
 def device_name(device: torch.device) -> str:
-    """The model of the GPU or the processor, without clock rates and trademarks."""
+    """The model of the GPU or the CPU, without clock rates and trademarks."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return " ".join(re.sub(r"\((R|TM)\)|@.*|\bCPU\b", " ", name).split()) or platform.machine()
 
@@ -33,16 +33,16 @@ def _processor() -> str:
 
 
 class Result:
-    """The JSON file of a benchmark, `<benchmark>-<device>.json`, which is written as the measurements come.
+    """The JSON file of a benchmark, `<benchmark>-<device>.json`, written measurement by measurement.
 
-    Until `finish` its name ends in `.partial`: what was measured before a failure or an interruption stays there, and
-    the result of an earlier run is left alone.
+    Until `finish` its name ends in `.partial`: measurements before a failure or an interruption stay there, and an
+    earlier result is left alone.
 
     Parameters
     ----------
     packages : whose versions matter
-    output : its folder; where it cannot be written, this fails before anything is measured
-    asked : what was asked for
+    output : its folder; if it cannot be written, this fails before anything is measured
+    asked : the options
     """
 
     def __init__(self, benchmark: str, device: str, packages: Sequence[str], output: Path, **asked: object) -> None:
@@ -61,13 +61,13 @@ class Result:
         self.add(**asked)
 
     def add(self, **measured: object) -> None:
-        """Write down what has been measured."""
+        """Write the measurements so far."""
         self.content |= measured
         text = json.dumps(self.content, indent=2) + "\n"
         write_whole(self.partial, lambda path: path.write_text(text, encoding="utf-8"))
 
     def finish(self, **measured: object) -> None:
-        """Add what was measured last, give the file its name, and print it."""
+        """Add the last measurements, give the file its name, and print it."""
         self.add(**measured)
         self.partial.replace(self.path)
         print(self.path.read_text(encoding="utf-8"), end="")
@@ -77,12 +77,12 @@ class Result:
 def check(
     parser: argparse.ArgumentParser, options: argparse.Namespace, least: dict[str, int], wrong: dict[str, bool]
 ) -> None:
-    """End with all that is wrong with the options in one message, before minutes are spent on what is right.
+    """Exit with one message about all wrong options, before any measurement.
 
     Parameters
     ----------
     least : the smallest value of options that are a number, or several
-    wrong : what else may be wrong, and whether it is
+    wrong : other problems, and whether each occurs
     """
     found = [problem for problem, is_so in wrong.items() if is_so]
     for name, smallest in least.items():

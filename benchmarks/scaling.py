@@ -2,20 +2,20 @@
 
     python benchmarks/scaling.py        # about four minutes on two cores, 2.5 GB in TMPDIR
 
-Everything is `prepare.prepare`, from a manifest to a whole store, the plan and the index included, of runs that differ
-in name only: hard links to one file of noise in the shape of a brain, which therefore lies in the page cache. Each
-measurement is a process of its own, timed after its imports; the worker processes import while it is timed, and their
-start-up is what a line through two or more numbers of runs has at zero runs.
+Every measurement is `prepare.prepare`, from a manifest to a whole store, plan and index included. The runs differ only
+in name: they are hard links to one file of noise in the shape of a brain, which therefore stays in the page cache. Each
+measurement is its own process, timed after its imports. The worker processes import while it is timed; their start-up
+is the value at zero runs of a line through two or more numbers of runs.
 
 processes : efficiency = t(1 process) / (n · t(n processes)), n = 2, with start-up from the seconds of the largest
     number of runs, without it from the seconds per run, the slope between the numbers of runs. `cores_busy` is the
-    slope of the processor time of all processes over that of the wall clock: a process that reads `.nii.gz`
-    decompresses in a second thread, so that it keeps more than one core busy, and two of them cannot be twice as fast
-    on two cores. `.nii`, without compression, shows what the processes alone gain.
-many_runs : seconds, and the peak memory (VmHWM) of the process that calls `prepare` and of its largest worker, which is
-    looked up every few milliseconds while it lives; beside them the straight lines through them.
-threads : what BLAS and PyTorch may use in `prepare.prepare_run`, which every worker calls for every run, and
-    what they may use before it.
+    slope of the CPU time of all processes over that of the wall clock: a process that reads `.nii.gz` decompresses in a
+    second thread, so it keeps more than one core busy, and two of them cannot be twice as fast on two cores. `.nii`,
+    without compression, shows the gain from the processes alone.
+many_runs : seconds, and the peak memory (VmHWM) of the process that calls `prepare` and of its largest worker, looked
+    up every few milliseconds while it lives; with straight lines through them.
+threads : number of threads that BLAS and PyTorch may use before and in `prepare.prepare_run`, which every worker calls
+    for every run.
 
 Result: one JSON file in `benchmarks/results/`.
 """
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-# the rest is imported where it is used: worker processes import this file, and need not be slower for it
+# other imports are local: worker processes import this file, and must not become slower
 
 TR_S = 0.72
 KINDS, PARTS = ("nii", "nii.gz"), ("processes", "many_runs")
@@ -96,7 +96,7 @@ def _options() -> argparse.Namespace:
 
 
 def run(image: Path, n_frames: int, n_runs: int, jobs: int) -> dict[str, float]:
-    """One measurement, in a process of its own."""
+    """One measurement, in its own process."""
     command = [sys.executable, __file__, "--measure", str(image), "--frames", str(n_frames)]
     command += ["--runs", str(n_runs), "--jobs", str(jobs)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
@@ -119,7 +119,7 @@ def of_processes(images: list[Path], options: argparse.Namespace) -> dict[str, A
 
 
 def efficiency(measured: list[dict[str, float]]) -> dict[str, Any]:
-    """Of several processes beside one, with start-up and without it, and the lines that the latter comes from."""
+    """Efficiency of several processes, with and without start-up, and the lines from which the latter comes."""
     one, several = sorted({m["jobs"] for m in measured})
     most, of = max(m["runs"] for m in measured), {}
     for jobs in (one, several):
@@ -156,7 +156,7 @@ def of_many_runs(image: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def line(measured: list[dict[str, float]], what: str) -> dict[str, float]:
-    """The straight line (least squares) of a quantity over the number of runs, medians where it was measured again."""
+    """The straight line (least squares) of a quantity over the number of runs, through medians of repeats."""
     runs = sorted({m["runs"] for m in measured})
     values = np.array([np.median([m[what] for m in measured if m["runs"] == n]) for n in runs])
     slope, offset = np.polyfit(runs, values, 1)
@@ -168,7 +168,7 @@ def line(measured: list[dict[str, float]], what: str) -> dict[str, float]:
 
 
 def prepare_runs(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds, processor time and peak memory of preparing linked runs into a new store, which is deleted."""
+    """Seconds, CPU time and peak memory of preparing linked runs into a new store, which is deleted."""
     from deeplight_core.data import prepare
 
     with tempfile.TemporaryDirectory(dir=options.measure.parent) as name:
@@ -195,7 +195,7 @@ def prepare_runs(options: argparse.Namespace) -> dict[str, float]:
 
 
 def threads_of_a_run(image: Path, n_frames: int) -> dict[str, dict[str, int]]:
-    """Threads that BLAS and PyTorch may use where a worker smooths and cleans a run; the same function, called here."""
+    """Threads that BLAS and PyTorch may use while a worker smooths and cleans a run: calls the same function here."""
     from unittest.mock import patch
 
     import torch
@@ -222,7 +222,7 @@ def threads_of_a_run(image: Path, n_frames: int) -> dict[str, dict[str, int]]:
 
 
 def linked_runs(image: Path, n_frames: int, n_runs: int, folder: Path) -> tuple[Any, Any]:
-    """Manifest and profile of runs that are links to one image and its mask; every volume is labelled and kept."""
+    """Manifest and profile of runs that link to one image and its mask; every volume is labelled and kept."""
     import pandas as pd
 
     from deeplight_core.config import Profile
@@ -247,7 +247,7 @@ def linked_runs(image: Path, n_frames: int, n_runs: int, folder: Path) -> tuple[
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of those that it has waited for."""
+    """CPU time of this process and of those it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
@@ -259,7 +259,7 @@ def peak_bytes(process: int | str) -> int:
 
 
 def watch_workers(peaks: dict[str, int], done: threading.Event) -> None:
-    """Keep the peak memory of each process that multiprocessing has spawned from this one, until told to stop."""
+    """Record the peak memory of each process that multiprocessing spawns from this one, until told to stop."""
     while not done.wait(SAMPLED_EVERY_S):
         children = " ".join(of_process(f"self/task/{task}/children") for task in os.listdir("/proc/self/task"))
         for child in children.split():

@@ -1,31 +1,31 @@
-"""Reading volumes back: this package's store and four other ways to keep the same volumes, on one core.
+"""Reading volumes back, on one core: this package's store, and other formats of the same volumes.
 
     python benchmarks/store.py          # about two minutes, 1.2 GB in the folder for temporary files (TMPDIR)
 
-All hold the same z-scores, random, of the voxels in the MNI152 brain mask on HCP's grid:
+All hold the same random z-scores of the voxels in the MNI152 brain mask on HCP's grid:
 
-float16     ours: one safetensors file per run, as `store.write_volumes` writes it, a `tsnr` map included
+float16     ours: one safetensors file per run, as `store.write_volumes` writes it, including a `tsnr` map
 int8        ours, in half the space
 npy         NumPy: one float32 `.npy` of a run's in-mask voxels, memory-mapped
-webdataset  WebDataset: one tar per run, a float16 `.npy` of the in-mask voxels per volume. It reads from beginning to
-            end only, so `random` is not WebDataset's: single volumes are read where an index says that they lie, which
-            `tarfile` makes beforehand
+webdataset  WebDataset: one tar per run, a float16 `.npy` of the in-mask voxels per volume. It reads only from beginning
+            to end, so `random` is not WebDataset's: single volumes are read at the places in an index, which `tarfile`
+            makes beforehand
 nifti       nibabel: one float32 `.nii.gz` of the whole grid per volume, masked when it is read
 
-Every read ends in the same float32 tensor of the in-mask voxels, so that every byte is read, and converted where it is
-not float32. It is compared with what was written, and must be as close as the format allows.
+Every read ends in the same float32 tensor of the in-mask voxels, so every byte is read, and converted if it is not
+float32. The values must be as close to the written ones as the format allows.
 
 random               single volumes of all runs in random order, as `loader.Volumes` streams them: ours opens the
                      file for each, the others keep it open
 sequential           a whole run, volume by volume, and opening it
 sequential_checked   the same by `Store.read`, which compares the file's SHA-256 first (once per process and file)
 
-cold: the files have been dropped from the page cache (a virtual disk may still have a cache of its own). warm: they
-have been read before, the random volumes through the same open files. `cached_before` is the smallest and the largest
-share of the files that mincore found in the page cache before the reads, `disk_bytes_per_byte` what Linux then fetched
-from the disk for each byte of the volumes, with what it read ahead. Volumes/s are medians over the repeats, after one
-that is not counted; MB/s are the same in bytes of the volumes as they lie on disk, which differ from format to format.
-`plain_read` bounds them: the float16 files read into a buffer. Result: one JSON file in `benchmarks/results/`.
+cold: the files were dropped from the page cache (a virtual disk may still have its own cache). warm: they were read
+before, the random volumes through the same open files. `cached_before` is the smallest and the largest share of the
+files that mincore found in the page cache before the reads; `disk_bytes_per_byte` is the number of bytes that Linux
+then fetched from the disk, reading ahead included, per byte of the volumes. Volumes/s are medians over the repeats,
+after an uncounted one; MB/s are the same in bytes of the volumes on disk, which differ between formats. `plain_read` is
+an upper bound: the float16 files read into a buffer. Result: one JSON file in `benchmarks/results/`.
 """
 
 import argparse
@@ -158,7 +158,7 @@ class Format:
         raise NotImplementedError
 
     def allowed(self, run: int, volume: np.ndarray) -> np.ndarray:
-        """By how much a volume (V,) may differ when it is read; half of float16's steps here."""
+        """The largest permitted error of a volume (V,) when it is read; here half of float16's steps."""
         return np.spacing(np.abs(volume.astype(np.float16))).astype(np.float32) / 2
 
     def opened(self, run: int) -> AbstractContextManager[Read]:
@@ -189,7 +189,7 @@ class Format:
 
 
 class Safetensors(Format):
-    """Ours; the folder is named as the setting `storage`. Read as `Store.read` and `loader.Volumes` do."""
+    """Ours; the folder has the name of the setting `storage`. Reads as `Store.read` and `loader.Volumes` do."""
 
     def __init__(self, folder: Path, mask: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> None:
         super().__init__(folder, mask, affine, size)
@@ -272,11 +272,11 @@ class Npy(Format):
 
 
 class WebDataset(Format):
-    """A tar per run; its index is made when it has been written."""
+    """A tar per run; its index is made after writing."""
 
     def __init__(self, folder: Path, mask: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> None:
         super().__init__(folder, mask, affine, size)
-        self.index: list[list[tuple[int, int]]] = []  # of each volume: where it starts, and its bytes
+        self.index: list[list[tuple[int, int]]] = []  # of each volume: its start, and its number of bytes
 
     def write(self, run: int, volumes: np.ndarray) -> None:
         (path,) = self.files(run)
@@ -342,13 +342,13 @@ class Nifti(Format):
 
 
 def largest_difference(form: Format) -> float:
-    """Between what was written and what is read, over all volumes and ways to read; ValueError if it is too large."""
+    """Largest error of reading, over all volumes and ways to read; ValueError if it is too large."""
     largest, out = 0.0, torch.empty(form.n_voxels)
     for run in range(form.n_runs):
         volumes = z_scores(run, form.n_frames, form.mask)
         for access, read in {**form.accesses(), "random": form.backwards}.items():
             left = set(range(form.n_frames))
-            out.fill_(np.nan)  # so that nothing passes that was not read
+            out.fill_(np.nan)  # so that an unread value fails the comparison
             for row in read(run, out):
                 difference = np.abs(out.numpy() - volumes[row])
                 if not (difference <= form.allowed(run, volumes[row])).all():
@@ -402,7 +402,7 @@ CACHES = {"cold": drop, "warm": fill}
 
 
 def measure(formats: list[Format], n_picks: int, repeats: int) -> dict[str, dict[str, dict[str, Rates]]]:
-    """Format → way to read → cold and warm → rates. The formats take turns, so that all see the same machine."""
+    """Format → way to read → cold and warm → rates. The formats take turns, so that slow minutes affect all."""
     n_runs, n_frames = formats[0].n_runs, formats[0].n_frames
     seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
     for repeat in range(1 + repeats):
@@ -420,7 +420,7 @@ def measure(formats: list[Format], n_picks: int, repeats: int) -> dict[str, dict
 
 
 def read_once(form: Format, access: str, cache: str, picks: list[tuple[int, int]], run: int) -> dict[str, float]:
-    """Seconds, volumes and bytes of one reading, from a page cache that is emptied or filled before."""
+    """Seconds, volumes and bytes of one reading, after emptying or filling the page cache."""
     files, out = form.all_files(), torch.empty(form.n_voxels)
     if access != "random":
         picks = [(run, row) for row in range(form.n_frames)]
@@ -441,7 +441,7 @@ def read_once(form: Format, access: str, cache: str, picks: list[tuple[int, int]
 
 
 def read_random(form: Format, picks: list[tuple[int, int]], out: torch.Tensor, before: bool) -> float:
-    """Seconds of reading each (run, row), once it has been read before or for the first time."""
+    """Seconds of reading each (run, row), for the first time or again."""
     with ExitStack() as stack:
         readers = [stack.enter_context(form.opened(run)) for run in range(form.n_runs)]
         for _ in range(1 + before):
@@ -453,7 +453,7 @@ def read_random(form: Format, picks: list[tuple[int, int]], out: torch.Tensor, b
 
 
 def disk_bytes() -> int:
-    """What this process has had fetched from disks so far."""
+    """Bytes fetched from disks for this process so far."""
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return int(dict(line.split(":") for line in lines)["read_bytes"])
 

@@ -1,13 +1,13 @@
-"""The fine-tunings of a profile's sweep: this package, as many at a time as there are cores, beside a plain loop.
+"""The fine-tunings of a profile's sweep: this package, one per core at a time, beside a plain loop.
 
     make reproduce PROFILE=demo             # once: the store, the pre-training
     python benchmarks/sweep.py              # two cores, about six minutes
 
 ours    every DeepLight fine-tuning of the sweep by `deeplight finetune`, from the start of the process to its results,
         one per core at a time with one thread each, as `make reproduce` runs them (without the notebooks)
-plain   the same trainings one by one in the loop that a user would write (`peers/torch_loop.py`, all threads). It is
-        timed for some steps only, over per-volume files of the same store; the sweep's seconds are these times the
-        volumes that the sweep trains on and decodes
+plain   the same trainings one by one in the loop that a user would write (`peers/torch_loop.py`, all threads). Only
+        some steps are timed, over per-volume files of the same store; the sweep's seconds are the seconds per volume
+        times the volumes that the sweep trains on and decodes
 
 Result: one JSON file per device in `benchmarks/results/`.
 """
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
-    """Seconds of all fine-tunings, in a project of their own that has the store and the pre-training only."""
+    """Seconds of all fine-tunings, in a separate project with only the store and the pre-training."""
     runs = folder / "runs" / profile.name
     runs.mkdir(parents=True)
     (folder / "profiles").mkdir()
@@ -89,7 +89,7 @@ def _ours(profile: Profile, folder: Path, cells: list[list[object]]) -> float:
 
 
 def _plain(profile: Profile, folder: Path, steps: int) -> dict[str, list[float]]:
-    """What the plain loop measures on the target's training volumes, as one float32 file each."""
+    """The plain loop's measurements on the target's training volumes, one float32 file each."""
     store = open_store(profile.store)
     found = of_states(store.index, profile.data.states("target"), "train")
     n = 10 * profile.finetuning.batch_size

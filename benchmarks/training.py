@@ -5,7 +5,7 @@
     python benchmarks/training.py --device cuda                            # a GPU
 
 All read the same random brain volumes with a pattern per state, train the same network by Adam on batches of the same
-size, and wait for their data themselves. Each runs in a process of its own, after steps that are not counted:
+size, and wait for their data themselves. Each runs in its own process, after uncounted steps:
 
 plain          PyTorch as anyone would write it: float32, default memory format, a default DataLoader over one float32
                file per volume (`peers/torch_loop.py`)
@@ -16,12 +16,12 @@ ours-float32   the same in float32
 ours-2         the same as `ours` in two processes with one thread each that share every batch (`--devices 2`)
 ours-compiled  on a GPU, with `compile: true`
 
-The ways take turns, three times over. Times are medians of single steps; on a GPU of the means over all timed steps.
-`inference` of ours is `inference.predict` over the store; the peers run a batch that is in memory already. `curves` are
-training losses of ours in both precisions on the first grid, three seeds each, from a larger learning rate with He's
-initialisation, so that something is learnt. Beside the steps stand the device's rates of matrix products and of
-copying memory. `idle` is the share of a step that vanishes when the same batch is used again and again. Result: one
-JSON file per device in `benchmarks/results/`, which grows grid by grid under a name that ends in `.partial`.
+The ways take turns, three times over. Times are medians of single steps; on a GPU, of the means over all timed steps.
+`inference` of ours is `inference.predict` over the store; the peers run a batch that is already in memory. `curves` are
+our training losses in both precisions on the first grid, three seeds each, with a larger learning rate and He's
+initialisation, so that something is learnt. The result also has the device's rates of matrix products and of copying
+memory. `idle` is the share of a step that vanishes when the same batch is used again and again. Result: one JSON file
+per device in `benchmarks/results/`, which grows grid by grid under a name that ends in `.partial`.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 
 HERE = Path(__file__).parent
-SHAPES = {8: (23, 28, 23), 6: (31, 37, 31), 2: (91, 109, 91)}  # HCP's grid of 2 mm, and as coarse
+SHAPES = {8: (23, 28, 23), 6: (31, 37, 31), 2: (91, 109, 91)}  # HCP's grid at 2 mm, and two coarser ones
 STATES = 16
 STEPS_PER_POINT = 10  # of a loss curve
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -100,7 +100,7 @@ def _flops(shape: tuple[int, int, int]) -> float:
 
 def make_data(folder: Path, shape: tuple[int, int, int], n: int, per_run: int = 48) -> None:
     """The same volumes as a store and as one float32 `.npy` each, with labels: noise and a pattern per state."""
-    from nilearn.datasets import load_mni152_brain_mask  # here, since every process that trains would wait for it
+    from nilearn.datasets import load_mni152_brain_mask  # here: every process that trains would wait for it
     from nilearn.image import resample_img
 
     random = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def make_data(folder: Path, shape: tuple[int, int, int], n: int, per_run: int = 
 
 
 def read_store(folder: Path) -> Store:
-    """What `make_data` wrote."""
+    """The data that `make_data` wrote."""
     path, image = folder / "store", nib.load(folder / "store/mask.nii.gz")
     mask = np.asarray(image.dataobj) > 0
     preprocessing = {"crop": False, "storage": "float16"}
@@ -146,7 +146,7 @@ def read_store(folder: Path) -> Store:
 
 
 def _ways(options: argparse.Namespace, folder: Path, batch: int) -> dict[str, Any]:
-    """What each way measures, by its name; the ways take turns, so that a slow minute of the machine hits all."""
+    """Each way's measurements, by its name; the ways take turns, so that a slow minute of the machine hits all."""
     common = ["--batch", str(batch), "--steps", str(options.steps), "--warm-up", str(options.warm_up)]
     common += ["--threads", str(options.threads), "--states", str(STATES)]
     torch_loop = [sys.executable, str(HERE / "peers/torch_loop.py"), str(folder), *common, "--device", options.device]
@@ -218,7 +218,7 @@ def _summary(grid: dict[str, Any]) -> str:
 
 
 class Timed(Volumes):
-    """Volumes that note when each batch was asked for; on a GPU, after waiting for it, at the first and the last."""
+    """Volumes that note when each batch was requested; on a GPU only the first and last, after waiting for it."""
 
     def follow(self, warm_up: int, steps: int, same_batch: bool) -> None:
         self.warm_up, self.steps, self.same_batch, self.asked_s = warm_up, steps, same_batch, []
@@ -237,7 +237,7 @@ class Timed(Volumes):
 
 
 class Noted(DeepLight):
-    """A decoder that notes the loss of every training batch, on its device."""
+    """A decoder that keeps the loss of every training batch on its device."""
 
     def loss(self, batch: Batch) -> Outcome:
         outcome = super().loss(batch)
@@ -252,7 +252,7 @@ def labelled(rows: pd.DataFrame) -> Examples:
 
 
 def _work(asked: dict[str, Any], output: Path) -> None:
-    """Train and decode as asked; the first process writes what it measured."""
+    """Train and decode as asked; the first process writes its measurements."""
     store = read_store(Path(asked["folder"]))
     n_steps = asked["warm_up"] + asked["steps"] + 1
     settings = TrainingSettings(
@@ -298,7 +298,7 @@ def _work(asked: dict[str, Any], output: Path) -> None:
 
 
 def _median_seconds(call: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Median seconds of one of so many calls in a row, of five repeats after one that is not timed."""
+    """Median seconds per call, over five repeats of `calls` calls in a row, after an untimed repeat."""
     seconds = []
     for _ in range(6):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The `deeplight` command: a thin face over the functions that the notebooks call."""
+"""The `deeplight` command: a thin layer over the functions that the notebooks call."""
 
 import os
 import sys
@@ -44,7 +44,7 @@ def _profile(name: str, data: Path | None = None) -> Profile:
 
 
 def _with_precision(profile: Profile, precision: str | None) -> Profile:
-    """The profile with another precision in all its trainings: a fine-tuning has to find its pre-training."""
+    """The profile with another precision in all its trainings, so that a fine-tuning finds its pre-training."""
     if precision is None:
         return profile
     if precision not in PRECISIONS:
@@ -56,12 +56,12 @@ def _with_precision(profile: Profile, precision: str | None) -> Profile:
 
 
 def _rank() -> int:
-    """The number of this process among those that torchrun, srun or Fabric started together."""
+    """This process's number among those started together by torchrun, srun or Fabric."""
     return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0))
 
 
 def _manifests_profile(path: Path) -> Profile:
-    """The paper's recipe for a manifest's data, whose place and states are noted beside it."""
+    """The paper's recipe for a manifest's data; the notes beside the manifest give their place and states."""
     from deeplight_core.data.manifest import read_notes
 
     notes = read_notes(path)
@@ -72,7 +72,7 @@ def _manifests_profile(path: Path) -> Profile:
 
 @app.command()
 def simulate(
-    folder: Annotated[Path, typer.Argument(help="Folder to fill; its manifest.csv lists what is in it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to fill; its manifest.csv lists the runs.")],
     train: Annotated[int, typer.Option(help="Training subjects.", min=1)] = 30,
     validation: Annotated[int, typer.Option(help="Validation subjects.", min=1)] = 10,
     tr_s: Annotated[float, typer.Option("--tr", help="Repetition time in seconds.", min=0.1, max=10)] = 2.16,
@@ -106,11 +106,11 @@ def simulate(
 @app.command(name="manifest")
 def make_manifest(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")],
-    hcp: Annotated[str | None, typer.Option(help="Root in HCP's layout: a folder, or a URL as s3://bucket/x.")] = None,
+    hcp: Annotated[str | None, typer.Option(help="Root in HCP's layout: a folder or URL, e.g. s3://bucket/x.")] = None,
     bids: Annotated[str | None, typer.Option(help="Root of a BIDS dataset: a folder or URL.")] = None,
     table: Annotated[Path | None, typer.Option(help="Your own table (CSV, TSV) with subject and image.")] = None,
-    data: Annotated[str | None, typer.Option(help="--table: the root of its paths (default: its folder).")] = None,
-    image: Annotated[str, typer.Option(help="--table without that column: e.g. {participant_id}.nii.gz")] = "",
+    data: Annotated[str | None, typer.Option(help="--table: root of its paths (default: its folder).")] = None,
+    image: Annotated[str, typer.Option(help="--table without an image column: e.g. {participant_id}.nii.gz")] = "",
     derivatives: Annotated[
         str, typer.Option(help="--bids: folder of preprocessed images, e.g. derivatives/fmriprep.")
     ] = "",
@@ -119,7 +119,7 @@ def make_manifest(
     anat: Annotated[str, typer.Option(help="--bids: structural images with this suffix instead, e.g. T1w.")] = "",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeat for several.")] = None,
     states: Annotated[
-        Path | None, typer.Option(help="YAML of task: {state: [trial types]}; without it a trial type is a state.")
+        Path | None, typer.Option(help="YAML of task: {state: [trial types]}; default: every trial type is a state.")
     ] = None,
     subjects: Annotated[
         Path | None, typer.Option(help="Table of subjects with their family, e.g. HCP's restricted one.")
@@ -127,15 +127,15 @@ def make_manifest(
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="--subjects: copy this column; repeat for several.")
     ] = None,
-    split_unit: Annotated[str, typer.Option(help="What is split: subject or, of one subject, run.")] = "subject",
+    split_unit: Annotated[str, typer.Option(help="Unit of the splits: subject, or run for one subject.")] = "subject",
     validation: Annotated[int, typer.Option(help="Subjects (or runs) to hold out.", min=1)] = 1,
-    test: Annotated[int, typer.Option(help="Others to hold out as a third split, test.", min=0)] = 0,
-    stratify: Annotated[str, typer.Option(help="Hold out the same mixture of this label's values.")] = "",
+    test: Annotated[int, typer.Option(help="More to hold out, as a third split: test.", min=0)] = 0,
+    stratify: Annotated[str, typer.Option(help="Keep this label's proportions in every split.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
 ) -> None:
     """List a dataset's runs or structural images in a manifest, with fixed splits: train, validation and test.
 
-    Beside it, `….left-out.csv` lists what was left out and why, and `….source.json` says where the data are.
+    Beside it, `….left-out.csv` lists the files left out and why, and `….source.json` says where the data are.
 
     Example: `deeplight manifest --bids /data/mystudy --validation 4 -o mystudy.csv`
 
@@ -179,13 +179,13 @@ def make_manifest(
     if not (found["split"] != "").all():
         found = manifest.assign_splits(found, unit, validation, seed, stratify, test)
     manifest.write_manifest(found, output)
-    manifest.read_manifest(output, unit)  # what would be refused later is refused now
+    manifest.read_manifest(output, unit)  # refuse a faulty manifest now, not later
     known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
     manifest.write_notes(output, root, layout, unit, known, left_out)
     for reason, n in left_out["reason"].value_counts().head(20).items():
         print(f"warning: {n} × {reason}", file=sys.stderr)
     if len(left_out):
-        print(f"{len(left_out)} warning(s), all of them in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
+        print(f"{len(left_out)} warning(s), all listed in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
     counts = counts.reindex([split for split in manifest.SPLITS if split in counts])
     kind = "structural images" if manifest.is_structural(found).all() else "runs"
@@ -204,25 +204,29 @@ def prepare(
         Literal["labelled", "all"] | None, typer.Option(help="Store the volumes that have a state, or all of them.")
     ] = None,
     zoom_to: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Shape that all structural images are zoomed to: X Y Z.")
+        tuple[int, int, int] | None, typer.Option(help="Zoom all structural images to this shape: X Y Z.")
     ] = None,
     subjects: Annotated[
         list[str] | None, typer.Option("--subject", help="Only this subject's runs, for one of many jobs; repeatable.")
     ] = None,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Only decide on grid and mask, before many jobs.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Only decide on grid and mask; run once before many jobs.")
+    ] = False,
     jobs: Jobs = None,
     device: Annotated[str, typer.Option(help="Where to smooth and clean: cpu or cuda.")] = "cpu",
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Prepare what can be; list all failures.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a failure; list all failures at the end.")
+    ] = False,
 ) -> None:
     """Preprocess and label runs into a volume store; simulate them first if the profile says so.
 
     Example: `deeplight prepare demo`
 
-    A manifest is prepared by the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
+    From a manifest, with the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
 
     Resting runs have no states: `deeplight prepare rest.csv --store rest.store --keep all`
 
-    One job per subject: first `… --plan`, then `… --subject 100307` for each, in the end without either.
+    One job per subject: first `… --plan`, then `… --subject 100307` for each, last without either option.
     """
     from deeplight_core import experiment
 
@@ -337,7 +341,7 @@ def evaluate(
 
 
 def _print_scores(folder: Path, table: "pd.DataFrame", predictions: "pd.DataFrame | None" = None) -> None:
-    """A training's folder, its mean score over subjects for each task and level, and values of the group."""
+    """Print a training's folder, its mean score over subjects for each task and level, and measures of the group."""
     from deeplight_core.analysis.measures import MEASURES
     from deeplight_core.analysis.scores import group_scores
 
@@ -346,7 +350,7 @@ def _print_scores(folder: Path, table: "pd.DataFrame", predictions: "pd.DataFram
         said = MEASURES[str(measure)].format(rows["score"].mean())
         print(f"{task}, {target}, by {level}: {MEASURES[str(measure)].title} {said} (mean of {len(rows)})")
     if predictions is None or not any(str(column).startswith("true ") for column in predictions):
-        return  # of states there are many volumes, and an AUC with its interval takes minutes
+        return  # states have many volumes, and an AUC with its interval would take minutes
     for row in group_scores(predictions).to_dict("records"):
         of = MEASURES[row["measure"]]
         value, low, high = (of.format(row[name]) for name in ("value", "low", "high"))
@@ -369,7 +373,7 @@ def book(
 
 
 def main() -> None:
-    """Run the command; a wrong input is one message and exit status 2."""
+    """Run the command; wrong input gives one message and exit status 2."""
     try:
         app()
     except (ValueError, OSError, MemoryError) as error:

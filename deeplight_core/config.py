@@ -1,7 +1,7 @@
 """Settings of one experiment: frozen, typed, validated; read from strict YAML profiles.
 
-A profile (`profiles/<name>.yaml`) holds `name` and the sections below; commands and notebooks are given its name. The
-defaults are the recipe of Thomas, Müller & Samek (2019), so that a profile states what it does differently.
+A profile (`profiles/<name>.yaml`) holds `name` and the sections below; commands and notebooks take its name. The
+defaults are the recipe of Thomas, Müller & Samek (2019), so a profile states only its differences.
 """
 
 import difflib
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def _state_map(value: Any) -> Any:
-    """Write `{task: [state, …]}` out as `{task: {state: [event names]}}`; an HCP task's states get HCP's EV names."""
+    """Expand `{task: [state, …]}` to `{task: {state: [event names]}}`; an HCP task's states get HCP's EV names."""
     if not isinstance(value, dict):
         return value
     written_out: dict[str, object] = {}
@@ -78,16 +78,16 @@ VariantName = Annotated[str, AfterValidator(_variant)]
 
 
 class LaterVersionError(ValueError):
-    """A later version of this program made what is to be read."""
+    """A later version of this program made the file to be read."""
 
 
 class ColumnTarget(Section):
     """Numbers to decode: columns of the manifest, such as age, in their own units; empty cells are missing values."""
 
     column: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
-    """Name of the column, or of several that one network decodes at a time."""
+    """One column, or several that one network decodes together."""
     tasks: list[str] = Field(min_length=1)
-    """Tasks whose volumes it is decoded from (of structural images: their suffix, e.g. T1w)."""
+    """Tasks whose volumes they are decoded from (for structural images: their suffix, e.g. T1w)."""
 
 
 def _target(value: Any) -> Any:
@@ -104,7 +104,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataSettings(Section):
-    """Which runs, whose split, which states."""
+    """Runs, splits and states."""
 
     manifest: Path = Path("data_manifest.csv")
     """Manifest CSV; a relative path is relative to the project's root."""
@@ -115,18 +115,18 @@ class DataSettings(Section):
     layout: Literal["hcp", "bids"] = "hcp"
     """How `deeplight manifest` reads the root."""
     split_unit: Literal["subject", "run"] = "subject"
-    """What the splits, fractions and statistics count: subjects, or runs where there is one subject only."""
+    """Unit of the splits, fractions and statistics: subject, or run where there is only one subject."""
     n_validation: int = Field(100, ge=1)
-    """Units that `deeplight manifest` holds out; a manifest that exists keeps its own split."""
+    """Number of units that `deeplight manifest` holds out; an existing manifest keeps its own split."""
     n_test: int = Field(0, ge=0)
-    """Units that it holds out beside these, for a third split that nothing is chosen by."""
+    """Number of units that it also holds out as a third split, on which nothing is chosen."""
     split_seed: int = 0
-    """Seed of that draw."""
+    """Seed of the splits and folds."""
     max_units: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1)]] | None = None
-    """Use only the first units of a split, this many (not named, or None: all)."""
+    """For each split, use only its first n units (not named, or None: all)."""
     source: Target = Field(default_factory=lambda: _state_map({t: list(TASKS[t].states) for t in SOURCE_TASKS}))
-    """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events. Or a number of
-    each subject: `{column: age, tasks: [T1w]}`."""
+    """Task → states of the pre-training data; `{task: {state: [event names]}}` renames or pools events. Or a number
+    for each subject: `{column: age, tasks: [T1w]}`."""
     label: str | None = None
     """Column of the manifest whose values are the events of structural images, e.g. sex."""
     target: Target = Field(default_factory=lambda: _state_map({TARGET_TASK: list(TASKS[TARGET_TASK].states)}))
@@ -143,7 +143,7 @@ class DataSettings(Section):
         return self
 
     def tasks(self, *which: Literal["source", "target"]) -> list[str]:
-        """Tasks of the source, the target, or (by default) both, in their order."""
+        """Tasks of the source, the target, or (by default) both, in order."""
         asked = [getattr(self, name) for name in which or ("source", "target")]
         return list(dict.fromkeys(task for of in asked for task in (of.tasks if isinstance(of, ColumnTarget) else of)))
 
@@ -155,7 +155,7 @@ class DataSettings(Section):
         return [(task, state) for task, states in of.items() for state in states]
 
     def columns(self, which: Literal["source", "target"]) -> list[str]:
-        """Columns whose numbers are decoded; none where states are."""
+        """Columns whose numbers are decoded; none where states are decoded."""
         of = getattr(self, which)
         return of.column if isinstance(of, ColumnTarget) else []
 
@@ -180,18 +180,18 @@ class StructuralSettings(Section):
     """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), zoomed."""
 
     zoom_to: tuple[int, int, int] | None = None
-    """Shape (X, Y, Z) that every image is zoomed to, whatever its own position and voxel size (None = all images must
-    share one grid, or preprocessing.resample_to says which)."""
+    """Zoom every image to this shape (X, Y, Z), whatever its position and voxel size (None = all images share one grid,
+    or preprocessing.resample_to names one)."""
     z_score: bool = False
-    """Give the model z-scores, with every voxel's mean and SD over the training images."""
+    """Give the model z-scores, from each voxel's mean and SD over the training images."""
 
 
 class PreprocessingSettings(Section):
     """From a run to clean volumes, in the paper's order (section 2.1)."""
 
     resample_to: str | None = None
-    """Grid that all runs are brought to: hcp2mm (91×109×91 at 2 mm), first (that of the first run), or an image with it
-    (None = all runs must share one)."""
+    """Resample all runs to this grid: hcp2mm (91×109×91 at 2 mm), first (the first run's), or an image's
+    (None = all runs must share one grid)."""
     fwhm_mm: float | None = Field(3.0, gt=0)
     """Full width at half maximum of the Gaussian smoothing kernel in mm (None = no smoothing)."""
     detrend: bool = True
@@ -203,16 +203,16 @@ class PreprocessingSettings(Section):
     skip_s: float | None = Field(None, ge=0)
     """Seconds dropped at the start of each block (None = two TRs, as in the paper)."""
     mask_coverage: float = Field(0.5, gt=0, le=1)
-    """A voxel is kept if it lies in at least this share of the runs' masks."""
+    """Keep voxels that lie in at least this share of the runs' masks."""
     crop: bool = False
     """Crop the grid to the mask's bounding box."""
     keep: Literal["labelled", "all"] = "labelled"
-    """Which volumes are stored: those with a state, or all (e.g. of rest)."""
+    """Volumes to store: those with a state, or all (e.g. for rest)."""
     storage: Literal["float16", "int8"] = "float16"
-    """How volumes are stored; int8 takes half the space and rounds to 1/127 of a run's largest value."""
+    """Number format of stored volumes; int8 takes half the space and rounds to 1/127 of a run's largest value."""
     structural: StructuralSettings = StructuralSettings()
-    """What is done with structural images instead (of the others, only mask_coverage, crop, resample_to, keep and
-    storage apply to them)."""
+    """Settings for structural images (of the others, only mask_coverage, crop, resample_to, keep and storage apply to
+    them)."""
 
 
 class FinetuningSettings(TrainingSettings):
@@ -221,7 +221,7 @@ class FinetuningSettings(TrainingSettings):
     epochs: int = Field(50, ge=1)
     """Number of epochs."""
     learning_rates: dict[VariantName, Annotated[float, Field(gt=0)]] = Field({})
-    """Learning rates of variants that have their own (see the control `rates`), in the place of `learning_rate`."""
+    """Learning rates of single variants, instead of `learning_rate` (see the control `rates`)."""
     head: ReadoutSettings = ReadoutSettings()
     """The output layer on the encoder's features."""
 
@@ -235,15 +235,15 @@ class SweepSettings(Section):
     """The fine-tunings to make (section 3.2)."""
 
     variants: list[VariantName] = Field(["pretrained", "scratch", "linear"])
-    """Decoders to compare, of those in `routes.VARIANTS`."""
+    """Decoders to compare, from `routes.VARIANTS`."""
     fractions: list[Fraction] = Field([0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0], min_length=1)
     """Fractions of the training units; at least one unit each."""
     seeds: list[Seed] = Field([1], min_length=1)
-    """Seeds of the draw of units, the initialisation, the batches, and the pre-training that a training starts from."""
+    """Seeds. Each decides the draw of units, the initialisation, the batches, and which pre-training is used."""
     folds: int | None = Field(None, ge=2)
-    """Number of folds: cross-validation takes the place of the manifest's train and validation (None = it does not)."""
+    """Number of folds of cross-validation, which replaces the manifest's split (None = use the manifest's split)."""
     repeats: int = Field(1, ge=1)
-    """How often the units are divided into folds anew."""
+    """Number of times the units are divided into folds."""
 
 
 class ControlSettings(Section):
@@ -252,25 +252,25 @@ class ControlSettings(Section):
     baselines: list[VariantName] = Field(["linear", "linear-pretrained", "svm", "decoder"])
     """Linear models, at every fraction of the sweep."""
     initialisation: list[VariantName] = Field(["scratch-glorot", "scratch-he", "shuffled", "frozen"])
-    """Other starts of the weights, at every fraction of the sweep; the profile's own is not trained twice."""
+    """Other initial weights, at every fraction of the sweep; the profile's own initialisation is not trained twice."""
     permutation: list[VariantName] = Field(["pretrained-permuted", "scratch-permuted", "linear-permuted"])
     """Decoders trained on permuted labels, at `fractions`."""
     tasks: list[str] | None = None
     """Tasks that take the target's place, one after the other (None = every task)."""
     fractions: list[Fraction] = Field([0.01, 0.1, 0.4], min_length=1)
-    """Fractions of permuted labels, of leaving one task out, and of repeated seeds."""
+    """Fractions for permuted labels, leaving one task out, and repeated seeds."""
     seeds: list[Seed] = Field([1, 2, 3, 4, 5])
     """Seeds of complete repetitions, pre-training included."""
     tuning_manifest: Path | None = None
-    """Manifest of people whom no page reports, to choose learning rates on (None = learning rates are not tried)."""
+    """Manifest of people whom no page reports, for choosing learning rates (None = learning rates are not tried)."""
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field([3e-4, 1e-3, 3e-3, 1e-2], min_length=1)
-    """Learning rates that every variant is tried with, on these people."""
+    """Learning rates to try with every variant, on these people."""
     learning_rate_seeds: list[Seed] = Field([1], min_length=1)
     """Seeds of these trials."""
     contrasts: list[Annotated[float, Field(gt=0)]] = Field([1.0, 1.5, 2.5], min_length=1)
-    """Contrasts of the simulated datasets of the grid of transfer gain (`make gain`)."""
+    """Contrasts of the simulated datasets for transfer gain (`make gain`)."""
     pretraining_units: list[Annotated[int, Field(ge=1)]] = Field([3, 10, 30], min_length=1)
-    """Numbers of units that it pre-trains on."""
+    """Numbers of units to pre-train on, for transfer gain."""
 
 
 class Profile(Section):
@@ -282,7 +282,7 @@ class Profile(Section):
     simulation: SimulationSettings | None = None
     preprocessing: PreprocessingSettings = PreprocessingSettings()
     routes: Routes = Routes()
-    """The ways to pre-train: what their models are like, and how they are trained."""
+    """The ways to pre-train: their models and trainings."""
     finetuning: FinetuningSettings = FinetuningSettings()
     sweep: SweepSettings = SweepSettings()
     controls: ControlSettings = ControlSettings()
@@ -297,7 +297,7 @@ class Profile(Section):
         return list(tasks) if len(tasks) == len(source) + len(target) > 1 else []
 
     def for_target(self, task: str) -> "Profile":
-        """This profile with one task as the target and all others as the source; with "" itself.
+        """This profile with one task as the target and all others as the source; unchanged for "".
 
         Raises
         ------
@@ -321,12 +321,12 @@ class Profile(Section):
     def overridden(self, overrides: dict[str, Any]) -> "Profile":
         """This profile with other settings, e.g. `{"finetuning": {"epochs": 5}}`: sections are merged, values replaced.
 
-        A simulation belongs to its folder: with another `data.root` comes the simulation given with it, or none.
+        A simulation belongs to its folder: overrides of `data.root` replace the simulation with their own, or none.
 
         Raises
         ------
         ValueError
-            With all problems, as `load_profile`.
+            With all problems, as in `load_profile`.
         """
         where = f"profile {self.name} with overrides {overrides}"
         if not isinstance(overrides, dict):
@@ -346,12 +346,12 @@ class Profile(Section):
 
     @property
     def folder(self) -> Path:
-        """Where everything that this profile makes is kept."""
+        """Folder of this profile's results."""
         return project_root() / "runs" / self.name
 
     @property
     def store(self) -> Path:
-        """Where the volume store is kept."""
+        """Folder of the volume store."""
         return project_root() / self.data.store if self.data.store else self.folder / "store"
 
     @property
@@ -366,7 +366,7 @@ class Profile(Section):
 
 
 def differences(a: Profile, b: Profile) -> "pd.DataFrame":
-    """Settings in which two profiles differ: `section.field` → a column for each, named `paper` and `this run`."""
+    """Settings in which two profiles differ: one row per `section.field`; columns `paper` (a) and `this run` (b)."""
     import pandas as pd
 
     rows = {}
@@ -387,7 +387,7 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings within settings as `section.field`; states stay together."""
+    """Nested settings as `section.field`; states stay together."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         within = isinstance(value, dict) and key not in ("source", "target", "max_units")
@@ -402,15 +402,15 @@ def _stated(value: object) -> str:
 
 
 def project_root() -> Path:
-    """The nearest folder, from the working directory upwards, that holds `profiles/`; else the working directory."""
+    """The nearest folder that holds `profiles/`, from the working directory upwards; else the working directory."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "profiles").is_dir()), here)
 
 
 def digest(*values: object) -> str:
-    """Twelve hexadecimal digits that stand for settings and other JSON-like values; order of keys does not matter.
+    """Twelve hexadecimal digits that identify settings and other JSON-like values; the order of keys does not matter.
 
-    Settings that have their defaults are left out: one that a later version adds changes no digest.
+    Settings at their defaults are left out, so a setting that a later version adds changes no digest.
     """
     plain = [v.model_dump(mode="json", exclude_defaults=True) if isinstance(v, BaseModel) else v for v in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
@@ -421,7 +421,7 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
 
     Parameters
     ----------
-    profile : a name, or a file that ends in .yaml; a relative one is looked for here, then in the project's root
+    profile : a name, or a file ending in .yaml; a relative path is tried here, then in the project's root
     overrides : see `Profile.overridden`
 
     Raises
@@ -448,14 +448,14 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
 
 
 def recorded_settings(section: type[AnySection], content: object, where: str) -> AnySection:
-    """Settings as a store or checkpoint records them; those that its version did not have get their defaults.
+    """Settings as recorded by a store or checkpoint; settings that its version lacked get their defaults.
 
     Raises
     ------
     LaterVersionError
-        If they hold settings that this version does not have; the message begins with `where`, as does
+        If they hold settings that this version does not know.
     ValueError
-        if they are no such settings.
+        If they are invalid. Both messages begin with `where`.
     """
     try:
         return section.model_validate(content)
@@ -476,7 +476,7 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     Raises
     ------
     ValueError
-        If it is unreadable or something else.
+        If the file is unreadable or holds anything else.
     """
     try:
         states: dict[str, dict[str, list[str]]] = TypeAdapter(StateMap).validate_python(
@@ -488,7 +488,7 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _merged(section: type[BaseModel], content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Settings with others in their place: sections are merged, values replaced (also maps of tasks to states)."""
+    """Settings with overrides: sections are merged, values replaced (maps of tasks to states, too)."""
     merged = dict(content)
     for key, value in overrides.items():
         annotation = section.model_fields[key].annotation if key in section.model_fields else None
@@ -518,7 +518,7 @@ def _validated(content: dict[str, Any], where: str) -> Profile:
 
 
 def _unknown_key(location: tuple[int | str, ...]) -> str:
-    """What to do about a key that a section does not have: the nearest that it has, or where it went."""
+    """Advice on an unknown key: the section's nearest key, or where the key has moved."""
     if location in (("model",), ("pretraining",)):
         return "it is in routes.supervised now, as encoder (initialisation, dropout), head (dropout) and pretraining"
     section: Any = Profile

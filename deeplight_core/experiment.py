@@ -2,11 +2,11 @@
 
 A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ holds
 
-    config.yaml, environment.txt      what was asked for, what it ran on, and the code's commit
+    config.yaml, environment.txt      settings; hardware, software and the code's commit
     metrics.csv, tensorboard/         every epoch, per task, target and subject
-    model.safetensors, model.json     weights and their record (not of a linear model)
-    predictions.parquet               every example of the reported split, its target and the answer
-    scores.csv                        the results table; written last, so that a training that has it is finished
+    model.safetensors, model.json     weights and their record (not for linear models)
+    predictions.parquet               every example of the reported split, with its target and answer
+    scores.csv                        the results table; written last, so it marks a finished training
 """
 
 import platform
@@ -80,7 +80,7 @@ _Which = Literal["source", "target"]
 
 @dataclass(frozen=True)
 class Split:
-    """Units to train on, to measure on after every epoch, and to report; units are sorted."""
+    """Units to train on, to measure during the training, and to report; each list is sorted."""
 
     train: list[str]
     watched: list[str]
@@ -89,7 +89,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Training:
-    """A training, done or not: its folder and what decides its result."""
+    """A training, done or not: its folder, and everything that decides its result."""
 
     profile: Profile
     folder: Path
@@ -104,7 +104,7 @@ class Training:
 
     @property
     def units(self) -> list[str]:
-        """The units that are trained on."""
+        """The units it trains on."""
         return self.split.train
 
     @property
@@ -122,12 +122,12 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """Whether the results are there."""
+        """Whether the results exist."""
         return (self.folder / "scores.csv").is_file()
 
     @property
     def label(self) -> str:
-        """What progress lines call the training."""
+        """The training's name in progress lines."""
         size = f"{100 * self.fraction:g}% ({len(self.units)} {self.profile.data.split_unit}s)"
         fold = f", fold {self.fold}" if self.fold else ""
         return f"{self.stage} {self.variant or self.route} {size}, seed {self.seed}{fold}"
@@ -153,7 +153,7 @@ class _Splits:
         self.of = cache(self._of)
 
     def _units(self, which: _Which, unlabelled: bool) -> pd.DataFrame:
-        """`unit, family, split` of what is learnt from."""
+        """`unit, family, split` of every unit that has examples."""
         rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
         if unlabelled:
             rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
@@ -164,7 +164,7 @@ class _Splits:
         return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
 
     def _of(self, which: _Which, fold: int, unlabelled: bool = False) -> Split:
-        """The manifest's own split (fold 0), or a fold: units of train and validation, without the fold's own."""
+        """The manifest's own split (fold 0), or a fold's: train on all units of train and validation outside it."""
         units = self._units(which, unlabelled)
         by_split = {str(split): group["unit"].tolist() for split, group in units.groupby("split")}
         reported = by_split.get("test") or by_split.get("validation", [])
@@ -188,8 +188,8 @@ class _Splits:
         divided = {unit for of in folds for unit in of}
         families = {*pool.loc[pool["unit"].isin(folds[fold - 1]), "family"]} - {""}
         held_out = {*folds[fold - 1], *units.loc[units["family"].isin(families), "unit"]}
-        # Units of the source that the target does not have keep their split; nobody of the fold is pre-trained on, nor
-        # anybody of their families.
+        # Source units that the target lacks keep their split; no unit of the fold, nor of its families, is pre-trained
+        # on.
         train = {*fixed.train, *({*validation} & divided)} - held_out
         reported = sorted({*fixed.train, *validation} - train)
         return Split(sorted(train), reported, reported)
@@ -214,7 +214,7 @@ def _check_targets(profile: Profile, which: _Which, who: str) -> None:
 
 
 def _code() -> str:
-    """What of the software decides a result: the code that computes, and torch, whichever device it was built for."""
+    """The software that decides a result: the code that computes, and torch's version for whichever device."""
     return code_hash() + torch.__version__.partition("+")[0]
 
 
@@ -226,7 +226,7 @@ def pretraining(
     Raises
     ------
     ValueError
-        If there is no such route, seed or fold, or selection and report would use the same units.
+        If there is no such route, seed or fold, or weights would be chosen on the reported units.
     """
     if route not in ROUTES:
         raise ValueError(f"there is no route {route!r}; there are {', '.join(ROUTES)}")
@@ -261,8 +261,8 @@ def finetuning(
     Raises
     ------
     ValueError
-        If the variant is unknown or does not fit the target, the fraction is not in (0, 1], or the pre-training that it
-        starts from (that of the same seed and fold) is not done.
+        If the variant is unknown or does not fit the target, the fraction is not in (0, 1], or its pre-training (of the
+        same seed and fold) is not done.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
@@ -311,18 +311,18 @@ def finetuning(
 
 
 def _described_route(profile: Profile, route: str) -> list[Any]:
-    """What a route is, and all its settings, also those at their defaults: another default is another training."""
+    """A route and all its settings, defaults too: another default is another training."""
     settings = getattr(profile.routes, route).model_dump(mode="json")
     return [{**asdict(ROUTES[route]), "title": route, "paper": ""}, settings]
 
 
 def _asked(profile: Profile, which: _Which) -> list[Any]:
-    """What is decoded, from which tasks."""
+    """States or columns to decode, and the tasks to decode them from."""
     return [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
 
 
 def _check_selection(training: Training, others: list[str]) -> None:
-    """Nothing is chosen on units that are reported, here or (`others`) in what follows from it."""
+    """Raise ValueError if weights would be chosen on units that are reported, here or later (`others`)."""
     settings, split = training.settings, training.split
     if (settings.keep == "best" or settings.patience) and {*split.watched} & {*split.reported, *others}:
         raise ValueError(
@@ -339,7 +339,7 @@ def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu",
 def prepare_part(
     profile: Profile, subjects: list[str], jobs: int | None = None, device: str = "cpu", keep_going: bool = False
 ) -> int:
-    """One of many jobs that fill the profile's store: its plan, and the runs of some subjects; return their number."""
+    """One of many jobs that fill the profile's store: the plan alone, or some subjects' runs; returns their number."""
     table = _runs_at_hand(profile, jobs)
     if not subjects:
         plan(table, profile)
@@ -349,7 +349,7 @@ def prepare_part(
 def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """One run's in-mask series (T, V), as acquired (on the store's grid) and after smoothing and cleaning.
 
-    The whole run is held in memory, for pictures of it.
+    For figures: holds the whole run in memory.
     """
     inside = torch.from_numpy(store.mask.T.copy())
     with at_hand(profile.data_root, [row["image"]], None) as folder:
@@ -371,27 +371,27 @@ def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
 def pretrain(
     profile: Profile, seed: int, route: str = "supervised", fold: int = 0, devices: int = 1, nodes: int = 1
 ) -> Training:
-    """Pre-train by a route on the source of all training units; on several devices see `devices.session`."""
+    """Pre-train by a route on the training units' source data; for several devices see `devices.session`."""
     return _execute(pretraining(profile, seed, route, fold), devices, nodes)
 
 
 def finetune(
     profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, devices: int = 1, nodes: int = 1
 ) -> Training:
-    """Train a variant on the target of a fraction of the training units."""
+    """Train a variant on the target data of a fraction of the training units."""
     return _execute(finetuning(profile, variant, fraction, seed, fold), devices, nodes)
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.DataFrame:
-    """The results table of a trained decoder on a split of the profile's store, by default the one that is reported.
+    """The results table of a trained decoder on a split of the profile's store, by default the reported one.
 
-    Of a decoder that was trained in a fold, these are the units that the fold held out.
+    A decoder trained in a fold is by default evaluated on the units that the fold held out.
 
     Raises
     ------
     ValueError
-        If there is no checkpoint, it decodes nothing that can be scored here, or the store differs from its data in
-        what must agree.
+        If there is no checkpoint, it decodes nothing that can be scored here, or its data and the store differ where
+        they must agree.
     """
     store = open_store(profile.store)
     model, record = load_model(checkpoint)
@@ -423,7 +423,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
 
 
 def _examples(training: Training, store: Store, units: list[str]) -> Examples:
-    """What a training learns from or is measured on: volumes, or its route's clips; windows only while pre-training."""
+    """A training's examples in some units: volumes, or its route's clips; windows in pre-training only."""
     data, which = training.profile.data, training.which
     route = ROUTES[training.route]
     if training.stage == "pretraining" and route.unlabelled:
@@ -440,7 +440,7 @@ def _examples(training: Training, store: Store, units: list[str]) -> Examples:
 
 
 def _architecture(training: Training, store: Store) -> dict[str, Any]:
-    """The encoder of the training's route; while pre-training its head, else one for the target."""
+    """The encoder of the training's route, with the route's head (pre-training) or one for the target (fine-tuning)."""
     data, which = training.profile.data, training.which
     route, section = ROUTES[training.route], getattr(training.profile.routes, training.route)
     own = {"initialisation": VARIANTS[training.variant].initialisation} if training.variant else {}
@@ -458,7 +458,7 @@ def _architecture(training: Training, store: Store) -> dict[str, Any]:
 
 
 def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
-    """Do a training, unless it is finished; every process of it calls this, the first one writes."""
+    """Do a training, unless it is finished. All its processes call this; the first one writes."""
     if devices * nodes == 1 and _found(training):
         return training
     store, split = open_store(training.profile.store), training.split
@@ -526,12 +526,12 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             else:
                 predictions = scores.outcome_predictions(reported.table, answers.score, model.head.scored)
             _write_results(training, predictions, measure=model.head.measure, **measured)
-        fabric.barrier()  # what the others read next is there
+        fabric.barrier()  # the other processes may read the files next
     return training
 
 
 def _linear(training: Training, store: Store, train: Examples, reported: Examples) -> None:
-    """Train a linear model, and write its results."""
+    """Train a linear model and write its results."""
     training.folder.mkdir(parents=True, exist_ok=True)
     _describe(training, store, "32-true")
     data, started = training.profile.data, time.monotonic()
@@ -553,7 +553,7 @@ def _found(training: Training) -> bool:
 
 
 def _key(training: Training) -> dict[str, Any]:
-    """The columns of the results table that say which training it is."""
+    """The training's columns in the results table."""
     names = ("route", "variant", "fraction", "seed", "fold")
     return {name: getattr(training, name) for name in names}
 
@@ -565,7 +565,7 @@ def _predictions(reported: Examples, answers: np.ndarray, targets: list[Any]) ->
 
 
 def _write_results(training: Training, predictions: pd.DataFrame, measure: str = "", **measured: float) -> None:
-    """Write predictions and, last, the results table; what only an unfinished training needs goes."""
+    """Write predictions and, last, the results table; then delete what only an unfinished training needs."""
     encoder = ROUTES[training.route].encoder
     learner = VARIANTS[training.variant].learner if training.variant else "deep"
     table = scores.subject_scores(
@@ -597,7 +597,7 @@ def _describe(training: Training, store: Store, precision: str, n_processes: int
 
 
 def _bench(profile: Profile, cells: list[Cell]) -> dict[tuple[str, str], tuple[Profile, _Splits]]:
-    """For each change and target of some cells its profile and splits, where there is a store; each is opened once."""
+    """(change, target) → profile and splits, for those of the cells whose store exists; opens each store once."""
     store = cache(open_store)
     found = {}
     for change, target in dict.fromkeys((cell.change, cell.target) for cell in cells):
@@ -618,20 +618,20 @@ def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, _Splits
 
 
 def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Training]:
-    """Those of the cells' trainings that are finished."""
+    """The finished trainings among the cells."""
     bench = _bench(profile, cells)
     found = {cell: _if_finished(cell, bench) for cell in cells}
     return {cell: training for cell, training in found.items() if training}
 
 
 def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:
-    """The metrics of the pre-training with the sweep's first seed, of its first fold; without any row if unfinished."""
+    """Metrics of the pre-training with the sweep's first seed and first fold; no rows if unfinished."""
     training = pretraining(profile, profile.sweep.seeds[0], fold=1 if profile.sweep.folds else 0)
     return training.metrics() if training.finished else pd.DataFrame(columns=list(METRICS))
 
 
 def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
-    """The predictions of the sweep's finished trainings at a fraction, with the first seed, and their `variant`."""
+    """Predictions of the sweep's finished trainings at a fraction, with the first seed; adds a column `variant`."""
     cells = [c for c in planned(profile, "sweep") if (c.fraction, c.seed) == (fraction, profile.sweep.seeds[0])]
     finished = finished_trainings(profile, cells)
     tables = [training.predictions().assign(variant=cell.variant) for cell, training in finished.items()]
@@ -639,7 +639,7 @@ def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
 
 
 def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
-    """The index rows with a state of the units that the sweep reports, of its fixed split or of all folds."""
+    """Index rows that have a state, of the units that the sweep reports in its fixed split or in any fold."""
     splits = _Splits(profile, open_store(profile.store))
     folds = range(1, (profile.sweep.folds or 0) * profile.sweep.repeats + 1) if profile.sweep.folds else [0]
     units = sorted({unit for fold in folds for unit in splits.of(which, fold).reported})
@@ -649,8 +649,8 @@ def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
 def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
     """The metrics of a sweep's finished deep trainings in one table (see `Training.metrics`).
 
-    Columns `training` (the name of its folder), `variant, fraction, n_subjects, seed, change` are added. There is no
-    `fold`, as in the results out of fold: each subject's curve is from the folds that held it out.
+    Adds the columns `training` (its folder's name), `variant, fraction, n_subjects, seed, change`. There is no `fold`,
+    as in the out-of-fold results: each subject's curve is from the folds that held it out.
     """
     deep = [cell for cell in planned(profile, name) if VARIANTS[cell.variant].learner == "deep"]
     own = ["variant", "fraction", "seed", "change"]
@@ -663,9 +663,9 @@ def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
 
 
 def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """The results of a sweep's finished trainings in one table, and the names of those that are missing.
+    """The results of a sweep's finished trainings in one table, and the names of the missing ones.
 
-    A column `change` is added, of the settings that a control changed (see `sweeps.changes`).
+    Adds a column `change`, which names the settings that a control changed (see `sweeps.changes`).
     """
     cells = planned(profile, name)
     finished = finished_trainings(profile, cells)

@@ -1,4 +1,4 @@
-"""Ways to pre-train, and decoders to compare, as data with their settings. Knows no torch."""
+"""Ways to pre-train and decoders to compare, with their settings. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
@@ -48,20 +48,20 @@ class ReadoutSettings(Section):
     """An output layer on an encoder's features: classes or numbers."""
 
     dropout: Share = 0.5
-    """Dropout on the features that enter it (section 2.2)."""
+    """Dropout on its input features (section 2.2)."""
 
 
 class LayerGroup(Section):
-    """Layers that learn at a rate of their own, or in some epochs only (discriminative rates, gradual unfreezing)."""
+    """Layers that learn at their own rate, or in some epochs only (discriminative rates, gradual unfreezing)."""
 
     layers: str
-    """Name of a layer or of what holds it, e.g. encoder or encoder.convolutions.0"""
+    """Name of a module, e.g. encoder or encoder.convolutions.0"""
     rate: float = Field(1.0, ge=0)
     """Factor on the learning rate (0 = frozen throughout)."""
     from_epoch: int = Field(1, ge=1)
     """First epoch in which they learn."""
     until_epoch: int | None = Field(None, ge=1)
-    """Last epoch in which they learn (None = the last of all)."""
+    """Last epoch in which they learn (None = the training's last)."""
 
     @model_validator(mode="after")
     def _epochs_are_in_order(self) -> "LayerGroup":
@@ -70,7 +70,7 @@ class LayerGroup(Section):
         return self
 
     def fits(self, name: str) -> bool:
-        """Whether a weight belongs to the layers."""
+        """Whether the weight of this name belongs to the layers."""
         return self.layers in ("", name) or name.startswith(f"{self.layers}.")
 
     def learns(self, epoch: int) -> bool:
@@ -86,9 +86,10 @@ class TrainingSettings(Section):
     steps_per_epoch: int | None = Field(None, ge=1)
     """Batches per epoch (None = one pass over the training data)."""
     min_steps: int = Field(0, ge=0)
-    """Take at least this many steps, however small the training data: epochs are added until there are enough."""
+    """Least number of steps, however small the training data: epochs are added to reach it."""
     evaluations: int | None = Field(None, ge=1)
-    """Measure the held-out examples after this many epochs, evenly spaced, the last one among them (None = every)."""
+    """Number of times the held-out examples are measured: evenly spaced, always after the last epoch (None = after
+    every epoch)."""
     batch_size: int = Field(24, ge=1)
     """Volumes per batch."""
     learning_rate: float = Field(1e-4, gt=0)
@@ -96,33 +97,33 @@ class TrainingSettings(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the training: constant, or warm-up over 5% of the steps and cosine decay to zero."""
     weight_decay: float = Field(0.0, ge=0)
-    """Share of each weight that a step takes away, times the learning rate (AdamW, Loshchilov & Hutter 2019)."""
+    """Each step subtracts this times the learning rate times the weight (AdamW, Loshchilov & Hutter 2019)."""
     l1: float = Field(0.0, ge=0)
-    """Factor of the sum of all weights' absolute values that is added to what is minimised."""
+    """Add this times the sum of all weights' absolute values to the loss."""
     groups: list[LayerGroup] = Field([])
-    """Layers with a learning rate or a schedule of their own; of those that fit a weight, the last one counts."""
+    """Layers with their own learning rate or epochs; if several groups fit a weight, the last one counts."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs without a lower validation loss (None = never)."""
     keep: Literal["last", "best"] = "last"
-    """The weights that the training ends with: the last epoch's, or those with the lowest validation loss."""
+    """Final weights: the last epoch's, or those with the lowest validation loss."""
     shuffled_runs: int | None = Field(None, ge=1)
-    """Shuffle volumes within a window of this many runs that slides over all, so that a store larger than the memory is
-    read run by run (None = over all runs)."""
+    """Shuffle volumes within a sliding window of this many runs, so that a store larger than memory is read run by run
+    (None = shuffle over all runs)."""
     precision: Precision = "32-true"
     """Lightning Fabric's precision; bf16-mixed computes convolutions in bfloat16."""
     threads: int = Field(2, ge=1)
     """CPU threads of each process; fixed here because the last bits of a sum depend on it."""
     deterministic: bool | None = None
-    """Refuse operations whose last bits vary from time to time (None = on a CPU, where that costs nothing)."""
+    """Refuse operations whose last bits vary between trainings (None = on a CPU only, where this costs nothing)."""
     compile: bool = False
     """Compile the model (torch.compile): slow to start; meant for GPUs."""
 
 
 class PretrainingSettings(TrainingSettings):
-    """Training by a route, on all training units or some of them."""
+    """Training by a route, on all or some of the training units."""
 
     n_units: int | None = Field(None, ge=1)
-    """Train on this many of the training units, drawn by the seed (None = all)."""
+    """Number of training units to train on, drawn by the seed (None = all)."""
 
 
 class SupervisedSettings(Section):
@@ -134,7 +135,7 @@ class SupervisedSettings(Section):
 
 
 class Routes(Section):
-    """The ways to pre-train: what their models are like, and how they are trained; a section for each of `ROUTES`."""
+    """The ways to pre-train, with their models and trainings: one section for each of `ROUTES`."""
 
     supervised: SupervisedSettings = SupervisedSettings()
 
@@ -143,15 +144,15 @@ class Routes(Section):
 class Route:
     """A way to pre-train an encoder.
 
-    title : what figures call it
+    title : name in figures
     paper : who published it
-    encoder, head : names in `models.ENCODERS` and `models.HEADS`; where the source is numbers, `numbers` takes the
-        place of `classes`
-    example : what is learnt from: a volume, a clip, or a begin-middle-end window
-    unlabelled : whether volumes without a state are examples, too
+    encoder, head : names in `models.ENCODERS` and `models.HEADS`; where the source is numbers, `numbers` replaces
+        `classes`
+    example : one example of its training: a volume, a clip, or a begin-middle-end window
+    unlabelled : whether it also trains on volumes without a state
 
-    Its settings are the section of its name in `Routes`: `encoder` and `head` of the models, `pretraining`, and, where
-    an example is no volume, `example` (arguments of `training.examples.clips` or `windows`).
+    Its section in `Routes` has its name and holds the settings: `encoder`, `head`, `pretraining` and, for clips and
+    windows, `example` (arguments of `training.examples.clips` or `windows`).
     """
 
     title: str
@@ -174,12 +175,12 @@ ROUTES = {
 class Variant:
     """One way to get a decoder of the target.
 
-    title : what figures call it
-    route : the route whose encoder it has, and whose pre-training it starts from unless its start is random
-    learner : the route's deep model, or a linear one on the in-mask voxels
-    start : the encoder's first weights: random, those of the pre-training, or those in random order within each tensor
-        (the same distribution, no features)
-    initialisation : draw random weights so, whatever the profile says
+    title : name in figures
+    route : the route of its encoder and, unless its start is random, its pre-training
+    learner : the route's deep model, or a linear model of the in-mask voxels
+    start : the encoder's first weights: random, pre-trained, or pre-trained but shuffled within each tensor (the same
+        distribution, no features)
+    initialisation : how random weights are drawn, if not as the profile says
     frozen : train the head only
     permuted : train on targets in random order
     """

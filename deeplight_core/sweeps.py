@@ -1,4 +1,4 @@
-"""Which trainings each page of the book looks at: the sweep of the paper, and the controls."""
+"""The trainings behind each page of the book: the paper's sweep and the controls."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -20,8 +20,8 @@ _DEEP = ["pretrained", "scratch"]
 class Cell(NamedTuple):
     """One fine-tuning.
 
-    `target` is a task that takes the place of the profile's target states, or empty; `fold` is 0 for the manifest's own
-    split, or counts the folds of cross-validation from 1; `change` is the name of changed settings (see `changes`).
+    `target` is empty, or a task that replaces the profile's target; `fold` is 0 for the manifest's own split, or counts
+    the folds of cross-validation from 1; `change` is the name of changed settings (see `changes`).
     """
 
     target: str
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 class Change(NamedTuple):
     """Settings that a control changes.
 
-    pretraining : the change that the pre-training is made under ("" = none)
+    pretraining : the change under which the pre-training is done ("" = none)
     overrides : see `Profile.overridden`
     """
 
@@ -51,11 +51,12 @@ class Change(NamedTuple):
 
 
 def changes(profile: Profile) -> dict[str, Change]:
-    """The changes of settings that the controls ask for, by name; those of simulated data only where there are some.
+    """The changes of settings that the controls need, by name; those of simulated data only for a simulated dataset.
 
     x3 : three times the steps
     constant : the same, at a constant learning rate
-    people-rate… : another learning rate for all variants, on people whom no page reports
+    people : the same settings on people whom no page reports
+    people-rate… : another learning rate for all variants, on these people
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
     """
     finetuning, controls = profile.finetuning, profile.controls
@@ -82,21 +83,21 @@ def changes(profile: Profile) -> dict[str, Change]:
 
 
 def _other_data(profile: Profile, name: str, manifest: Path, **simulation: float) -> dict[str, Any]:
-    """Overrides for another simulated dataset, with a folder of its own."""
+    """Overrides for another simulated dataset in its own folder."""
     name = f"{profile.name}-{name.replace('.', '_')}"
     data = {"manifest": str(manifest), "root": f"runs/{name}/data", "store": None}
     return {"name": name, "data": data, "simulation": simulation}
 
 
 def changed(profile: Profile, change: str, target: str = "") -> Profile:
-    """The profile with changed settings, and a task in the place of its target (see `Profile.for_target`)."""
+    """The profile with changed settings and, unless empty, another target (see `Profile.for_target`)."""
     if change:
         profile = profile.overridden(changes(profile)[change].overrides)
     return profile.for_target(target)
 
 
 def pretraining_of(profile: Profile, cell: Cell) -> tuple[str, str, str, int, int] | None:
-    """Change, route, target, seed and fold of the pre-training that a cell starts from; None if it starts from none."""
+    """Change, route, target, seed and fold of a cell's pre-training; None if it has none."""
     variant = VARIANTS[cell.variant]
     if variant.start == "random":
         return None
@@ -105,9 +106,9 @@ def pretraining_of(profile: Profile, cell: Cell) -> tuple[str, str, str, int, in
 
 
 def planned(profile: Profile, name: str) -> list[Cell]:
-    """The trainings of the sweep (`name="sweep"`), or of a control together with those that it is compared with."""
+    """The trainings of the sweep (`name="sweep"`), or of a control with those it is compared with."""
     sweep, controls = profile.sweep, profile.controls
-    # From scratch with the profile's own initialisation is trained once only.
+    # The sweep already trains from scratch with the profile's own initialisation.
     repeated = profile.routes.supervised.encoder.initialisation
     initialisation = [v for v in controls.initialisation if VARIANTS[v].initialisation != repeated]
     folds = range(1, sweep.folds * sweep.repeats + 1) if sweep.folds else range(1)
@@ -146,7 +147,7 @@ def planned(profile: Profile, name: str) -> list[Cell]:
         cells = [
             cell
             for cell in grid(sweep.variants, controls.fractions[:2], changes=data)
-            if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # others were not pre-trained
+            if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
         raise ValueError(f"there is no sweep {name!r}; there are sweep, {', '.join(CONTROLS)}")

@@ -1,11 +1,11 @@
-"""The book's source: the repository's own pages with executed notebooks in the place of the templates.
+"""The book's source: the repository's pages, with executed notebooks instead of templates.
 
     <folder>/_config.yml, _toc.yml, CHANGELOG.md, book/    copies
     <folder>/notebooks/                         executed notebooks of a profile on the built-in dataset
     <folder>/real/                              executed notebooks of a profile on real data
     <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
 
-What has not been run gets a page that says so and how to run it. Executed pages end with the command that makes them.
+A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
 """
 
 import json
@@ -51,7 +51,7 @@ _TABLES = {
 
 
 def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
-    """Fill `folder` with everything that `jupyter-book build` needs; what was there is replaced.
+    """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _downloads(folder: Path, part: str) -> str:
 
 
 def _page(source: Path, target: Path, profile: str) -> None:
-    """Copy an executed notebook: code folded, the command that makes it at the end, a title for a fine-tuning."""
+    """Copy an executed notebook: fold its code, append the command that makes it, and title a fine-tuning."""
     notebook = nbformat.read(source, as_version=4)
     failed = [c for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     if failed or notebook.metadata.get("papermill", {}).get("exception"):
@@ -150,7 +150,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     target = control if name.startswith("controls_") else "reproduce"
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"
-        f"`{make_command(target, profile)}` makes it and all that comes before it. This page alone, after that:\n\n"
+        f"`{make_command(target, profile)}` makes this page and all that it needs. This page alone, afterwards:\n\n"
         f"~~~bash\n{page}\n~~~\n```"
     )
 
@@ -158,7 +158,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
 def _fold(cell: NotebookNode) -> None:
     tags = cell.metadata.setdefault("tags", [])
     if "parameters" in tags:
-        tags.append("remove-cell")  # the injected ones follow
+        tags.append("remove-cell")  # the injected parameters follow
     elif "hide-output" in tags:
         tags[:] = ["hide-cell"]
     elif all("text/markdown" in output.get("data", {}) for output in cell.outputs):

@@ -1,8 +1,8 @@
-"""What a run costs in volumes, operations, bytes, hours and dollars: the paper's own, on one device and on many.
+"""The cost of the paper's run in volumes, operations, bytes, hours and dollars, on one device and on many.
 
-Volumes, operations and bytes are counted from settings and from the model itself; hours follow from the rates that the
-scripts in `benchmarks` measured. Unless a docstring says otherwise, `passes` is `paper.full_run`'s table, `subject` is
-`per_subject`'s, and `results` are the files of one script (`measured`).
+Volumes, operations and bytes are counted from settings and the model; hours follow from rates measured by the scripts
+in `benchmarks`. Unless a docstring says otherwise, `passes` is `paper.full_run`'s table, `subject` is `per_subject`'s,
+and `results` are the files of one script (`measured`).
 """
 
 import hashlib
@@ -69,7 +69,7 @@ _FLOAT_BYTES = np.dtype("float32").itemsize
 
 
 def measured(script: str) -> list[dict[str, Any]]:
-    """The results of `benchmarks/<script>.py`, one per machine, as far as they are in `benchmarks/results`."""
+    """The results of `benchmarks/<script>.py` in `benchmarks/results`, one per machine."""
     files = sorted((project_root() / "benchmarks" / "results").glob(f"{script}-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
@@ -78,7 +78,7 @@ def measured(script: str) -> list[dict[str, Any]]:
 
 
 def decoder_layers(recipe: Profile) -> "list[Layer]":
-    """The layers of the decoder that is pre-trained, on HCP's grid."""
+    """The layers of the pre-trained decoder, on HCP's grid."""
     from deeplight_core.models.deeplight import DeepLight
 
     return DeepLight(GRID, len(recipe.data.states("source")), recipe.routes.supervised.encoder).layers()
@@ -96,7 +96,7 @@ def n_brain_voxels() -> int:
 
 
 def evaluation_batch() -> int:
-    """Volumes of HCP's grid that a GPU decodes at a time."""
+    """Number of volumes on HCP's grid that a GPU decodes at a time."""
     from deeplight_core.training.inference import batch_size
 
     return batch_size(GRID, "cuda")
@@ -108,7 +108,7 @@ def volume_bytes() -> int:
 
 
 def per_subject(recipe: Profile, kept: pd.Series) -> pd.DataFrame:
-    """Volumes that a subject of HCP gives, per task (the index).
+    """Number of volumes from one HCP subject, per task (the index).
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def pretraining_steps(passes: pd.DataFrame, batch: int) -> int:
 
 
 def sweep_subjects(recipe: Profile, n_train: int) -> list[int]:
-    """Training subjects, of `n_train`, that each of DeepLight's trainings in the sweep is given."""
+    """Number of training subjects, out of `n_train`, of each DeepLight training in the sweep."""
     return [_n_drawn(cell, n_train) for cell in planned(recipe, "sweep") if _deep(cell)]
 
 
@@ -150,7 +150,7 @@ def _n_drawn(cell: Cell, n_train: int) -> int:
 
 
 class Controls(NamedTuple):
-    """What the controls add to the sweep: trainings, by their kind, and the volumes that the deep ones train on."""
+    """What the controls add to the sweep: trainings by kind, and the volumes that the deep ones train on."""
 
     n_pretrainings: int
     n_finetunings: int
@@ -159,7 +159,7 @@ class Controls(NamedTuple):
 
 
 def controls(recipe: Profile, subject: pd.DataFrame, n_train: int) -> Controls:
-    """Count the trainings of all controls that are not in the sweep, and the pre-trainings that the sweep lacks."""
+    """Count the controls' trainings and pre-trainings that are not in the sweep."""
     sweep = {*planned(recipe, "sweep")}
     cells = {cell for name in CONTROLS for cell in planned(recipe, name)} - sweep
     deep = [cell for cell in cells if _deep(cell)]
@@ -181,13 +181,13 @@ def storage(recipe: Profile, subject: pd.DataFrame, n_train: int, n_voxels: int)
 
     Parameters
     ----------
-    n_voxels : in the brain, of a volume
+    n_voxels : voxels of a volume in the brain
 
     Returns
     -------
-    On disk `raw` (float32 images) and `store`; in memory `pre-training` (its volumes as they are stored) and `linear`
-    (float32 volumes to train on, the same scaled, and those to decode, of all subjects); on the device, in 32 bits,
-    `training` (all feature maps of a batch) and `validation` (the two largest of a batch that is decoded)
+    On disk `raw` (float32 images) and `store`; in memory `pre-training` (its volumes as stored) and `linear` (all
+    subjects' float32 volumes: to train on, the same scaled, and to decode); on the device, in 32 bits, `training` (all
+    feature maps of a batch) and `validation` (the two largest of a decoded batch)
     """
     n_validation = recipe.data.n_validation
     n_subjects = n_train + n_validation
@@ -205,7 +205,7 @@ def storage(recipe: Profile, subject: pd.DataFrame, n_train: int, n_voxels: int)
 
 
 def _maps(layers: "Iterable[Layer]") -> list[int]:
-    """Values of each convolution's feature maps of one volume."""
+    """Number of values in each convolution's feature maps of one volume."""
     return [math.prod(layer.output_shape) for layer in layers if layer.kind == "convolution"]
 
 
@@ -219,14 +219,14 @@ def total_flops(layers: "list[Layer]", passes: pd.DataFrame) -> int:
     """Operations of the full run, validation included."""
     decoding, training = volume_flops(layers)
     trained, validated = (int(passes[f"volumes {what} on"].sum()) for what in ("trained", "validated"))
-    return trained * training + validated * decoding  # Python's integers: these come near the end of 64 bits
+    return trained * training + validated * decoding  # Python's integers: 64 bits nearly overflow
 
 
 # ---- measured
 
 
 def preparing(results: list[dict[str, Any]], n_frames: int) -> pd.DataFrame:
-    """What preparing costs (`prepare`): the first run of each result, and all `n_frames` frames in proportion.
+    """Cost of preparing (`prepare`) the first run of each result and, in proportion, all `n_frames` frames.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def preparing(results: list[dict[str, Any]], n_frames: int) -> pd.DataFrame:
 
 
 def reading(result: dict[str, Any]) -> pd.DataFrame:
-    """Volumes per second read back from each format (`store`): `format, bytes_per_voxel`, and per access and cache."""
+    """Volumes per second read from each format (`store`): `format, bytes_per_voxel`, a column per access and cache."""
     rows = [
         {"format": name, "bytes_per_voxel": of_format["bytes_per_voxel"]}
         | {
@@ -260,8 +260,8 @@ def step_times(results: list[dict[str, Any]]) -> pd.DataFrame:
     Returns
     -------
     `device, kind, cores, threads, load, date`; `shape, mm, batch` of a grid; `way`; `training` and `decoding`, median
-    milliseconds per volume, and `training_times` and `decoding_times`, how many times as fast as the plain loop (NaN
-    without one); `idle`, share of our step that waits for data; `flops` of training on a volume; `float32_flops_per_s`,
+    milliseconds per volume, and `training_times` and `decoding_times`, speed relative to the plain loop (NaN without
+    one); `idle`, share of our step that waits for data; `flops` of training on a volume; `float32_flops_per_s`,
     `bfloat16_flops_per_s` and `copy_bytes_per_s` of the device
     """
     columns = ["device", "kind", "cores", "threads", "load", "date", "shape", "mm", "batch", "way", "training",
@@ -292,8 +292,8 @@ def _steps_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 def limits(steps: pd.DataFrame) -> pd.DataFrame:
     """How near our step comes to the device's limit: its arithmetic in bfloat16, or its memory traffic.
 
-    Feature maps in 16 bits are counted as written and read once on the way forward; on the way back they are read once,
-    and their gradients written and read once.
+    The traffic counts feature maps in 16 bits: written and read once in the forward pass; in the backward pass read
+    once, and their gradients written and read once.
 
     Returns
     -------
@@ -315,7 +315,7 @@ def loading(results: list[dict[str, Any]]) -> pd.DataFrame:
 
     Returns
     -------
-    `device`, `cache` (cold or warm), `way`, `volumes_per_s`, `times` (as fast as a file per volume)
+    `device`, `cache` (cold or warm), `way`, `volumes_per_s`, `times` (speed relative to a file per volume)
     """
     rows = [
         (result["device"], cache, way, rate[cache], rate[cache] / result["volumes_per_s"]["npy"][cache])
@@ -356,7 +356,7 @@ def rates(steps: pd.DataFrame, recipe: Profile) -> pd.DataFrame:
 
 
 def device_hours(rates: pd.DataFrame, passes: pd.DataFrame, layers: "list[Layer]") -> pd.DataFrame:
-    """Hours of each part of the full run on each device (`rates`), and the least that its arithmetic takes.
+    """Hours of each part of the full run on each device (`rates`), and the lower bound from its arithmetic.
 
     Returns
     -------
@@ -379,7 +379,7 @@ def device_hours(rates: pd.DataFrame, passes: pd.DataFrame, layers: "list[Layer]
 
 
 def chain_hours(rates: pd.DataFrame, passes: pd.DataFrame) -> pd.Series:
-    """Hours of the longest chain on each device: pre-training, then fine-tuning on all subjects; with validation."""
+    """Hours of the longest chain on each device: pre-training, then fine-tuning on all subjects, both validated."""
     first, sweep = passes.loc["pre-training"], passes.loc["sweep"]
     trained = first["volumes trained on"] + sweep["epochs of each"] * sweep["volumes per epoch"]
     decoded = first["volumes validated on"] + sweep["volumes validated on"] / sweep["trainings"]
@@ -391,12 +391,12 @@ def chain_hours(rates: pd.DataFrame, passes: pd.DataFrame) -> pd.Series:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What no file knows: what GPUs, networks and studies are like.
+    """Assumptions about GPUs, networks and studies.
 
-    volumes_per_s : trained on by a GPU where none has been measured
-    decoding_times_training : volumes decoded in the time that training on one takes
+    volumes_per_s : that a GPU trains on, if none has been measured
+    decoding_times_training : volumes decoded in the time of training on one
     latency_s : of an exchange of gradients between GPUs
-    networks_gb_per_s : what a GPU sends over each network; the first one carries the exchanges of pre-training
+    networks_gb_per_s : that a GPU sends over each network; pre-training exchanges gradients over the first
     n_gpus : numbers of GPUs to compare
     n_subjects : of a larger study
     """
@@ -411,7 +411,7 @@ class Assumed:
 
 
 def gpu_rate(steps: pd.DataFrame, assumed: Assumed) -> tuple[str, float]:
-    """The first measured GPU and the volumes per second that it trains on, on HCP's grid; or "" and what is assumed."""
+    """The first measured GPU and its training rate on HCP's grid, in volumes per second; or "" and the assumed rate."""
     gpus = steps[(steps["kind"] == "cuda") & (steps["shape"] == GRID) & steps["way"].isin(["ours", "ours-compiled"])]
     if gpus.empty:
         return "", float(assumed.volumes_per_s)
@@ -424,7 +424,7 @@ def sweep_seconds(passes: pd.DataFrame, n_subjects: Sequence[int], rate: float, 
 
     Parameters
     ----------
-    n_subjects : of each training (`sweep_subjects`), of which the largest is all
+    n_subjects : of each training (`sweep_subjects`); the largest number is all subjects
     rate : volumes that the GPU trains on per second
     """
     sweep: dict[Any, Any] = passes.loc["sweep"].to_dict()
@@ -438,8 +438,8 @@ def many_gpus(
 ) -> pd.DataFrame:
     """Hours and dollars of the full run on more and more GPUs.
 
-    The GPUs share the batches of pre-training and exchange gradients over the first network; they share the volumes
-    that pre-training is validated on; of the sweep, each takes the next longest training as soon as it is free.
+    The GPUs share the batches of pre-training, exchange gradients over the first network, and share the validation
+    volumes of pre-training. In the sweep, each takes the next longest training as soon as it is free.
 
     Parameters
     ----------
@@ -476,7 +476,7 @@ def _exchange_s(n_gpus: int, gb_per_s: float, n_parameters: int, assumed: Assume
 
 
 def exchanges(batch: int, rate: float, n_parameters: int, assumed: Assumed, n_gpus: int = 8) -> pd.DataFrame:
-    """What the exchange of gradients takes of a step whose batch is shared by GPUs.
+    """Time of exchanging gradients, as part of a step whose batch GPUs share.
 
     Returns
     -------
@@ -493,7 +493,7 @@ def exchanges(batch: int, rate: float, n_parameters: int, assumed: Assumed, n_gp
 
 
 def feeding(results: list[dict[str, Any]], n_gpus: Iterable[int], rate: float, volume_bytes: int) -> pd.DataFrame:
-    """What GPUs ask for beside what cold disks give (`loader`).
+    """The rates at which GPUs need volumes and cold disks deliver them (`loader`).
 
     Returns
     -------
@@ -525,7 +525,7 @@ def growth(
     n_subjects: Iterable[int], subject: pd.DataFrame, volume_bytes: int, row_bytes: float, rate: float,
     hash_rate: float, prepared: list[dict[str, Any]],
 ) -> pd.DataFrame:  # fmt: skip
-    """What the same software meets with more subjects, each of whom gives as many volumes as one of HCP.
+    """Demands on the same software with more subjects, each with as many volumes as one of HCP.
 
     Parameters
     ----------

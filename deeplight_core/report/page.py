@@ -1,4 +1,4 @@
-"""What the notebooks do to be pages: load the settings, show sentences and tables."""
+"""Notebooks as pages: load the settings, show sentences and tables."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["begin", "say", "show"]
 
 
 def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "") -> Profile:
-    """The settings of a page (see `config.load_profile` and `Profile.for_target`); says which data it shows."""
+    """Load a page's settings (see `config.load_profile` and `Profile.for_target`), and say which data it shows."""
     if get_ipython():
         set_matplotlib_formats("retina")
     use_style()
@@ -23,13 +23,13 @@ def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "
 
 
 def say(*sentences: str) -> None:
-    """Show sentences, in Markdown, as one paragraph; empty ones are left out, and nothing is shown if all are empty."""
+    """Show sentences (Markdown) as one paragraph; leave out empty ones, and show nothing if all are empty."""
     if any(sentences):
         display(Markdown(" ".join(filter(None, sentences))))
 
 
 def show(*tables: Any) -> None:
-    """Show tables (data frames or styled ones), one below the other; None is left out."""
+    """Show tables (data frames or styled ones), one below the other; leave out None."""
     for table in tables:
         if table is not None:
             display(table)

@@ -1,6 +1,6 @@
-"""What Thomas, Müller & Samek (2019) report, item by item, and the same computed from a run.
+"""The results of Thomas, Müller & Samek (2019), item by item, and the same computed from a run.
 
-The paper's results are typed here only; its settings are in `profiles/paper.yaml`, tasks and durations in `tasks`.
+Only this file holds the paper's results; its settings are in `profiles/paper.yaml`, tasks and durations in `tasks`.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 N_TRAIN = 300
-"""Training subjects (section 3.1); those held out are in the profile."""
+"""Number of training subjects (section 3.1); the profile has that of held-out ones."""
 
 REPORTED = {
     "pretraining accuracy, training": 0.7604,
@@ -74,7 +74,7 @@ _DECODER = {
 
 _WHY = {
     "WM": "HCP's blocks last 27.5 s; the paper's figure counts the ten trials, 25 s, without the cue",
-    "GAMBLING": "the paper's figure counts whole blocks; labelled are events of 3.5 s, less two volumes each",
+    "GAMBLING": "the paper's figure counts whole blocks; labels cover events of 3.5 s, less two volumes each",
     "MOTOR": "the paper's figure counts three fixation blocks beside the ten movement blocks",
     "LANGUAGE": "the paper's figure counts eight blocks of 30 s; stories and sums vary in length",
     "SOCIAL": "HCP's videos last 23 s with the response; the paper's figure counts 20 s",
@@ -137,7 +137,7 @@ def table1(index: pd.DataFrame, tr_s: float) -> pd.DataFrame:
     -------
     per task of the paper and in total: `targets`; `paper`, seconds; `formula`, where they come from; `label rule`,
     seconds that the paper's rule keeps (`label_rule`); `this run`, seconds per subject in `index` (NaN for a task that
-    it lacks); `why`, what makes the difference
+    it lacks); `why` they differ
     """
     rows = {}
     n_units = index.groupby("task")["unit"].nunique()
@@ -161,12 +161,12 @@ def table1(index: pd.DataFrame, tr_s: float) -> pd.DataFrame:
 
 
 def deviations(recipe: Profile, profile: Profile, store: Store, manifest: pd.DataFrame) -> pd.DataFrame:
-    """What of a run is not the paper's: grid, repetition time, numbers of units, settings.
+    """Differences of a run from the paper: grid, repetition time, numbers of units, settings.
 
     Parameters
     ----------
     recipe : the paper's own profile
-    manifest : the rows that the store was made of
+    manifest : the rows that the store was made from
 
     Returns
     -------
@@ -192,7 +192,7 @@ def _size(shape: tuple[int, ...], affine: np.ndarray, tr_s: float | None, n_unit
 
 
 def decoder_facts(full_grid: "list[Layer]", this_run: "list[Layer]") -> pd.DataFrame:
-    """Fig. 1 in numbers: what the paper says of the decoder beside two models' own layers.
+    """Fig. 1 in numbers: the paper's decoder beside two models' own layers.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def last_epoch_accuracy(metrics: pd.DataFrame, split: str, without: tuple[str, .
 
 
 def reported_difference() -> str:
-    """What the paper reports of the difference between both decoders, as a sentence."""
+    """A sentence on the paper's difference between both decoders."""
     all_data = REPORTED["pretrained, 100%, validation"] - REPORTED["scratch, 100%, validation"]
     return (
         f"In the paper it is {_points(REPORTED['difference, 1%'])} at 1% and {_points(all_data)} at 100%; the page "
@@ -259,8 +259,8 @@ def side_by_side(
 ) -> pd.DataFrame:
     """Every number of sections 3.1 and 3.2 beside the same number of this run, and whether the paper's claim holds.
 
-    A claim is the direction that the paper states, and its significance where the paper tests it: at 0.05 over the
-    number of planned fractions (Bonferroni). What the run's sweep lacks says so, and a test that cannot be made decides
+    A claim is the direction that the paper states and, where the paper tests it, its significance: at 0.05 over the
+    number of planned fractions (Bonferroni). Numbers that the run lacks are marked; a test that cannot be made decides
     nothing.
 
     Parameters
@@ -269,8 +269,8 @@ def side_by_side(
     curves : metrics of the fine-tunings (`experiment.sweep_curves`)
     results : the results table
     n_source : number of states of the source
-    constant : `scores.constant_answer` of the source and of the target: what a decoder has to beat
-    fractions : those that were planned
+    constant : `scores.constant_answer` of the source and of the target, which a decoder has to beat
+    fractions : the planned ones
 
     Returns
     -------
@@ -383,7 +383,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
             continue
         ours = f"{higher} of {len(means)}"
         holds: bool | None = higher == len(means)
-        if len(means) < n_fractions:  # one that is lower decides; what is not there yet does not
+        if len(means) < n_fractions:  # a lower one decides; a missing one does not
             ours, holds = f"{ours} ({n_fractions} planned)", None if holds else False
         if split == "validation":
             table = compare(results, n_tests=n_fractions)
@@ -393,7 +393,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
 
 
 def _time_row(curves: pd.DataFrame) -> _Row:
-    where, quantity = "Fig. 3 D, E", "steps until from scratch's last accuracy is reached, all data"
+    where, quantity = "Fig. 3 D, E", "steps to reach from scratch's last accuracy, all data"
     claim = "less training time"
     held_out = common_steps(curves[(curves["split"] == "validation") & (curves["fraction"] == 1)])
     by_step = held_out.groupby(["variant", "step"])["score"].mean()
@@ -411,7 +411,7 @@ def _time_row(curves: pd.DataFrame) -> _Row:
 def _tested(
     where: str, quantity: str, paper: str, claim: str, results: pd.DataFrame, fraction: float, alpha: float
 ) -> _Row:
-    """A row of a difference between both decoders at one fraction."""
+    """A row on the difference between both decoders at one fraction."""
     try:
         test = compare_cells(results, ("pretrained", fraction), ("scratch", fraction))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the data page reads: designs of runs, maps of states, and the brain that maps are drawn on."""
+"""Contents of the data page: designs of runs, maps of states, and the brain under the maps."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ def designs(profile: Profile, manifest: pd.DataFrame) -> dict[str, Design]:
 
 
 def background(profile: Profile, manifest: pd.DataFrame) -> nib.Nifti1Image | None:
-    """What maps are drawn on: the mean image of the first run; None, for the MNI template, of data in HCP's layout."""
+    """The image under the maps: the first run's mean; None, for the MNI template, if the layout is HCP's."""
     from nilearn.image import mean_img
 
     if profile.data.layout == "hcp":
@@ -72,7 +72,7 @@ def background(profile: Profile, manifest: pd.DataFrame) -> nib.Nifti1Image | No
 
 def state_contrasts(store: Store, states: list[tuple[str, str]]) -> dict[str, nib.Nifti1Image]:
     """State → mean of its training volumes minus the mean of the training volumes of all `states`."""
-    from deeplight_core.training.loader import Volumes  # whose torch only this function needs
+    from deeplight_core.training.loader import Volumes  # here: only this function needs torch
 
     if not states:
         return {}
@@ -88,7 +88,7 @@ def state_contrasts(store: Store, states: list[tuple[str, str]]) -> dict[str, ni
 
 
 def planted_contrasts(profile: Profile, store: Store, states: list[tuple[str, str]]) -> dict[str, nib.Nifti1Image]:
-    """State → its activation in a simulation minus the mean of all `states`; empty where the truth is not known."""
+    """State → its planted activation minus the mean over all `states`; empty where the truth is unknown."""
     paths = [planted_path(profile.data_root, task, state) for task, state in states]
     if profile.simulation is None or not states or not all(path.is_file() for path in paths):
         return {}
@@ -97,17 +97,17 @@ def planted_contrasts(profile: Profile, store: Store, states: list[tuple[str, st
 
 
 def _names(states: list[tuple[str, str]]) -> list[str]:
-    """Names of states; with their task where several tasks are decoded."""
+    """Names of states, with their task if several tasks are decoded."""
     several = len({task for task, _ in states}) > 1
     return [f"{task}: {state}" if several else state for task, state in states]
 
 
 def worst_runs(store: Store, manifest: pd.DataFrame, n: int = 3) -> dict[str, pd.Series]:
-    """Title → row of the manifest of the n runs with the lowest signal-to-noise ratio; structural images have none.
+    """Title → manifest row, for the n runs with the lowest signal-to-noise ratio; empty for structural images.
 
     Parameters
     ----------
-    manifest : the rows that the store was made of
+    manifest : the rows that the store was made from
     """
     if "median_tsnr" not in store.runs:
         return {}

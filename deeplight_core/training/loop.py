@@ -1,9 +1,9 @@
-"""The training loop: set up, fit, evaluate; interrupted at any moment, it goes on as if it had not been.
+"""The training loop: set up, fit, evaluate. Interrupted at any moment, it resumes to the same result.
 
-The loop knows only `model.loss(batch)`. Batches and noise are functions of (seed, step, example) and of nothing else,
-so the state to keep is the model's weights and buffers, Adam's moments and the tally of the epoch; and the batch may be
-shared by any number of processes. Models with BatchNorm take `models.batchnorm`'s, whose statistics are those of
-the whole batch; what it has averaged over steps is a buffer, and is saved with the weights.
+The loop knows only `model.loss(batch)`. Batches and noise depend on (seed, step, example) alone, so any number of
+processes may share a batch, and the state to save is the model's weights and buffers, Adam's moments and the epoch's
+tally. Models with BatchNorm use `models.batchnorm`, whose statistics are those of the whole batch; its running averages
+are buffers, saved with the weights.
 """
 
 import math
@@ -31,16 +31,16 @@ from deeplight_core.training.metrics import Metrics, Tally
 __all__ = ["Fitted", "fit", "learning_rate"]
 
 _WARM_UP = 0.05
-_LOOK_EVERY_S = 1.0  # how often the CPU waits for the device, to see how things stand
+_LOOK_EVERY_S = 1.0  # seconds between waits of the CPU for the device, to check on it
 
 
 class Fitted(NamedTuple):
-    """What a training gives, beside a trained model.
+    """The results of a training, beside the trained model.
 
     metrics : see `Metrics`
-    answers : to the examples that were measured on
-    seen_volumes : volumes that it was trained on, each as often as it was
-    seconds : how long it took, interruptions left out
+    answers : to the held-out examples
+    seen_volumes : number of volumes it was trained on, with repetition
+    seconds : duration without interruptions
     """
 
     metrics: pd.DataFrame
@@ -50,7 +50,7 @@ class Fitted(NamedTuple):
 
 
 def learning_rate(settings: TrainingSettings, step: int, n_steps: int) -> float:
-    """The step size at a step: constant, or linear warm-up over 5% of the steps and cosine decay to zero."""
+    """Learning rate at a step: constant, or linear warm-up over 5% of the steps, then cosine decay to zero."""
     if settings.schedule == "constant":
         return settings.learning_rate
     warm_up = max(1, round(_WARM_UP * n_steps))
@@ -70,22 +70,22 @@ def fit(
     label: str,
     checkpoint_every_s: float = 60.0,
 ) -> Fitted:
-    """Train a model; report each epoch; leave the model trained, on the CPU.
+    """Train a model and report each epoch; the trained model ends on the CPU.
 
     Parameters
     ----------
-    fabric : of `devices.session`; every process of it calls this function
-    train, validation : make the examples on the device that is used, to train and to measure on
-    folder : where the resumable state, `metrics.csv` and TensorBoard's files are kept
-    label : what to call this training in progress lines
+    fabric : of `devices.session`; all its processes call this function
+    train, validation : make the examples, on the given device, to train on and to measure
+    folder : for the resumable state, `metrics.csv` and TensorBoard's files
+    label : the training's name in progress lines
 
     Raises
     ------
     ValueError
-        If the loss is no longer finite (the message names the step and the runs in its batch), or a layer group fits
-        no weight.
+        If the loss is no longer finite (the message names the step and its runs), a layer group fits no weight, or no
+        layer learns in an epoch.
     MemoryError
-        If the memory of the device does not suffice.
+        If the device's memory does not suffice.
     """
     started = time.monotonic()
     with _memory_explained(label, settings):
@@ -108,7 +108,7 @@ def fit(
         started -= seconds
         best = {name.removeprefix("best."): weight for name, weight in others.items() if name.startswith("best.")}
         tally = Tally(len(data), len(model.head.scored), fabric.device)
-        if done and fabric.is_global_zero:  # counts of all processes
+        if done and fabric.is_global_zero:  # these are the counts of all processes
             tally.counts.copy_(others["tally"])
         metrics = Metrics(
             model.head, folder, label, done, done // per_epoch, n_steps, n_epochs, settings.batch_size,
@@ -168,7 +168,7 @@ def _take_step(
     n_all: int,
     tally: Tally,
 ) -> None:
-    """Forward, backward, update with this process's part of a batch of `n_all` examples."""
+    """Forward, backward and update, with this process's part of a batch of `n_all` examples."""
     first, n_own = _share(n_all, fabric)
     with part_of_batch(first, n_own, n_all), fabric.autocast():  # Fabric's precision alone covers `forward` only
         outcome = model.loss(batch)
@@ -184,13 +184,13 @@ def _take_step(
 
 
 def _share(n: int, fabric: Fabric) -> tuple[int, int]:
-    """This process's share of a batch of n: its first example, and how many."""
+    """This process's share of a batch of n: its first example, and its number of examples."""
     first, end = (n * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1))
     return first, end - first
 
 
 def _own_part(numbers: np.ndarray, fabric: Fabric) -> np.ndarray:
-    """The examples of this process's share; where a small batch leaves it nothing, one, to count as nothing."""
+    """The examples of this process's share; if a small batch leaves it none, one example that will not count."""
     first, n_own = _share(len(numbers), fabric)
     return numbers[first : first + n_own] if n_own else numbers[:1]
 
@@ -203,7 +203,7 @@ def _sum(fabric: Fabric, counts: Tensor) -> Tensor:
 
 
 def _epochs_to_measure(n_epochs: int, evaluations: int | None) -> set[int]:
-    """The epochs (from 1) after which the held-out examples are measured: evenly spaced, the last among them."""
+    """The epochs (from 1) after which the held-out examples are measured: evenly spaced, the last one included."""
     n = min(evaluations or n_epochs, n_epochs)
     return {-(-n_epochs * i // n) for i in range(1, n + 1)}
 
@@ -211,7 +211,7 @@ def _epochs_to_measure(n_epochs: int, evaluations: int | None) -> set[int]:
 def _layer_groups(
     model: nn.Module, settings: TrainingSettings, n_epochs: int
 ) -> list[tuple[LayerGroup, list[nn.Parameter]]]:
-    """The weights of each layer group; those of a group with rate 0 are frozen for good."""
+    """The weights of each layer group; a group with rate 0 is frozen for good."""
     groups = [LayerGroup(layers=""), *settings.groups]
     names = [name for name, _ in model.named_parameters()]
     if strangers := [group.layers for group in groups if not any(group.fits(name) for name in names)]:
@@ -237,7 +237,7 @@ def _enter_epoch(model: nn.Module, groups: list[tuple[LayerGroup, list[nn.Parame
     for part in model.modules():
         weights = list(part.parameters())
         if weights and not any(w.requires_grad for w in weights) and not isinstance(part, nn.LSTM):
-            part.eval()  # (cuDNN passes no gradient through an LSTM in this mode; it has no dropout of its own)
+            part.eval()  # not LSTMs: in eval mode cuDNN passes no gradient through, and they have no dropout to stop
 
 
 def _out_of_patience(metrics: Metrics, settings: TrainingSettings) -> bool:
@@ -245,7 +245,7 @@ def _out_of_patience(metrics: Metrics, settings: TrainingSettings) -> bool:
 
 
 def _check_agreement(fabric: Fabric, done: int, metrics: Metrics, folder: Path) -> None:
-    """Raise ValueError, in every process, unless all go on from the same state."""
+    """Raise ValueError in every process unless all resume from the same state."""
     own = torch.tensor([done, -done, metrics.n_epochs, -metrics.n_epochs], device=fabric.device)
     fabric.all_reduce(own, reduce_op="max")
     if own[0] != -own[1] or own[2] != -own[3]:
@@ -286,9 +286,9 @@ def _memory_explained(label: str, settings: TrainingSettings) -> Iterator[None]:
 
 
 class _Pace:
-    """Decides at which steps to look at the device and to save; the first process decides for all, as clocks differ.
+    """Decides at which steps to synchronise and save; the first process decides for all, because clocks differ.
 
-    Looking makes the CPU wait for the device, so it is done about once a second, and at the end of an epoch.
+    Synchronising makes the CPU wait for the device, so it happens about once a second, and at the end of an epoch.
     """
 
     def __init__(self, fabric: Fabric, done: int, save_every_s: float) -> None:
@@ -297,7 +297,7 @@ class _Pace:
         self._looked, self._next = done - 1, done
 
     def after(self, step: int, at_end: bool) -> str:
-        """What to do after a step, the same in every process: "none", "look" or, after having looked, "save"."""
+        """What every process does after a step: "none", "look" (synchronise) or "save" (synchronise, then save)."""
         if step < self._next and not at_end:
             return "none"
         now = time.monotonic()

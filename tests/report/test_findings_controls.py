@@ -75,9 +75,9 @@ def test_leads_of_the_pretrained_decoder() -> None:
     ("pretrained", "shuffled", "verdict"),
     [
         (0.8, 0.6, "Both conditioning and features help here."),
-        (0.6, 0.6, "It is conditioning here; that features help cannot be shown."),
-        (0.8, 0.4, "It is features here; that conditioning helps cannot be shown."),
-        (0.4, 0.4, "Neither conditioning nor features can be shown to help here."),
+        (0.6, 0.6, "Conditioning helps here; no benefit of features can be shown."),
+        (0.8, 0.4, "Features help here; no benefit of conditioning can be shown."),
+        (0.4, 0.4, "No benefit of conditioning or of features can be shown here."),
     ],
 )
 def test_transfer_is_the_sum_of_conditioning_and_features(pretrained: float, shuffled: float, verdict: str) -> None:
@@ -122,7 +122,9 @@ def test_what_cannot_be_tested_against_chance_is_named() -> None:
     table = results({0.1: {"scratch-permuted": 0.25}}).assign(score=0.25)
     tests = statistics.against_chance(table, 0.25)
     note = findings.chance_note(PROFILE, tests, 0.25)
-    assert note.endswith("equally good for every subject: DeepLight, from scratch; labels permuted at 10% (25.0%).")
+    assert note.endswith(
+        "because every subject has the same score: DeepLight, from scratch; labels permuted at 10% (25.0%)."
+    )
     assert "by luck" not in note
     assert cells(findings.chance_table(PROFILE, tests))["Bonferroni"].tolist() == ["–"]
     none = statistics.against_chance(NOTHING, 0.25)

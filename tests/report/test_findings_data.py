@@ -135,8 +135,8 @@ def test_coverage_counts_voxels_of_the_common_mask_only() -> None:
     shares[:1] = 1  # half of the mask, and voxels outside it
     said = findings.coverage_note(store(mask_coverage=0.4), shares)
     assert said == (
-        "A voxel is kept if at least 40% of the runs' masks hold it; 50.0% of the kept ones lie in all of them. The "
-        "mask of `two` holds the least of the common mask: 75.0%."
+        "A voxel is kept if at least 40% of the runs' masks hold it; 50.0% of the kept voxels lie in all of them. The "
+        "mask of `two` covers least of the common mask: 75.0%."
     )
 
 
@@ -149,10 +149,7 @@ def test_the_lowest_signal_to_noise_ratios_come_first() -> None:
     table = findings.worst_runs_table(RUNS, n=2)
     assert table is not None
     assert table.data["run"].tolist() == ["two", "one"]
-    assert (
-        findings.worst_runs_note(RUNS)
-        == "The median run has a ratio of 80, the run with the lowest one 40 (50% of it)."
-    )
+    assert findings.worst_runs_note(RUNS) == "The median run has a ratio of 80; the lowest is 40 (50% of it)."
     structural = RUNS.drop(columns="median_tsnr")
     assert findings.worst_runs_table(structural) is None
     assert findings.worst_runs_note(structural) == ""

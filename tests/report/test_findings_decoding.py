@@ -182,12 +182,12 @@ def test_the_note_on_tests_counts_and_warns_of_few_subjects() -> None:
         in note
     )
     assert "With 6 held-out subjects no permutation test can give less than p = 0.031." in note
-    assert "A bootstrap of 6 subjects" in note
+    assert "With 6 subjects the bootstrap interval" in note
     differing = tests.assign(p_permutation=[0.2, 0.9], n=60)
     note = findings.tests_note(HALVES, differing)
     assert "agree at all fractions but 10% (uncorrected" in note
     assert "no permutation test" not in note
-    assert "A bootstrap" not in note
+    assert "bootstrap interval" not in note
     assert findings.tests_note(HALVES, pd.DataFrame()) == ""
 
 
@@ -225,7 +225,9 @@ def test_the_most_frequent_answer_is_counted_per_decoder() -> None:
     third = predictions[:1].assign(variant="pretrained")
     assert "scratch*, 50% of the" in findings.answers_note(PROFILE, pd.concat([predictions, third]))
     assert "about 25% each" in note
-    assert findings.answers_note(PROFILE, predictions[:0]) == "No decoder of the smallest fraction is there yet."
+    assert (
+        findings.answers_note(PROFILE, predictions[:0]) == "No decoder has been trained on the smallest fraction yet."
+    )
 
 
 def test_runs_are_counted_where_runs_are_the_units() -> None:

@@ -33,7 +33,7 @@ def test_cells_that_longer_training_changes_are_named(lengths: pd.DataFrame) -> 
     assert said == (
         "With 3 times the steps, 2 cells change by 3.0% on average; "
         "by 2% or more: DeepLight, from scratch with 3 (+5.0%). "
-        "The gain from pre-training, averaged over fractions, is +30.0%, and then +26.0%."
+        "The gain from pre-training, averaged over fractions, goes from +30.0% to +26.0%."
     )
     small = lengths[lengths["variant"] == "pretrained"]
     assert "by 2% or more: none." in findings.length_note(small)
@@ -112,7 +112,7 @@ def test_the_gain_is_over_the_decoder_from_scratch_on_the_same_data(grid: pd.Dat
         "in 1 of 4 cases."
     )
     assert findings.transfer_gain(grid[:0]).empty
-    assert findings.gain_note(gain[:0]) == "Nothing of this grid has been trained yet."
+    assert findings.gain_note(gain[:0]) == "No training of this control has been run yet."
 
 
 def test_the_table_of_the_grid_has_every_decoder(grid: pd.DataFrame) -> None:

@@ -38,9 +38,7 @@ def test_other_data_have_no_seconds_of_these_tasks() -> None:
     durations = paper.table1(INDEX, 2.0)
     assert "this run" not in findings.durations_table(BIDS, durations).data
     note = findings.durations_note(BIDS, durations, INDEX, 2.0)
-    assert note.endswith(
-        "**This run's data have none of these tasks**; its own volumes are counted on the page *Data*."
-    )
+    assert note.endswith("**This run's data have none of these tasks**; the page *Data* counts its own volumes.")
     assert "run(s)" not in note
 
 

@@ -161,7 +161,7 @@ def test_hours_add_up() -> None:
 def test_hours_of_the_fastest_device() -> None:
     note = findings.hours_note(HOURS, RATES, PASSES, Profile())
     assert note.startswith("The fastest is fast in `bf16-mixed`: 240 hours (10.0 days) for everything")
-    assert "*sweep* takes the most (75%). That is 6.0 times" in note
+    assert "most of them for *sweep* (75%). That is 6.0 times" in note
     scaled = PASSES.assign(**{"volumes per epoch": [100, 60_000_000]})
     assert "on all subjects, 500 hours. The paper's profile" in findings.hours_note(HOURS, RATES, scaled, Profile())
     assert findings.hours_note(HOURS[:0], RATES, PASSES, Profile()) == ""
@@ -225,9 +225,9 @@ def test_loading_stands_beside_what_training_asks_for() -> None:
     }  # fmt: skip
     note = findings.loading_speed([result], STEPS)
     assert "1,863 volumes per second from memory and 1,468 (0.7 GB/s) run by run" in note
-    assert "training on the same grid asks for 12." in note
+    assert "training on the same grid needs 12." in note
     assert "the 300 MB of the store take 280 MB; streamed, they take 175 MB at most" in note
-    assert "asks for" not in findings.loading_speed([result], STEPS[:3])
+    assert "training on the same grid" not in findings.loading_speed([result], STEPS[:3])
 
 
 def test_the_sweep_is_in_minutes() -> None:
@@ -244,7 +244,7 @@ def test_the_sweep_is_in_minutes() -> None:
 def test_what_is_assumed_is_shown() -> None:
     table = dict(cells(findings.assumed_table(ASSUMED))[1:])
     assert table["GB/s over a wire"] == "1.25"
-    assert table["microseconds that an exchange between GPUs takes at least"] == "50"
+    assert table["least microseconds of an exchange between GPUs"] == "50"
     assert table["subjects of a larger study"] == "40,000"
     assert len(table) == 6
 
@@ -289,13 +289,13 @@ def test_a_disk_feeds_a_part_of_a_gpu() -> None:
     )  # fmt: skip
     rows = cells(findings.feeding_table(table))
     assert [row[0] for row in rows[1:]] == [
-        "asked for by 1 GPU", "asked for by 8 GPUs", "given by the cold disk of A, one core: run by run",
+        "needed by 1 GPU", "needed by 8 GPUs", "delivered by the cold disk of A, one core: run by run",
     ]  # fmt: skip
     assert rows[2][1:] == ["48,000", "22.6"]
     note = findings.feeding_note(table, PASSES, volume_bytes=10**6)
-    assert note.startswith("The fastest measured disk gives 0.2 times what one GPU asks for.")
+    assert note.startswith("The fastest measured disk delivers 0.2 times what one GPU needs.")
     assert "target task take 60 GB" in note
-    assert findings.feeding_note(table[:2], PASSES, 10**6).startswith("Where a disk gives less")
+    assert findings.feeding_note(table[:2], PASSES, 10**6).startswith("If a disk delivers less")
 
 
 def test_growth_has_a_column_per_study() -> None:

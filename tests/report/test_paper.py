@@ -118,7 +118,7 @@ def test_a_run_like_the_papers_confirms_every_claim() -> None:
 
 def test_training_time_is_in_steps() -> None:
     """From scratch ends at 75% in validation after 400 steps; pre-trained, which ends at 85%, is there after 360."""
-    row = table().loc["steps until from scratch's last accuracy is reached, all data"]
+    row = table().loc["steps to reach from scratch's last accuracy, all data"]
     assert row["this run"] == "pre-trained 360, from scratch 400"
     assert row["holds"] == "yes"
 

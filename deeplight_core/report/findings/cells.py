@@ -1,4 +1,4 @@
-"""What cells of tables and parts of sentences are made of: numbers, intervals, sizes, names."""
+"""Parts of tables and sentences: numbers, intervals, sizes, names."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def table(columns: dict[str, list[Any]]) -> Styler:
 
 
 def sizes(profile: Profile, rows: pd.DataFrame) -> dict[str, list[str]]:
-    """The column of a table that names its sizes: how many units, and which share of all."""
+    """A table's column of sizes: the number of units, and their share of all."""
     pairs = zip(rows["n_subjects"], rows["fraction"], strict=True)
     return {f"{profile.data.split_unit}s": [f"{n} ({100 * fraction:g}%)" for n, fraction in pairs]}
 
 
 def short_title(variant: str) -> str:
-    """A variant's title where it is plain that DeepLight is meant."""
+    """A variant's title without the name DeepLight."""
     return VARIANTS[variant].title.removeprefix("DeepLight, ")
 
 

@@ -60,8 +60,8 @@ def baselines_note(tests: pd.DataFrame) -> str:
     if not said:
         return ""
     said.append(
-        "A linear model has no use for the other tasks: it is the benchmark that pre-training has to beat, not a "
-        "competitor in transfer."
+        "Linear models that are not pre-trained make no use of the other tasks: they are the benchmark that "
+        "pre-training has to beat, not competitors in transfer."
     )
     return " ".join(said)
 
@@ -91,14 +91,14 @@ def leads_table(profile: Profile, results: pd.DataFrame) -> Styler | None:
 
 
 def initialisation_note(profile: Profile, results: pd.DataFrame) -> str:
-    """What of transfer is conditioning and what is features, and what a frozen encoder and other starts reach."""
+    """How much of transfer is conditioning and how much features; accuracies of a frozen encoder and other starts."""
     means = results.groupby(["fraction", "variant"])["score"].mean().unstack("variant")
     said = [_parts_note(profile, results, means), _frozen_note(means), *_starts_notes(profile, means)]
     return " ".join(filter(None, said)) or "Nothing can be compared yet."
 
 
 def _of_all(means: pd.DataFrame, *variants: str) -> pd.DataFrame:
-    """The fractions at which all of some variants are there."""
+    """The rows (fractions) that have all of some variants."""
     return means.reindex(columns=list(variants)).dropna()
 
 
@@ -113,14 +113,14 @@ def _parts_note(profile: Profile, results: pd.DataFrame, means: pd.DataFrame) ->
     conditioning, features = (test["low"] > 0 for test in tests[1:])
     verdict = {
         (True, True): "Both conditioning and features help here.",
-        (True, False): "It is conditioning here; that features help cannot be shown.",
-        (False, True): "It is features here; that conditioning helps cannot be shown.",
-        (False, False): "Neither conditioning nor features can be shown to help here.",
+        (True, False): "Conditioning helps here; no benefit of features can be shown.",
+        (False, True): "Features help here; no benefit of conditioning can be shown.",
+        (False, False): "No benefit of conditioning or of features can be shown here.",
     }[bool(conditioning), bool(features)]
     return (
         f"Averaged over {listed([f'{100 * f:g}%' for f in fractions])} of the data (95% intervals over held-out "
-        f"{profile.data.split_unit}s), pre-training gains {gain} over from scratch. This is the sum of two parts: what "
-        f"its weights in random order gain, {kept}, and what their order adds, {rest}. **{verdict}**"
+        f"{profile.data.split_unit}s), pre-training gains {gain} over from scratch. This is the sum of two parts: the "
+        f"gain from its weights in random order, {kept}, and the gain from their order, {rest}. **{verdict}**"
     )
 
 
@@ -188,12 +188,12 @@ def chance_note(profile: Profile, tests: pd.DataFrame, constant: float) -> str:
     said += [f"{side.capitalize()}: {_named(rows)}." for side, rows in sides.items() if len(rows)]
     if len(away):
         said.append(
-            f"One permutation of few labels lies with or against the true ones by luck, the same for all held-out "
-            f"{unit}s: this test counts {unit}s, not permutations. Information that leaks would lift all decoders, the "
-            "more the more data they have."
+            f"A permutation of few labels agrees or disagrees with the true ones by luck, alike for all held-out "
+            f"{unit}s: this test counts {unit}s, not permutations. A leak of information would lift all decoders, and "
+            "more so with more data."
         )
     if len(untested := tests[tests["p"].isna()]):
-        said.append(f"Not tested, being equally good for every {unit}: {_named(untested)}.")
+        said.append(f"Not tested, because every {unit} has the same score: {_named(untested)}.")
     return " ".join(said)
 
 
@@ -210,10 +210,10 @@ def _true_title(variant: str) -> str:
 
 
 def transfer_tests(profile: Profile, results: pd.DataFrame) -> pd.DataFrame:
-    """Pre-trained against from scratch for every task as the target, Bonferroni over all that are planned.
+    """Pre-trained against from scratch for every task as the target, Bonferroni over all planned tests.
 
-    The columns of `statistics.compare` and `task`; without Holm's, whose steps would go over all rows. Empty where no
-    task has both decoders.
+    The columns of `statistics.compare` and `task`, without Holm's, whose steps would go over all rows. Empty if no task
+    has both decoders.
     """
     n_tests = len(planned(profile, "tasks")) // 2
     tests = [
@@ -247,8 +247,8 @@ def transfer_note(profile: Profile, tests: pd.DataFrame) -> str:
     """For which tasks pre-training helps or harms (of `transfer_tests`)."""
     if not profile.tasks_to_leave_out:
         return (
-            "This profile has no task that could be the target while all others are the source: it has too few, or one "
-            "is both."
+            "This profile has no task that could be the target while all others are the source: it has too few tasks, "
+            "or one is both."
         )
     if tests.empty:
         return ""
@@ -277,7 +277,7 @@ def seeds_complete_note(results: pd.DataFrame) -> str:
 
 
 def seeds_table(profile: Profile, results: pd.DataFrame, model: pd.DataFrame) -> Styler | None:
-    """The difference in one training beside that over all, and where it varies; None without a model.
+    """The difference in one training and over all, and how much each source varies; None without a model.
 
     Parameters
     ----------

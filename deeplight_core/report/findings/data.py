@@ -1,4 +1,4 @@
-"""Sentences and tables about the data: who is there, what was kept, what was left out, how good it is."""
+"""Sentences and tables about the data: who, what was kept, what was left out, and quality."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +51,7 @@ _QUALITY = {
     "run": "run",
     "split": "split",
     "median_tsnr": "median tSNR",
-    "mask_overlap": "share of the common mask in its own",
+    "mask_overlap": "share of the common mask covered",
     "constant_voxels": "constant voxels",
     "n_kept": "volumes kept",
 }
@@ -71,13 +71,13 @@ def runs_table(manifest: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
 
 def repetition_note(manifest: pd.DataFrame) -> str:
-    """The runs' repetition time; nothing of structural images."""
+    """The runs' repetition time; empty for structural images."""
     times = sorted(manifest.loc[~is_structural(manifest), "tr_s"].unique())
     return f"The repetition time is {' or '.join(f'{t:g}' for t in times)} s." if times else ""
 
 
 def cleaning_note(settings: PreprocessingSettings, manifest: pd.DataFrame) -> str:
-    """What is done to every voxel, and how labels are shifted."""
+    """The cleaning of every voxel, and the shift of labels."""
     if is_structural(manifest).all():
         return "These are structural images: each is masked and scaled to values from 0 to 1."
     steps = {
@@ -102,7 +102,7 @@ def counts_table(runs: pd.DataFrame) -> Styler:
 
 
 def kept_note(store: Store) -> str:
-    """How many volumes were kept, which events played no part, and what resampling and rounding did."""
+    """The number of volumes kept, the events not used, and the effects of resampling and rounding."""
     runs, settings = store.runs, store.preprocessing
     acquired, kept = int(runs["n_frames"].sum()), int(runs["n_kept"].sum())
     rule = ", each in exactly one block" if settings.keep == "labelled" and not store.is_structural else ""
@@ -163,7 +163,7 @@ def _seconds(profile: Profile, store: Store) -> pd.DataFrame | None:
 
 
 def seconds_table(profile: Profile, store: Store) -> Styler | None:
-    """Table 1 in the paper, by the label rule and in this run; None of data in another layout than HCP's."""
+    """Table 1 in the paper, by the label rule and in this run; None unless the layout is HCP's."""
     durations = _seconds(profile, store)
     if durations is None:
         return None
@@ -180,7 +180,7 @@ def seconds_note(profile: Profile, store: Store) -> str:
     return (
         f"The paper counts {total['paper']:,.0f} s in all, and the label rule keeps {total['label rule']:,.0f} s; "
         f"a {profile.data.split_unit} of this run has {total['this run']:,.0f} s. The page *Paper and this run, side "
-        "by side* says where the differences come from."
+        "by side* explains the differences."
     )
 
 
@@ -201,7 +201,7 @@ def mask_note(store: Store) -> str:
 
 
 def coverage_note(store: Store, shares: np.ndarray) -> str:
-    """How many runs' own masks hold the voxels of the common mask.
+    """How well the runs' own masks cover the common mask.
 
     Parameters
     ----------
@@ -210,8 +210,8 @@ def coverage_note(store: Store, shares: np.ndarray) -> str:
     worst = store.runs.iloc[store.runs["mask_overlap"].argmin()]
     return (
         f"A voxel is kept if at least {store.preprocessing.mask_coverage:.0%} of the runs' masks hold it; "
-        f"{(shares[store.mask] == 1).mean():.1%} of the kept ones lie in all of them. The mask of `{worst['run']}` "
-        f"holds the least of the common mask: {worst['mask_overlap']:.1%}."
+        f"{(shares[store.mask] == 1).mean():.1%} of the kept voxels lie in all of them. The mask of `{worst['run']}` "
+        f"covers least of the common mask: {worst['mask_overlap']:.1%}."
     )
 
 
@@ -227,7 +227,7 @@ def tsnr_note(tsnr: np.ndarray) -> str:
 
 
 def worst_runs_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
-    """The n runs with the lowest temporal signal-to-noise ratio; None of structural images, which have none."""
+    """The n runs with the lowest temporal signal-to-noise ratio; None for structural images, which have none."""
     if "median_tsnr" not in runs:
         return None
     table = runs.sort_values("median_tsnr")[list(_QUALITY)].head(n).rename(columns=_QUALITY)
@@ -236,18 +236,18 @@ def worst_runs_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
 
 
 def worst_runs_note(runs: pd.DataFrame) -> str:
-    """The median run's signal-to-noise ratio, and the lowest; nothing of structural images, which have none."""
+    """The median run's signal-to-noise ratio, and the lowest; empty for structural images, which have none."""
     if "median_tsnr" not in runs:
         return ""
     ratios = runs["median_tsnr"]
     return (
-        f"The median run has a ratio of {ratios.median():.0f}, the run with the lowest one {ratios.min():.0f} "
+        f"The median run has a ratio of {ratios.median():.0f}; the lowest is {ratios.min():.0f} "
         f"({ratios.min() / ratios.median():.0%} of it)."
     )
 
 
 def design_note(found: Mapping[str, Design]) -> str:
-    """How many volumes of the runs have a state, and how many blocks have none; nothing where there are no blocks."""
+    """Numbers of volumes with a state, and of blocks without volumes; empty if there are no blocks."""
     if not any(len(design.blocks) for design in found.values()):
         return ""
     labelled = ", ".join(f"{task} {len(d.labelled_s)} of {d.n_volumes}" for task, d in found.items())
@@ -257,7 +257,7 @@ def design_note(found: Mapping[str, Design]) -> str:
 
 
 def states_note(index: pd.DataFrame) -> str:
-    """The rarest and the most frequent state of the training data; nothing where no volume has a state."""
+    """The rarest and the most frequent state of the training data; empty if no volume has a state."""
     trained_on = index[(index["split"] == "train") & (index["state"] != "")]
     counts = (
         trained_on.groupby(["task", "state"]).size().sort_values(kind="stable").reset_index(name="n").to_dict("records")
@@ -269,7 +269,7 @@ def states_note(index: pd.DataFrame) -> str:
 
 
 def drift_note(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """How much of the variance a straight line explains before and after cleaning; nothing without runs.
+    """How much of the variance a straight line explains before and after cleaning; empty without runs.
 
     Parameters
     ----------
@@ -285,11 +285,11 @@ def drift_note(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def activation_note(maps: Mapping[str, Any], planted: Mapping[str, Any], mask: np.ndarray) -> str:
-    """How well the states' maps agree with what was planted, or how strong they are where the truth is not known.
+    """How well the states' maps agree with the planted ones or, where the truth is unknown, how strong they are.
 
     Parameters
     ----------
-    maps, planted : state → NIfTI image; `planted` is empty of real data
+    maps, planted : state → NIfTI image; `planted` is empty for real data
     mask : (X, Y, Z) bool; the voxels that count
     """
     if not maps:
@@ -301,7 +301,7 @@ def activation_note(maps: Mapping[str, Any], planted: Mapping[str, Any], mask: n
             for state, values in inside.items()
         ]
         return (
-            "The data show what was planted: the maps of the data correlate with the ground truth at "
+            "The data show the planted activation: their maps correlate with the ground truth at "
             f"{', '.join(agreement)}."
         )
     peaks = {state: np.abs(values).max() for state, values in inside.items()}

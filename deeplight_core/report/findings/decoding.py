@@ -52,19 +52,20 @@ def make_command(target: str, profile: str) -> str:
 
 
 def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
-    """One line of Markdown: what a page is made of, and which of its trainings are missing and how to run them."""
+    """One line of Markdown: how many trainings a page has, which are missing, and how to run them."""
     n = len(planned(profile, name))
     if not missing:
         return f"All {n} trainings of this page are here." if n else "This profile has no trainings for this page."
     command = make_command({"sweep": "reproduce", "gain": "gain"}.get(name, "controls"), profile.name)
     return (
-        f"**{len(missing)} of the {n} trainings of this page have not been run**; what is here is shown. `{command}` "
-        f"runs the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over the seeds that they share."
+        f"**{len(missing)} of the {n} trainings of this page have not been run**; the page shows the others. "
+        f"`{command}` runs the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over their common "
+        "seeds."
     )
 
 
 def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
-    """What cross-validation says of pre-training: a sentence for each fraction, and what to think of the other tests.
+    """Cross-validation of pre-training: a sentence for each fraction, and a caution about the other tests.
 
     Parameters
     ----------
@@ -85,14 +86,14 @@ def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
         f"**Cross-validated**: {profile.sweep.folds} folds of the {unit}s, {profile.sweep.repeats} time(s). "
         "Pre-trained against from scratch, with the corrected resampled t-test (Nadeau & Bengio 2003) over folds:\n\n"
         f"{lines}\n\nThe figures and tests below take each {unit}'s score from the fold that held it out. They count "
-        f"{unit}s, whose decoders share training data, so their intervals are too narrow: the list above is the test."
+        f"{unit}s, whose decoders share training data, so their intervals are too narrow: trust the list above."
     )
 
 
 def planned_tests(profile: Profile, results: pd.DataFrame) -> pd.DataFrame:
     """Pre-trained against from scratch (`statistics.compare`), corrected for all fractions that the sweep plans.
 
-    Empty where there is no fraction that both decoders have.
+    Empty if no fraction has both decoders.
     """
     if not {"pretrained", "scratch"} <= set(results["variant"]):
         return pd.DataFrame()
@@ -133,8 +134,8 @@ def linear_tests(profile: Profile, results: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    `decoder, baseline` (variants), `n` fractions that both have, at which the decoder is significantly `better` or
-    `worse`, and its largest `lead` and `lag` (the largest and the smallest difference)
+    `decoder, baseline` (variants); `n`, the number of fractions that both have; the numbers of those at which the
+    decoder is significantly `better` or `worse`; its `lead` and `lag` (the largest and the smallest difference)
     """
     linear = [v for v in VARIANTS if VARIANTS[v].learner != "deep" and v in set(results["variant"])]
     n_tests = 2 * len(linear) * len(profile.sweep.fractions)
@@ -157,11 +158,11 @@ def linear_note(tests: pd.DataFrame) -> str:
             for r in rows.to_dict("records")
         ]
         said.append(f"Against {VARIANTS[str(baseline)].title} on the same volumes, {', '.join(each)}.")
-    return " ".join([*said, "The page *Linear baselines* goes on with this."]) if said else ""
+    return " ".join([*said, "The page *Linear baselines* has the details."]) if said else ""
 
 
 def steps_note(profile: Profile, metrics: pd.DataFrame) -> str:
-    """After how many steps each decoder is halfway from chance to its last accuracy, at the smallest and largest size.
+    """Steps until each decoder is halfway from chance to its last accuracy, at the smallest and largest fraction.
 
     Parameters
     ----------
@@ -184,7 +185,7 @@ def steps_note(profile: Profile, metrics: pd.DataFrame) -> str:
             else:
                 each.append(f"{name} never (it ends at chance after {steps:,.0f} steps)")
         said.append(f"on {100 * fraction:g}% of the training data, {listed(each)}")
-    return f"Halfway from chance to the last accuracy, of the points measured: {'; '.join(said)}." if said else ""
+    return f"Halfway from chance to the last accuracy (at a measured step): {'; '.join(said)}." if said else ""
 
 
 def difference_note(tests: pd.DataFrame) -> str:
@@ -231,7 +232,7 @@ def effects_table(profile: Profile, tests: pd.DataFrame) -> Styler | None:
 
 
 def tests_note(profile: Profile, tests: pd.DataFrame) -> str:
-    """What the two tables of tests (of `planned_tests`) have in common, and what they cannot say."""
+    """How far the tests of both tables (of `planned_tests`) agree, and their limits."""
     if tests.empty:
         return ""
     n, unit = int(tests["n"].iloc[0]), profile.data.split_unit
@@ -245,12 +246,12 @@ def tests_note(profile: Profile, tests: pd.DataFrame) -> str:
         said.append(f"With {n} held-out {unit}s no permutation test can give less than p = {2 / 2**n:.2g}.")
     if n < 50:
         said.append(
-            f"A bootstrap of {n} {unit}s is too narrow for *d*; the interval of the noncentral t distribution assumes "
-            "normal differences instead."
+            f"With {n} {unit}s the bootstrap interval of *d* is too narrow; that of the noncentral t distribution "
+            "assumes normal differences."
         )
     said.append(
         f"The {unit}s are the only source of variance in these tables: {counted(len(profile.sweep.seeds), 'training')} "
-        "of each kind. What another training would give is on the page *Repeated trainings*."
+        "of each kind. The page *Repeated trainings* shows how much trainings vary."
     )
     return " ".join(said)
 
@@ -284,14 +285,14 @@ def saved_note(profile: Profile, saved: pd.DataFrame) -> str:
 
 
 def answers_note(profile: Profile, predictions: pd.DataFrame) -> str:
-    """How much of each decoder's answers the most frequent one makes up.
+    """The share of the most frequent answer among each decoder's answers.
 
     Parameters
     ----------
     predictions : `variant, predicted_state`, one row per volume
     """
     if predictions.empty:
-        return "No decoder of the smallest fraction is there yet."
+        return "No decoder has been trained on the smallest fraction yet."
     shares = predictions.groupby("variant", sort=False)["predicted_state"].value_counts(normalize=True)
     most = shares.groupby("variant", sort=False).max()
     each = [f"{share:.0%} of the answers of *{VARIANTS[str(v)].title}*" for v, share in most.items()]

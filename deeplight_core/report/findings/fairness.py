@@ -1,4 +1,4 @@
-"""Was the comparison fair? Sentences and tables on training length, learning rates and what was pre-trained on."""
+"""Was the comparison fair? Sentences and tables on training length, learning rates and pre-training data."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ __all__ = [
     "transfer_gain",
 ]
 
-TOLERANCE = 0.02  # by how much three times the steps may change a cell
+TOLERANCE = 0.02  # a cell may change by less than this with three times the steps
 
 
 def _by_length(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores of every variant and fraction (rows) as planned and with more steps (columns)."""
+    """Mean scores of every variant and fraction (rows), as planned and with more steps (columns)."""
     chosen = results[results["change"].isin(["", f"x{LONGER}"])]
     means = chosen.groupby(["variant", "fraction", "n_subjects", "change"])["score"].mean().unstack("change")
     return means.reindex(columns=["", f"x{LONGER}"]).dropna().set_axis(["planned", "longer"], axis=1)
@@ -62,12 +62,12 @@ def length_note(results: pd.DataFrame) -> str:
     said += f"; by {TOLERANCE:.0%} or more: {named or 'none'}."
     if {"pretrained", "scratch"} <= set(means.index.get_level_values("variant")):
         planned, longer = ((gain[c]["pretrained"] - gain[c]["scratch"]).mean() for c in ("planned", "longer"))
-        said += f" The gain from pre-training, averaged over fractions, is {planned:+.1%}, and then {longer:+.1%}."
+        said += f" The gain from pre-training, averaged over fractions, goes from {planned:+.1%} to {longer:+.1%}."
     return said
 
 
 def pace_note(curves: pd.DataFrame) -> str:
-    """After how many steps each decoder is within two points of its best, at a constant learning rate.
+    """Steps until each decoder is within two points of its best, at a constant learning rate.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def pace_note(curves: pd.DataFrame) -> str:
         said.append(f"{VARIANTS[str(variant)].title} on {100 * float(str(fraction)):g}%: {there:,} ({mean.max():.1%})")
     if not said:
         return "No decoder has been trained at a constant learning rate yet."
-    return f"Steps until a decoder is within {TOLERANCE:.0%} of its best, and that best: " + "; ".join(said) + "."
+    return f"Steps until a decoder is within {TOLERANCE:.0%} of its best (in brackets): " + "; ".join(said) + "."
 
 
 def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_rates(results: pd.DataFrame) -> dict[str, float]:
-    """Variant → the learning rate with the highest mean score on the people that were simulated for this."""
+    """Variant → the learning rate with the highest mean score, on the people simulated for this choice."""
     return {str(variant): float(rate) for variant, rate in _by_rate(results).idxmax(axis=1).items()}
 
 
@@ -125,7 +125,7 @@ def rates_note(profile: Profile, results: pd.DataFrame) -> str:
 
 
 def transfer_gain(results: pd.DataFrame) -> pd.DataFrame:
-    """What pre-training adds, by contrast, number of pre-training units and fraction.
+    """Gain from pre-training, by contrast, number of pre-training units and fraction.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def gain_note(gain: pd.DataFrame, unit: str = "subject") -> str:
     gain : of `transfer_gain`
     """
     if gain.empty:
-        return "Nothing of this grid has been trained yet."
+        return "No training of this control has been run yet."
     means = gain.groupby(["contrast", "n_pretraining", "n_subjects"])["gain"].mean().reset_index()
     least, *_, most = means.sort_values("gain").to_dict("records")
     told = [

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def data_note(profile: Profile, index: pd.DataFrame, shape: tuple[int, ...], n_train: int) -> str:
-    """How many units on which grid the paper's numbers and this run's come from.
+    """Numbers of units and grids, of the paper and of this run.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def data_note(profile: Profile, index: pd.DataFrame, shape: tuple[int, ...], n_t
 
 
 def data_origin(profile: Profile) -> str:
-    """What this run's data are called in a column's name."""
+    """The name of this run's data in a column's header."""
     return "simulated" if profile.simulation is not None else str(profile.data_root.name)
 
 
@@ -56,7 +56,7 @@ def durations_table(profile: Profile, durations: pd.DataFrame) -> Styler:
 
 
 def durations_note(profile: Profile, durations: pd.DataFrame, index: pd.DataFrame, tr_s: float) -> str:
-    """What makes the differences in Table 1, and how this run counts, in Markdown.
+    """Reasons for the differences in Table 1, and how this run counts, in Markdown.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def durations_note(profile: Profile, durations: pd.DataFrame, index: pd.DataFram
         runs = (by_task["file"].nunique() / by_task["unit"].nunique()).mean()
         here = (
             f"In this run a {profile.data.split_unit} has {runs:.3g} run(s) of each task at TR {tr_s:g} s; labels "
-            f"are shifted by {profile.preprocessing.lag_s:g} s (paper: 0 s), so the last volumes of a run can fall "
+            f"are shifted by {profile.preprocessing.lag_s:g} s (paper: 0 s), so the last labels of a run can fall "
             "past its end."
         )
     else:
-        here = "**This run's data have none of these tasks**; its own volumes are counted on the page *Data*."
-    return f"What makes the difference:\n\n{reasons}\n\n{here}"
+        here = "**This run's data have none of these tasks**; the page *Data* counts its own volumes."
+    return f"Why the seconds differ:\n\n{reasons}\n\n{here}"
 
 
 def facts_table(facts: pd.DataFrame) -> Styler:
@@ -102,6 +102,6 @@ def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
     if profile.simulation is not None:
         said.append(
             "A claim that holds on simulated data shows that the pipeline can find the effect where it was planted, "
-            "not that brains have it; that gambling is hardest is planted, too."
+            "not that brains have it; gambling's difficulty is planted, too."
         )
     return " ".join(said)

@@ -1,6 +1,6 @@
-"""What the full run takes, how fast the package is, what more GPUs and subjects would change: sentences and tables.
+"""Sentences and tables on the cost of the full run, the package's speed, and more GPUs and subjects.
 
-The tables that go in are those of `costs`; `results` are those of one script in `benchmarks` (`costs.measured`).
+They take the tables of `costs`; `results` are those of one script in `benchmarks` (`costs.measured`).
 """
 
 import math
@@ -76,7 +76,7 @@ _KINDS = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def _hours(hours: float) -> str:
-    """Two digits of what is short, whole hours of what is long."""
+    """Whole hours from ten on, two digits below."""
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
@@ -140,11 +140,11 @@ def storage_table(storage: dict[str, int], recipe: Profile) -> Styler | None:
 
 
 def storage_note(n_voxels: int) -> str:
-    """Which voxels are stored, and which of the amounts need care."""
+    """Which voxels are stored, and which amounts need care."""
     return (
         f"The MNI152 brain mask holds {n_voxels:,} of the grid's {math.prod(costs.GRID):,} voxels. Logistic regression "
-        "needs all its volumes in memory at once, raw and scaled, beside those to decode. It is a control, which `make "
-        "reproduce` does not run here: give its jobs that memory, or take `linear` out of the lists in `controls`. The "
+        "needs all its volumes in memory at once, raw and scaled, and those to decode. It is a control, which `make "
+        "reproduce` does not run here: give its jobs that memory, or remove `linear` from the lists in `controls`. The "
         "last two rows are lower bounds, in 32 bits."
     )
 
@@ -161,7 +161,7 @@ def preparing_table(preparing: pd.DataFrame) -> Styler | None:
 
 
 def preparing_note(results: list[dict[str, Any]]) -> str:
-    """How much faster than nilearn preparing is, and how near the results are to each other (`prepare`)."""
+    """How much faster than nilearn this package prepares, and how close the results are (`prepare`)."""
     return " ".join(
         f"On {result['device']} this package is {result['times_as_fast']:.1f} times as fast as nilearn, and its "
         f"z-scores differ from nilearn's by at most {result['largest_difference_before_float16']:.0e}."
@@ -170,7 +170,7 @@ def preparing_note(results: list[dict[str, Any]]) -> str:
 
 
 def processes_note(results: list[dict[str, Any]]) -> str:
-    """What several processes and many runs do to preparing (`scaling`)."""
+    """How preparing scales with processes and with runs (`scaling`)."""
     said = []
     for result in results:
         processes, memory = result["processes"], result["many_runs"]["most_over_fewest"]
@@ -194,7 +194,7 @@ def reading_table(reading: pd.DataFrame) -> Styler | None:
 
 
 def reading_note(result: dict[str, Any]) -> str:
-    """What was measured where; what the store saves, what int8 costs, and whether a memory map is faster (`store`)."""
+    """The device, the store's savings, the cost of int8, and whether a memory map is faster (`store`)."""
     formats, rounding = result["formats"], result["formats"]["int8"]["rounding"]
     warm = result["float16_times_as_fast_as"]["npy"]["random"]["warm"]
     return (
@@ -241,9 +241,9 @@ def measured_note(rates: pd.DataFrame) -> str:
     busy = rates.loc[(rates["kind"] == "cpu") & (rates["load"] > 1), "device"].unique()
     said = [_missing_kinds(rates["kind"])]
     if len(busy):
-        said.append(f"Other programs ran while {', '.join(busy)} was measured (see *load*): idle, it is faster.")
+        said.append(f"Other programs ran while {', '.join(busy)} was measured (see *load*): it is faster when idle.")
     if len(rates):
-        said.append("Rates are medians of a few steps, so hours that follow from them are rough estimates.")
+        said.append("Rates are medians of a few steps, so the hours derived from them are rough estimates.")
     return " ".join(filter(None, said))
 
 
@@ -278,8 +278,8 @@ def hours_note(hours: pd.DataFrame, rates: pd.DataFrame, passes: pd.DataFrame, r
     parts = hours[(hours["device"] == device) & (hours["precision"] == precision)].set_index("part")["hours"]
     same = rates[(rates["device"] == device) & (rates["precision"] == precision)]
     return (
-        f"The fastest is {device} in `{precision}`: {_hours(all_h)} hours ({all_h / 24:,.1f} days) for everything, of "
-        f"which *{parts.idxmax()}* takes the most ({parts.max() / all_h:.0%}). That is "
+        f"The fastest is {device} in `{precision}`: {_hours(all_h)} hours ({all_h / 24:,.1f} days) for everything, "
+        f"most of them for *{parts.idxmax()}* ({parts.max() / all_h:.0%}). That is "
         f"{all_h / best['bound_hours']:.1f} times what the arithmetic alone would take. With a device for each "
         "training, the longest chain counts: pre-training, then fine-tuning on all subjects, "
         f"{_hours(costs.chain_hours(same, passes).iloc[0])} hours. The paper's profile asks for "
@@ -292,9 +292,8 @@ def controls_cost(controls: costs.Controls, passes: pd.DataFrame) -> str:
     return (
         f"The controls add {controls.n_pretrainings} pre-trainings, {controls.n_finetunings} fine-tunings and "
         f"{controls.n_linear} linear models: {controls.n_volumes / 1e6:,.0f} million volumes to train on, "
-        f"{controls.n_volumes / passes['volumes trained on'].sum():.1f} times those of the run above. Take out of "
-        "`controls` in the profile what you can do without; each further seed and each further "
-        "task needs a pre-training of its own."
+        f"{controls.n_volumes / passes['volumes trained on'].sum():.1f} times those of the run above. Remove from "
+        "`controls` in the profile what you can do without; each further seed or task needs its own pre-training."
     )
 
 
@@ -318,7 +317,7 @@ def not_measured(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def training_speed(steps: pd.DataFrame) -> str:
-    """Volumes per second that this package trains on, and how many times as many as others, a line per grid."""
+    """Volumes per second that this package trains on, also relative to others; a line per grid."""
     lines = []
     for (device, mm, _), rows in steps.groupby(["device", "mm", "batch"], sort=False):
         ms = rows.set_index("way")["training"]
@@ -351,7 +350,7 @@ def limits_table(limits: pd.DataFrame) -> Styler | None:
 
 
 def same_learning(results: list[dict[str, Any]]) -> str:
-    """How far the losses in float32 and bfloat16 are apart, beside two seeds of the same precision (`training`)."""
+    """How much the losses in float32 and bfloat16 differ, and those of two float32 seeds (`training`)."""
     said = []
     for result in results:
         if not result["curves"]:
@@ -368,7 +367,7 @@ def same_learning(results: list[dict[str, Any]]) -> str:
 
 
 def decoding_speed(steps: pd.DataFrame) -> str:
-    """How many volumes this package decodes in the time of a trained one, per grid."""
+    """How many volumes this package decodes in the time of training on one, per grid."""
     ours = steps[steps["way"] == "ours"]
     if ours.empty:
         return ""
@@ -377,14 +376,14 @@ def decoding_speed(steps: pd.DataFrame) -> str:
 
 
 def loading_speed(results: list[dict[str, Any]], steps: pd.DataFrame) -> str:
-    """Volumes that one core loads, beside those that training asks for, and the memory that this holds (`loader`)."""
+    """Volumes per second that one core loads and that training needs, and the memory held (`loader`)."""
     said = []
     for result in results:
         speed, mb = result["volumes_per_s"], result["bytes_per_volume"] / 1e6
         of_grid = steps[
             (steps["device"] == result["device"]) & (steps["shape"] == costs.GRID) & (steps["way"] == "ours")
         ]
-        asked = f"; training on the same grid asks for {1e3 / of_grid['training'].min():,.0f}" if len(of_grid) else ""
+        asked = f"; training on the same grid needs {1e3 / of_grid['training'].min():,.0f}" if len(of_grid) else ""
         streamed = max(speed[way]["held_mb"] for way in ("single", "by_run"))
         said.append(
             f"On {result['device']}, one core gives {speed['memory']['warm']:,.0f} volumes per second from memory and "
@@ -397,7 +396,7 @@ def loading_speed(results: list[dict[str, Any]], steps: pd.DataFrame) -> str:
 
 
 def sweep_speed(results: list[dict[str, Any]]) -> str:
-    """Minutes that a whole sweep takes, and those of the plain loop (`sweep`)."""
+    """Minutes of a whole sweep, by this package and by the plain loop (`sweep`)."""
     return " ".join(
         f"On {result['device']} with {result['cores']} cores, {result['trainings']} fine-tunings "
         f"({result['volumes_trained_on']:,} volumes trained on, {result['volumes_decoded']:,} decoded) take "
@@ -411,12 +410,12 @@ def sweep_speed(results: list[dict[str, Any]]) -> str:
 
 
 def assumed_table(assumed: costs.Assumed) -> Styler | None:
-    """All that is assumed."""
+    """All assumptions."""
     rows = {
-        "volumes per second that a GPU trains on, where none has been measured": assumed.volumes_per_s,
-        "volumes decoded in the time that training on one takes": assumed.decoding_times_training,
-        "US dollars for an hour of a GPU": assumed.dollars_per_gpu_hour,
-        "microseconds that an exchange between GPUs takes at least": 1e6 * assumed.latency_s,
+        "volumes per second that a GPU trains on, if none has been measured": assumed.volumes_per_s,
+        "volumes decoded in the time of training on one": assumed.decoding_times_training,
+        "US dollars per GPU hour": assumed.dollars_per_gpu_hour,
+        "least microseconds of an exchange between GPUs": 1e6 * assumed.latency_s,
         **{f"GB/s over {network}": gb_per_s for network, gb_per_s in assumed.networks_gb_per_s.items()},
         "subjects of a larger study": assumed.n_subjects,
     }
@@ -424,12 +423,12 @@ def assumed_table(assumed: costs.Assumed) -> Styler | None:
 
 
 def gpu_note(device: str, rate: float) -> str:
-    """Whose rate the page uses (`costs.gpu_rate`)."""
+    """Where the page's rate comes from (`costs.gpu_rate`)."""
     if device:
         return f"The rate is the one measured on {device}: {rate:,.0f} volumes per second."
     return (
         f"**No GPU has been measured.** The hours below assume {rate:,.0f} volumes per second; `python "
-        "benchmarks/training.py --device cuda` puts a measured rate in its place."
+        "benchmarks/training.py --device cuda` measures one."
     )
 
 
@@ -460,7 +459,7 @@ def many_gpus_note(hours: pd.DataFrame, seconds: Sequence[float], batch: int) ->
         f"and the longest, on all subjects, takes {max(seconds) / 3600:.2f} hours by itself; a batch of {batch} has no "
         f"work for more than {batch} GPUs. The hours are lower bounds: a GPU with {each} volumes at a time is less "
         f"efficient than one with {batch}. Larger batches would scale further, but that is not the paper's recipe. A "
-        "large machine is good for the many small trainings of the sweep and its controls."
+        "large machine suits the many small trainings of the sweep and its controls."
     )
 
 
@@ -482,7 +481,7 @@ def exchanges_table(exchanges: pd.DataFrame) -> Styler | None:
 
 
 def exchanges_note(exchanges: pd.DataFrame, n_parameters: int, batch: int, rate: float) -> str:
-    """What a step exchanges, and over which networks that is the limit (`costs.exchanges`)."""
+    """How much a step exchanges, and over which networks this is the limit (`costs.exchanges`)."""
     slow = exchanges.loc[exchanges["share"] > 0.5, "network"]
     return (
         f"The decoder has {n_parameters:,} parameters, so a step exchanges {4 * n_parameters / 1e6:.1f} MB of "
@@ -497,12 +496,12 @@ def exchanges_note(exchanges: pd.DataFrame, n_parameters: int, batch: int, rate:
 
 
 def feeding_table(feeding: pd.DataFrame) -> Styler | None:
-    """What GPUs ask for and disks give (`costs.feeding`)."""
+    """The rates that GPUs need and disks deliver (`costs.feeding`)."""
     ways = {"by_run": "run by run", "single": "single volumes"}
     names = [
-        f"given by the cold disk of {row['device']}, one core: {ways[row['way']]}"
+        f"delivered by the cold disk of {row['device']}, one core: {ways[row['way']]}"
         if row["device"]
-        else f"asked for by {_gpus(row['n_gpus'])}"
+        else f"needed by {_gpus(row['n_gpus'])}"
         for row in feeding.to_dict("records")
     ]
     table = pd.DataFrame({"": names, "volumes per second": feeding["volumes_per_s"], "GB/s": feeding["gb_per_s"]})
@@ -510,23 +509,23 @@ def feeding_table(feeding: pd.DataFrame) -> Styler | None:
 
 
 def feeding_note(feeding: pd.DataFrame, passes: pd.DataFrame, volume_bytes: int) -> str:
-    """Whether a disk feeds a GPU, and what lies in memory instead (`costs.feeding`)."""
+    """Whether a disk is fast enough for a GPU, and what to keep in memory instead (`costs.feeding`)."""
     asked = feeding.loc[feeding["device"] == "", "volumes_per_s"].min()
     given = feeding.loc[feeding["device"] != "", "volumes_per_s"].max()
     store_gb = passes["volumes per epoch"] * volume_bytes / 1e9
     measured = (
-        "" if np.isnan(given) else f"The fastest measured disk gives {given / asked:.1f} times what one GPU asks for. "
+        "" if np.isnan(given) else f"The fastest measured disk delivers {given / asked:.1f} times what one GPU needs. "
     )
     return (
-        f"{measured}Where a disk gives less, what is trained on should lie in the GPU's memory: the training volumes "
-        f"of the target task take {store_gb['sweep']:,.0f} GB, those of pre-training {store_gb['pre-training']:,.0f} "
-        "GB (half of that with `storage: int8`). What does not fit is streamed run by run, from as many disks as the "
-        "rate asks for, or from the node's memory, where the system caches files by itself."
+        f"{measured}If a disk delivers less, keep the training volumes in the GPU's memory: those of the target task "
+        f"take {store_gb['sweep']:,.0f} GB, those of pre-training {store_gb['pre-training']:,.0f} GB (half of that "
+        "with `storage: int8`). Volumes that do not fit are streamed run by run, from as many disks as the rate needs, "
+        "or from the node's memory, where the system caches files by itself."
     )
 
 
 def growth_table(growth: pd.DataFrame) -> Styler | None:
-    """What grows with the number of subjects, a column for each (`costs.growth`)."""
+    """What grows with the number of subjects (columns; `costs.growth`)."""
     rows = {
         "labelled volumes (millions)": growth["volumes"] / 1e6,
         "store (TB)": growth["store_bytes"] / 1e12,

@@ -1,4 +1,4 @@
-"""Sentences about one training: who is trained on, how well it goes, what is taken for what."""
+"""Sentences about one training: its units, its scores, its confusions."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def pretraining_note(profile: Profile, route: str, units: list[str]) -> str:
-    """Who is pre-trained on, by which route, to decode what."""
+    """The units, route and labels of a pre-training."""
     data, way = profile.data, ROUTES[route]
     tasks, n_states, columns = data.tasks("source"), len(data.states("source")), data.columns("source")
     learnt = counted(n_states, "state") if n_states else " and ".join(columns) or "no label"
@@ -49,7 +49,7 @@ def finetuning_note(profile: Profile, variant: str, fraction: float, seed: int, 
 
 
 def decoder_note(layers: Sequence[Any]) -> str:
-    """How large a decoder is; nothing of one without layers.
+    """How large a decoder is; empty without layers.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def curves_note(metrics: pd.DataFrame, unit: str = "subject") -> str:
 
 
 def paper_note(metrics: pd.DataFrame, n_states: int) -> str:
-    """Chance and the paper's accuracies after pre-training, with and without gambling; nothing where no state is.
+    """Chance and the paper's accuracies after pre-training, with and without gambling; empty without states.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def paper_note(metrics: pd.DataFrame, n_states: int) -> str:
 
 
 def tasks_note(results: pd.DataFrame) -> str:
-    """The tasks from the best decoded one to the worst; nothing where there are no results.
+    """The tasks from the best decoded to the worst; empty without results.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def scores_note(results: pd.DataFrame, n_states: int, unit: str = "subject") -> 
 
 
 def confusion_note(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> str:
-    """The state that is most often taken for another, and how often the task is right; nothing without states.
+    """The most frequent confusion, and how often the task is right; empty without states.
 
     Parameters
     ----------

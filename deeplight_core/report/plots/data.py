@@ -1,4 +1,4 @@
-"""Figures of data: what was labelled, how it was cleaned, maps on the brain."""
+"""Figures of data: labels, cleaning, maps on the brain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,11 +50,11 @@ def class_counts(index: pd.DataFrame) -> Figure:
 
 
 def tsnr_distribution(runs: pd.DataFrame) -> Figure:
-    """How many runs have which temporal signal-to-noise ratio (their median voxel's), by split.
+    """Histogram of the runs' temporal signal-to-noise ratios (their median voxels'), by split.
 
     Parameters
     ----------
-    runs : `split, median_tsnr`, as a store has them
+    runs : a store's `split, median_tsnr`
     """
     greys = {"train": "#595959", "validation": "#999999", "test": "#CCCCCC"}
     there = [split for split in greys if split in set(runs["split"])]

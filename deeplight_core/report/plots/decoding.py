@@ -1,6 +1,6 @@
 """Figures of decoding: learning curves, scores, differences, confusions.
 
-Scores are accuracies unless `measure` says another; `n_states` is 0 where there are no states.
+Scores are accuracies unless `measure` names another measure; `n_states` is 0 where there are no states.
 """
 
 from collections.abc import Mapping
@@ -113,7 +113,7 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACC
             mark_chance(axes, measure.chance(n_states))
             axes.set_title(f"{VARIANTS[variant].title.removeprefix('DeepLight, ')}: {title}")
             axes.set_xlabel("")
-    panels[0, 0].set_xscale("log")  # of all, since they share it
+    panels[0, 0].set_xscale("log")  # sets all panels, which share it
     panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0, 0].xaxis.set_major_formatter("{x:,.0f}")
     panels[0, 0].xaxis.set_minor_locator(NullLocator())
@@ -208,7 +208,7 @@ def _fractions(table: pd.DataFrame) -> dict[float, str]:
 
 
 def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
-    """How many units from scratch equal n pre-trained ones; arrows where no size of the sweep does, or the smallest.
+    """How many units from scratch equal n pre-trained ones; arrows mark more, or fewer, than the sweep has.
 
     Parameters
     ----------

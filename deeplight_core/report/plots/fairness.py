@@ -1,4 +1,4 @@
-"""Figures on whether the comparison is fair: training length, learning rates, what was pre-trained on."""
+"""Figures on whether the comparison is fair: training length, learning rates, pre-training data."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -68,7 +68,7 @@ def rate_lines(results: pd.DataFrame, n_states: int, measure: Measure = ACCURACY
 
 
 def gain_lines(gain: pd.DataFrame, unit: str = "subject", measure: Measure = ACCURACY) -> Figure:
-    """What pre-training adds against the number of units pre-trained on, by contrast (lines) and fraction (panels).
+    """Gain from pre-training against the number of pre-training units, by contrast (lines) and fraction (panels).
 
     Parameters
     ----------

@@ -16,9 +16,9 @@ __all__ = ["model_diagram"]
 
 
 def model_diagram(layers: Sequence[Any], shape: tuple[int, int, int], n_states: int) -> Figure:
-    """The decoder from volume to states (Fig. 1): convolutions on every slice above, what follows them below.
+    """The decoder from volume to states (Fig. 1): convolutions of every slice above, LSTMs and output below.
 
-    Boxes are as high as a convolution's maps have rows, and as wide as it has channels.
+    A box's height shows the rows of a convolution's maps, its width the number of channels.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def _draw_slices(axes: Axes, shape: tuple[int, int, int]) -> None:
 
 
 def _draw_convolutions(axes: Axes, layers: Sequence[Any]) -> float:
-    """Boxes, a table of what they are below; returns where the last one ends."""
+    """Boxes and a table below them; returns x of the last box."""
     left, right = 1.98, 8.74
     step = (right - left) / len(layers)
     rows, channels = (max(layer.output_shape[i] for layer in layers) for i in (2, 1))
@@ -98,7 +98,7 @@ def _draw_convolutions(axes: Axes, layers: Sequence[Any]) -> float:
 
 
 def _draw_recurrence(axes: Axes, n_features: int, states: tuple[int, ...]) -> None:
-    """One vector per slice, read by an LSTM upwards and by another downwards."""
+    """One vector per slice; one LSTM reads them upwards, another downwards."""
     heights = 1.35 + 0.3 * np.array([-2.6, -1.6, -0.6, 0.6, 1.6, 2.6])
     columns = ((2.95, OKABE_ITO[2], heights), (4.45, OKABE_ITO[3], heights[::-1]))
     for y in heights:

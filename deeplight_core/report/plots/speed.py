@@ -1,4 +1,4 @@
-"""How fast: hours, milliseconds and volumes per second."""
+"""Figures of speed: hours, milliseconds and volumes per second."""
 
 import math
 from typing import Any, Literal
@@ -24,7 +24,7 @@ _LOADERS = {
 
 
 def step_bars(steps: pd.DataFrame, what: Literal["training", "decoding"]) -> Figure:
-    """Milliseconds per volume of every way, one panel per grid; in brackets how many times as fast as the plain loop.
+    """Milliseconds per volume of every way, one panel per grid; in brackets, speed relative to the plain loop.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def step_bars(steps: pd.DataFrame, what: Literal["training", "decoding"]) -> Fig
 
 
 def loading_bars(loads: pd.DataFrame) -> Figure:
-    """Volumes loaded per second, cold and warm; in brackets how many times as fast as from a file per volume.
+    """Volumes loaded per second, cold and warm; in brackets, speed relative to a file per volume.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def loading_bars(loads: pd.DataFrame) -> Figure:
 
 
 def _rate_bars(panels: dict[str, pd.DataFrame], value: str, times: str, titles: dict[str, str], unit: str) -> Figure:
-    """A panel of horizontal bars per table (`way`, and the columns named), in the order of `titles`."""
+    """Horizontal bars, one panel per table (`way` and the columns `value`, `times`), in the order of `titles`."""
     heights = [len(rows) for rows in panels.values()]
     size = (8.5, 0.8 * len(panels) + 0.36 * sum(heights))
     figure, grid = plt.subplots(len(panels), 1, figsize=size, height_ratios=heights, squeeze=False)
@@ -75,7 +75,7 @@ def _is_ours(way: str) -> bool:
 
 
 def _write(axes: Axes, text: str, x: float, y: float, **look: Any) -> None:
-    """Text to the right of the end of a bar."""
+    """Write text to the right of a bar."""
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10, **look)
 
 
@@ -153,7 +153,7 @@ def hours_bars(hours: pd.DataFrame) -> Figure:
 
 
 def _mark_spans(axes: Axes, hours: np.ndarray) -> None:
-    """A logarithmic axis of hours with room for labels, on which a day, a week, a month and a year are marked."""
+    """A logarithmic axis of hours with room for labels; marks a day, a week, a month and a year."""
     left, right = 10 ** math.floor(math.log10(hours.min())), 5 * hours.max()
     axes.set(xscale="log", xlim=(left, right))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -86,12 +86,12 @@ def bars(axes: Axes, table: pd.DataFrame, x: str, y: str, colours: Mapping[str, 
 
 
 def points(axes: Axes, table: pd.DataFrame, x: str, y: str, order: list[str], **look: Any) -> None:
-    """A point per row, side by side where they would lie on each other; the same at every drawing, unlike jitter."""
+    """A point per row, side by side instead of overlapping; unlike jitter, every drawing is the same."""
     sns.swarmplot(table, x=x, y=y, order=order, ax=axes, warn_thresh=1, **POINTS | look)
 
 
 def mark_chance(axes: Axes, chance: float | None, named: bool = False) -> None:
-    """A dashed line at what guessing gives, if anything; `named` writes beside the axes what it is."""
+    """A dashed line at chance, if there is one; `named` labels it."""
     if chance is None:
         return
     axes.axhline(chance, **CHANCE)
@@ -100,7 +100,7 @@ def mark_chance(axes: Axes, chance: float | None, named: bool = False) -> None:
 
 
 def value_axis(axes: Axes, measure: Measure, title: str = "") -> None:
-    """A vertical axis of a measure's values, in its unit; that of a share goes from 0 to 100%."""
+    """A vertical axis of a measure's values, in its unit; shares go from 0 to 100%."""
     _label(axes.yaxis, measure, title or measure.axis or measure.title)
     if measure.unit == "share":
         axes.set_ylim(0, 1.0)
