@@ -75,7 +75,7 @@ def test_what_a_manifest_leaves_out_is_listed_beside_it(tmp_path, monkeypatch, c
     text = (tmp_path / "m.left-out.csv").read_text()
     assert text == "path,reason\nsim002/MNINonLinear/Results/tfMRI_WM_LR,no <run>.nii.gz\n"
     shown = capsys.readouterr()
-    assert "1 warning(s), all of them in" in shown.err
+    assert "1 warning(s), all listed in" in shown.err
     assert "20 runs" in shown.out
     assert call(monkeypatch, *command, "--task", "MOTOR") == 0
     assert (tmp_path / "m.left-out.csv").read_text() == "path,reason\n"
