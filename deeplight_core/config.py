@@ -302,7 +302,7 @@ class Profile(Section):
         Raises
         ------
         ValueError
-            If the task is not among those that can be left out.
+            If the task cannot be left out.
         """
         if task == "" or [task] == self.data.tasks("target"):
             return self
