@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from deeplight_core.routes import ROUTES
+from deeplight_core.sweeps import CONTROLS
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ["Snakefile", "profiles", "notebooks", "book", "_config.yml", "_toc.yml", "CHANGELOG.md", "data_manifest.csv",
@@ -100,8 +101,8 @@ def prepared(project: Path, *notebooks: str) -> None:
 
 def test_one_machine_plans_nothing_of_a_cluster(project):
     counts, jobs = plan(project, options="controls=no")
-    pages = {"control_page": 5, "statistics": 1, "paper_and_this_run": 1, "measured": 3, "book": 1}
-    assert counts == {"data": 1, "pretraining": 1, "finetuning": 6, **pages, "total": 19}
+    pages = {"control_page": len(CONTROLS), "statistics": 1, "paper_and_this_run": 1, "measured": 3, "book": 1}
+    assert counts == {"data": 1, "pretraining": 1, "finetuning": 6, **pages, "total": 22}
     assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
 
 
@@ -144,7 +145,7 @@ def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
         assert "srun --nodes=2 --ntasks-per-node=4 " in train
         assert f"runs/smoke/trained/supervised-seed{seed}" in jobs[f"runs/smoke/notebooks/{notebook}.ipynb"]
     others = [job for output, job in jobs.items() if re.search("pretraining/as-is/supervised-[A-Z]+-seed1", output)]
-    assert len(others) == 6
+    assert len(others) == 2  # smoke leaves two tasks out
     assert "trained" not in "".join(others)  # the command cannot leave out another task
 
 
@@ -247,3 +248,22 @@ def test_every_route_has_its_rule_and_its_line_for_the_cluster(project):
             assert f"-p route {route} -p seed 7" in said
             rules = set(re.findall(r"^rule (\w+):", said, flags=re.MULTILINE)) - {"data"}
             assert rules == {"train", "other_pretraining"} <= set(settings["set-resources"])
+
+
+def test_controls_that_change_the_data_have_stores_of_their_own(project):
+    """And the trainings on them get the changed settings; the grid of transfer gain is run only if asked for."""
+    counts, jobs = plan(project, options="controls=yes gain=yes")
+    assert counts["other_data"] == 2
+    tried = jobs["runs/smoke/notebooks/controls/people-rate0.001-pretrained-0.5-seed1.ipynb"]
+    assert "runs/smoke-people/store/index.parquet" in tried
+    assert "pretraining/people/supervised-own-seed1.ipynb" in tried
+    assert '"learning_rate": 0.001' in tried
+    few = jobs["runs/smoke/notebooks/pretraining/contrast3-n2/supervised-own-seed1.ipynb"]
+    assert "runs/smoke-contrast3/store/index.parquet" in few
+    assert '"n_units": 2' in few
+    longer = jobs["runs/smoke/notebooks/controls/x3-pretrained-0.5-seed1.ipynb"]
+    assert "runs/smoke/store/index.parquet" in longer
+    assert "notebooks/02_pretraining.ipynb" in longer  # of the sweep: nothing of it changes
+    _, without = plan(project, options="controls=yes")
+    assert [output for output in without if "contrast" in output] == []
+    assert any("people-rate" in output for output in without)

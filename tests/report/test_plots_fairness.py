@@ -68,3 +68,5 @@ def test_gain_lines_have_a_panel_for_each_size_and_a_line_for_each_contrast():
         assert drawn[1] == pytest.approx(means[2.5])
         assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "10"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["contrast 1%", "contrast 2.5%"]
+    alone = plots.gain_lines(gain[gain["contrast"] == 1]).axes[0]
+    assert alone.get_lines()[0].get_xdata() == pytest.approx([0, 1])  # nothing to stand beside
