@@ -78,12 +78,13 @@ def gain_lines(gain: pd.DataFrame, unit: str = "subject", measure: Measure = ACC
     sizes = sorted(gain["n_subjects"].unique())
     figure, panels = plt.subplots(1, len(sizes), figsize=(4 * len(sizes) + 1, 3.8), sharey=True, squeeze=False)
     contrasts = sorted(gain["contrast"].unique())
+    dodge = 0.3 if len(contrasts) > 1 else False
     for axes, n in zip(panels[0], sizes, strict=True):
         chosen = gain[gain["n_subjects"] == n].assign(contrast=lambda table: table["contrast"].map("{:g}%".format))
         sns.pointplot(
             chosen, x="n_pretraining", y="gain", hue="contrast", hue_order=[f"{c:g}%" for c in contrasts],
             palette=list(OKABE_ITO[: len(contrasts)]), markers=["o", "s", "D", "^", "v", "P"][: len(contrasts)],
-            dodge=0.3 if len(contrasts) > 1 else False, capsize=0.1, err_kws={"linewidth": 1.5}, linewidth=1.5, seed=0, ax=axes, legend=False,
+            dodge=dodge, capsize=0.1, err_kws={"linewidth": 1.5}, linewidth=1.5, seed=0, ax=axes, legend=False,
         )  # fmt: skip
         axes.axhline(0, color="#222222", linewidth=1)
         axes.set_title(f"{n} {unit}{'s' if n > 1 else ''} to fine-tune on")
