@@ -13,7 +13,7 @@ from tiny import Order, OrderSettings, TinyEncoder, TinySettings
 from deeplight_core import config, experiment, models, routes
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
-from deeplight_core.routes import Route, Routes, Section, TrainingSettings, Variant
+from deeplight_core.routes import PretrainingSettings, Route, Routes, Section, Variant
 
 # ---- what somebody writes into models/ and routes.py
 
@@ -28,7 +28,7 @@ class GuessSettings(Section):
     encoder: TinySettings = TinySettings()
     head: OrderSettings = OrderSettings()
     example: WindowSettings = WindowSettings()
-    pretraining: TrainingSettings = TrainingSettings(epochs=2, batch_size=16, learning_rate=1e-3, threads=1)
+    pretraining: PretrainingSettings = PretrainingSettings(epochs=2, batch_size=16, learning_rate=1e-3, threads=1)
 
 
 class MoreRoutes(Routes):
@@ -107,5 +107,5 @@ def test_every_route_has_its_settings() -> None:
         section = getattr(config.Profile().routes, name)
         assert isinstance(section.encoder, models.ENCODERS[route.encoder].Settings)
         assert isinstance(section.head, models.HEADS[route.head].Settings)
-        assert isinstance(section.pretraining, TrainingSettings)
+        assert isinstance(section.pretraining, PretrainingSettings)
     assert {variant.route for variant in routes.VARIANTS.values()} <= {*routes.ROUTES}

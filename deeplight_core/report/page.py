@@ -4,7 +4,6 @@ from typing import Any
 
 from IPython import get_ipython
 from IPython.display import Markdown, display
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from deeplight_core.config import Profile, load_profile
 from deeplight_core.report.plots import use_style
@@ -14,8 +13,8 @@ __all__ = ["begin", "say", "show"]
 
 def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "") -> Profile:
     """Load a page's settings (see `config.load_profile` and `Profile.for_target`), and say which data it shows."""
-    if get_ipython():
-        set_matplotlib_formats("retina")
+    if shell := get_ipython():
+        shell.run_line_magic("config", 'InlineBackend.figure_formats = ["retina"]')
     use_style()
     settings = load_profile(profile, overrides).for_target(target)
     say(settings.provenance)
