@@ -111,6 +111,7 @@ def test_the_gain_is_over_the_decoder_from_scratch_on_the_same_data(grid: pd.Dat
         "smallest with 3 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 1% (-10.0%); it is below zero "
         "in 1 of 4 cases."
     )
+    assert "it is below zero in 0 of 1 cases." in findings.gain_note(gain[gain["gain"].round(2) == 0.4])
     assert findings.transfer_gain(grid[:0]).empty
     assert findings.gain_note(gain[:0]) == "No training of this control has been run yet."
 

@@ -170,7 +170,8 @@ def gain_note(gain: pd.DataFrame, unit: str = "subject") -> str:
     if gain.empty:
         return "No training of this control has been run yet."
     means = gain.groupby(["contrast", "n_pretraining", "n_subjects"])["gain"].mean().reset_index()
-    least, *_, most = means.sort_values("gain").to_dict("records")
+    rows = means.sort_values("gain").to_dict("records")
+    least, most = rows[0], rows[-1]
     told = [
         f"{row['n_pretraining']} {unit}(s) to pre-train on, {row['n_subjects']} to fine-tune on and a contrast of "
         f"{row['contrast']:g}% ({row['gain']:+.1%})"
