@@ -54,10 +54,10 @@ class _OneNumber(Head):
     answer_shape = (1,)
     n_parts = 1
 
-    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: Any) -> None:
+    def __init__(self, encoder: Encoder, targets: list[Any], settings: Any) -> None:
         super().__init__()
         self.targets, self.settings = targets, settings
-        self.read = nn.Linear(self.n_parts * features[0], 1)
+        self.read = nn.Linear(self.n_parts * encoder.output_shape[0], 1)
 
     def initialise(self) -> None:
         nn.init.xavier_normal_(self.read.weight)

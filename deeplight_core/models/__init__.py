@@ -36,4 +36,4 @@ def build(architecture: dict[str, Any]) -> Model:
         parts[part] = known[name], known[name].Settings.model_validate(architecture[part]["settings"])
     (encoder_of, encoder_settings), (head_of, head_settings) = parts["encoder"], parts["head"]
     encoder = encoder_of(tuple(architecture["encoder"]["shape"]), encoder_settings)
-    return Model(encoder, head_of(encoder.output_shape, architecture["head"]["targets"], head_settings))
+    return Model(encoder, head_of(encoder, architecture["head"]["targets"], head_settings))

@@ -225,7 +225,7 @@ class DeepLight(Model):
     ) -> None:
         encoder = SliceEncoder(shape, settings or DeepLightSettings())
         targets = [["", str(i)] for i in range(n_states)]
-        super().__init__(encoder, Classes(encoder.output_shape, targets, readout or ReadoutSettings()))
+        super().__init__(encoder, Classes(encoder, targets, readout or ReadoutSettings()))
 
     def layers(self) -> list[Layer]:
         """The layers in order, with their work for one volume; nothing is computed."""

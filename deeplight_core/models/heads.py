@@ -22,8 +22,8 @@ class _Readout(nn.Linear, Head):
 
     Settings = ReadoutSettings
 
-    def __init__(self, features: tuple[int, ...], targets: list[Any], settings: ReadoutSettings) -> None:
-        super().__init__(math.prod(features), len(targets))
+    def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
+        super().__init__(math.prod(encoder.output_shape), len(targets))
         self.targets, self.settings = list(targets), settings
 
     @torch.no_grad()
@@ -81,8 +81,8 @@ class Numbers(_Readout):
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, features: tuple[int, ...], targets: list[str], settings: ReadoutSettings) -> None:
-        super().__init__(features, targets, settings)
+    def __init__(self, encoder: Encoder, targets: list[str], settings: ReadoutSettings) -> None:
+        super().__init__(encoder, targets, settings)
         self.register_buffer("mean", torch.zeros(len(targets)))
         self.register_buffer("sd", torch.ones(len(targets)))
 

@@ -60,13 +60,21 @@ class Encoder(nn.Module):
         """(B, …, Z, Y, X) → (B, *output_shape)."""
         raise NotImplementedError
 
+    def trace(self, volumes: Tensor) -> tuple[Tensor, Any]:
+        """Features, and whatever the encoder's `mirror` needs beside them, such as the places of pooled maxima."""
+        return self(volumes), None
+
+    def mirror(self) -> nn.Module:
+        """A new module that makes volumes of features: (B, *output_shape) and what `trace` gave → (B, Z, Y, X)."""
+        raise NotImplementedError
+
 
 class Head(nn.Module):
     """Features → an outcome.
 
     Parameters
     ----------
-    features : the encoder's `output_shape`
+    encoder : the encoder that it reads; it takes its sizes, and keeps no reference
     targets : what is decoded, in the order of the answers: [task, state] pairs, names of columns, or nothing
     settings : an instance of `Settings`
     """

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.protocol import Encoder
@@ -16,11 +16,15 @@ class Same(Encoder):
     name = "same"
     Settings = ReadoutSettings
 
+    def __init__(self, *output_shape: int) -> None:
+        super().__init__((1, 1, 1), EXACT)
+        self.output_shape = output_shape
+
     def forward(self, volumes: Tensor) -> Tensor:
         return volumes
 
 
-SAME = Same((1, 1, 1), EXACT)
+SAME = Same(5)
 
 
 def features(n: int, *shape: int) -> Tensor:
@@ -29,7 +33,7 @@ def features(n: int, *shape: int) -> Tensor:
 
 def numbers(settings: ReadoutSettings = EXACT) -> Numbers:
     torch.manual_seed(0)
-    head = Numbers((5,), ["age", "iq"], settings)
+    head = Numbers(SAME, ["age", "iq"], settings)
     head.initialise()
     head.standardise(np.array([40, 100]), np.array([8.0, 15]))
     return head
@@ -72,7 +76,7 @@ def test_a_missing_number_teaches_nothing() -> None:
 
 
 def test_a_head_takes_features_with_places() -> None:
-    head = Classes((4, 2, 3, 1), [["WM", "body"], ["WM", "face"]], EXACT)
+    head = Classes(Same(4, 2, 3, 1), [["WM", "body"], ["WM", "face"]], EXACT)
     outcome = head.outcome(SAME, {"volumes": features(3, 4, 2, 3, 1), "targets": torch.tensor([0, 1, 1])})
     assert outcome.answer.shape == (3, 2)
     torch.testing.assert_close(outcome.answer.sum(dim=1), torch.ones(3))
@@ -80,16 +84,16 @@ def test_a_head_takes_features_with_places() -> None:
 
 def test_means_and_deviations_are_saved_with_the_weights() -> None:
     torch.manual_seed(1)
-    other = Numbers((5,), ["age", "iq"], EXACT)
+    other = Numbers(SAME, ["age", "iq"], EXACT)
     other.load_state_dict(numbers().state_dict())
     assert other.mean.tolist() == [40, 100]
     assert other.sd.tolist() == [8, 15]
 
 
 @pytest.mark.parametrize("head", [Classes, Numbers])
-def test_glorot_normal_and_no_bias(head: type[nn.Linear]) -> None:
+def test_glorot_normal_and_no_bias(head: type[Classes] | type[Numbers]) -> None:
     torch.manual_seed(0)
-    made = head((300,), [["t", str(i)] for i in range(200)], EXACT)
+    made = head(Same(300), [["t", str(i)] for i in range(200)], EXACT)
     made.initialise()
     assert made.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
     assert (made.bias == 0).all()
