@@ -50,14 +50,14 @@ from deeplight_core.training.checkpoint import (
     transfer,
 )
 from deeplight_core.training.devices import available_precision, session
-from deeplight_core.training.examples import Examples, draw_units, fold_units, permuted, unit_statistics
+from deeplight_core.training.examples import Examples, draw_units, permuted, unit_statistics
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
 from deeplight_core.training.metrics import COLUMNS as METRICS
+from deeplight_core.training.splits import Split, Splits, Which
 
 __all__ = [
-    "Split",
     "Training",
     "evaluate",
     "finetune",
@@ -74,17 +74,6 @@ __all__ = [
     "sweep_pretraining_curves",
     "sweep_results",
 ]
-
-_Which = Literal["source", "target"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Units to train on, to measure during the training, and to report; each list is sorted."""
-
-    train: list[str]
-    watched: list[str]
-    reported: list[str]
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class Training:
         return self.split.train
 
     @property
-    def which(self) -> _Which:
+    def which(self) -> Which:
         """Whether it learns the profile's source or its target."""
         return "source" if self.stage == "pretraining" else "target"
 
@@ -145,56 +134,6 @@ class Training:
         return pd.read_csv(self.folder / "scores.csv", dtype={"subject": str}, keep_default_na=False)
 
 
-class _Splits:
-    """The splits of a profile's trainings, each computed once from the opened store."""
-
-    def __init__(self, profile: Profile, store: Store) -> None:
-        self._data, self._sweep, self.store = profile.data, profile.sweep, store
-        self.of = cache(self._of)
-
-    def _units(self, which: _Which, unlabelled: bool) -> pd.DataFrame:
-        """`unit, family, split` of every unit that has examples."""
-        rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
-        if unlabelled:
-            rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
-        elif states := self._data.states(which):
-            rows = learnt_from.of_states(rows, states).table
-        elif columns := self._data.columns(which):
-            rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
-        return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
-
-    def _of(self, which: _Which, fold: int, unlabelled: bool = False) -> Split:
-        """The manifest's own split (fold 0), or a fold's: train on all units of train and validation outside it."""
-        units = self._units(which, unlabelled)
-        by_split = {str(split): group["unit"].tolist() for split, group in units.groupby("split")}
-        reported = by_split.get("test") or by_split.get("validation", [])
-        split = Split(by_split.get("train", []), by_split.get("validation") or reported, reported)
-        if fold:
-            split = self._fold(units, split, by_split.get("validation", []), fold)
-        for name, of in (("training", split.train), ("held-out", split.reported)):
-            if not of:
-                raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
-        return split
-
-    def _fold(self, units: pd.DataFrame, fixed: Split, validation: list[str], fold: int) -> Split:
-        sweep = self._sweep
-        if self.store.statistics():
-            raise ValueError(
-                "z-scores over the training images are not made anew for each fold, so that held-out images would be "
-                "seen; set preprocessing.structural.z_score to false, or sweep.folds to null"
-            )
-        pool = self._units("target", unlabelled=False)
-        folds = fold_units(pool[pool["split"] != "test"], sweep.folds or 0, sweep.repeats, self._data.split_seed)
-        divided = {unit for of in folds for unit in of}
-        families = {*pool.loc[pool["unit"].isin(folds[fold - 1]), "family"]} - {""}
-        held_out = {*folds[fold - 1], *units.loc[units["family"].isin(families), "unit"]}
-        # Source units that the target lacks keep their split; no unit of the fold, nor of its families, is pre-trained
-        # on.
-        train = {*fixed.train, *({*validation} & divided)} - held_out
-        reported = sorted({*fixed.train, *validation} - train)
-        return Split(sorted(train), reported, reported)
-
-
 def _check_seed(seed: object) -> None:
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
@@ -206,7 +145,7 @@ def _check_fold(profile: Profile, fold: object) -> None:
         raise ValueError(f"fold must be a whole number from 0 (the manifest's split) to {n}, got {fold!r}")
 
 
-def _check_targets(profile: Profile, which: _Which, who: str) -> None:
+def _check_targets(profile: Profile, which: Which, who: str) -> None:
     if not profile.data.states(which) and not profile.data.columns(which):
         raise ValueError(
             f"{who} learns states or numbers, and data.{which} names none; name the states of its tasks, or a column"
@@ -219,7 +158,7 @@ def _code() -> str:
 
 
 def pretraining(
-    profile: Profile, seed: int, route: str = "supervised", fold: int = 0, splits: _Splits | None = None
+    profile: Profile, seed: int, route: str = "supervised", fold: int = 0, splits: Splits | None = None
 ) -> Training:
     """The pre-training of a profile by a route, done or not.
 
@@ -234,7 +173,7 @@ def pretraining(
     _check_fold(profile, fold)
     if not ROUTES[route].unlabelled:
         _check_targets(profile, "source", f"route {route}")
-    splits = splits or _Splits(profile, open_store(profile.store))
+    splits = splits or Splits(profile, open_store(profile.store))
     split = splits.of("source", fold, ROUTES[route].unlabelled)
     if n_units := getattr(profile.routes, route).pretraining.n_units:
         if n_units > len(split.train):
@@ -254,7 +193,7 @@ def pretraining(
 
 
 def finetuning(
-    profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, splits: _Splits | None = None
+    profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, splits: Splits | None = None
 ) -> Training:
     """The fine-tuning of a variant, fraction, seed and fold, done or not.
 
@@ -277,7 +216,7 @@ def finetuning(
     if chosen.learner != "deep" and (chosen.learner == "ridge") != bool(columns):
         kinds = ("numbers", "states") if columns else ("states", "numbers")
         raise ValueError(f"the target is {kinds[0]}, and variant {variant} ({chosen.title}) decodes {kinds[1]}")
-    splits = splits or _Splits(profile, open_store(profile.store))
+    splits = splits or Splits(profile, open_store(profile.store))
     split = splits.of("target", fold)
     split = replace(split, train=sorted(draw_units(split.train, fraction, seed)))
     checkpoint: Path | None = None
@@ -316,7 +255,7 @@ def _described_route(profile: Profile, route: str) -> list[Any]:
     return [{**asdict(ROUTES[route]), "title": route, "paper": ""}, settings]
 
 
-def _asked(profile: Profile, which: _Which) -> list[Any]:
+def _asked(profile: Profile, which: Which) -> list[Any]:
     """States or columns to decode, and the tasks to decode them from."""
     return [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
 
@@ -537,7 +476,7 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     data, started = training.profile.data, time.monotonic()
     states, learner, source = data.states("target"), VARIANTS[training.variant].learner, None
     if learner == "components":
-        units = _Splits(training.profile, store).of("source", training.fold).train
+        units = Splits(training.profile, store).of("source", training.fold).train
         source = Volumes(store, learnt_from.of_states(store.index, data.states("source"), units=units))
     answers = linear_answers(learner, Volumes(store, train), Volumes(store, reported), len(states), source)
     seconds = round(time.monotonic() - started, 1)
@@ -596,18 +535,18 @@ def _describe(training: Training, store: Store, precision: str, n_processes: int
     write_whole(training.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def _bench(profile: Profile, cells: list[Cell]) -> dict[tuple[str, str], tuple[Profile, _Splits]]:
+def _bench(profile: Profile, cells: list[Cell]) -> dict[tuple[str, str], tuple[Profile, Splits]]:
     """(change, target) → profile and splits, for those of the cells whose store exists; opens each store once."""
     store = cache(open_store)
     found = {}
     for change, target in dict.fromkeys((cell.change, cell.target) for cell in cells):
         own = changed(profile, change, target)
         if own.name == profile.name or (own.store / "index.parquet").is_file():
-            found[change, target] = own, _Splits(own, store(own.store))
+            found[change, target] = own, Splits(own, store(own.store))
     return found
 
 
-def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, _Splits]]) -> Training | None:
+def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, Splits]]) -> Training | None:
     if (cell.change, cell.target) not in bench:
         return None
     variant, (profile, splits) = VARIANTS[cell.variant], bench[cell.change, cell.target]
@@ -638,9 +577,9 @@ def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variant"])
 
 
-def reported_rows(profile: Profile, which: _Which) -> pd.DataFrame:
+def reported_rows(profile: Profile, which: Which) -> pd.DataFrame:
     """Index rows that have a state, of the units that the sweep reports in its fixed split or in any fold."""
-    splits = _Splits(profile, open_store(profile.store))
+    splits = Splits(profile, open_store(profile.store))
     folds = range(1, (profile.sweep.folds or 0) * profile.sweep.repeats + 1) if profile.sweep.folds else [0]
     units = sorted({unit for fold in folds for unit in splits.of(which, fold).reported})
     return learnt_from.of_states(splits.store.index, profile.data.states(which), units=units).table

@@ -31,6 +31,7 @@ from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.system.provenance import commit
 from deeplight_core.training.checkpoint import load_model, read_record
+from deeplight_core.training.splits import Split, Splits
 
 VARIANTS = ["pretrained", "scratch", "linear"]
 
@@ -145,7 +146,7 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
     assert len({other.folder for other in [training, *others]}) == 7
     store = open_store(tiny_profile.store)
     other_store = replace(store, info={**store.info, "manifest": "another"})
-    splits = experiment._Splits(tiny_profile, other_store)
+    splits = Splits(tiny_profile, other_store)
     assert finetuning(tiny_profile, "scratch", 0.5, 1, splits=splits).folder != training.folder
     assert pretraining(tiny_profile, 2).folder != pretraining(tiny_profile, 1).folder
 
@@ -550,7 +551,7 @@ def test_a_third_split_is_reported_and_the_second_chooses(project: Path, tiny_pr
     with_split(tiny_profile.store, {"s6": "test"})
     best = changed(tiny_profile, "finetuning", keep="best")
     training = finetune(best, "scratch", 1.0, 1)
-    assert training.split == experiment.Split(["s1", "s2", "s3", "s4"], ["s5"], ["s6"])
+    assert training.split == Split(["s1", "s2", "s3", "s4"], ["s5"], ["s6"])
     assert set(training.results()["subject"]) == {"s6"}
     metrics = training.metrics()
     assert set(metrics.loc[metrics["split"] == "validation", "subject"]) == {"s5"}

@@ -1,0 +1,75 @@
+"""Who trains, who is watched and who is reported: the manifest's splits, and folds of cross-validation."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import pandas as pd
+
+from deeplight_core.config import Profile
+from deeplight_core.data.store import Store
+from deeplight_core.training import examples as learnt_from
+
+__all__ = ["Split", "Splits", "Which"]
+
+Which = Literal["source", "target"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Units to train on, to measure during the training, and to report; each list is sorted."""
+
+    train: list[str]
+    watched: list[str]
+    reported: list[str]
+
+
+class Splits:
+    """The splits of a profile's trainings, each computed once from the opened store."""
+
+    def __init__(self, profile: Profile, store: Store) -> None:
+        self._data, self._sweep, self.store = profile.data, profile.sweep, store
+        self.of = cache(self._of)
+
+    def _units(self, which: Which, unlabelled: bool) -> pd.DataFrame:
+        """`unit, family, split` of every unit that has examples."""
+        rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
+        if unlabelled:
+            rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
+        elif states := self._data.states(which):
+            rows = learnt_from.of_states(rows, states).table
+        elif columns := self._data.columns(which):
+            rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
+        return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
+
+    def _of(self, which: Which, fold: int, unlabelled: bool = False) -> Split:
+        """The manifest's own split (fold 0), or a fold's: train on all units of train and validation outside it."""
+        units = self._units(which, unlabelled)
+        by_split = {str(split): group["unit"].tolist() for split, group in units.groupby("split")}
+        reported = by_split.get("test") or by_split.get("validation", [])
+        split = Split(by_split.get("train", []), by_split.get("validation") or reported, reported)
+        if fold:
+            split = self._fold(units, split, by_split.get("validation", []), fold)
+        for name, of in (("training", split.train), ("held-out", split.reported)):
+            if not of:
+                raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
+        return split
+
+    def _fold(self, units: pd.DataFrame, fixed: Split, validation: list[str], fold: int) -> Split:
+        sweep = self._sweep
+        if self.store.statistics():
+            raise ValueError(
+                "z-scores over the training images are not made anew for each fold, so that held-out images would be "
+                "seen; set preprocessing.structural.z_score to false, or sweep.folds to null"
+            )
+        pool = self._units("target", unlabelled=False)
+        pool = pool[pool["split"] != "test"]
+        folds = learnt_from.fold_units(pool, sweep.folds or 0, sweep.repeats, self._data.split_seed)
+        divided = {unit for of in folds for unit in of}
+        families = {*pool.loc[pool["unit"].isin(folds[fold - 1]), "family"]} - {""}
+        held_out = {*folds[fold - 1], *units.loc[units["family"].isin(families), "unit"]}
+        # Source units that the target lacks keep their split; no unit of the fold, nor of its families, is pre-trained
+        # on.
+        train = {*fixed.train, *({*validation} & divided)} - held_out
+        reported = sorted({*fixed.train, *validation} - train)
+        return Split(sorted(train), reported, reported)
