@@ -9,10 +9,16 @@ __all__ = [
     "PRECISIONS",
     "ROUTES",
     "VARIANTS",
+    "AutoencoderSettings",
+    "ConvEncoderSettings",
     "DeepLightSettings",
     "LayerGroup",
+    "MultitaskSettings",
     "PretrainingSettings",
     "ReadoutSettings",
+    "ReconstructionSettings",
+    "ResidualEncoderSettings",
+    "ResidualSettings",
     "Route",
     "Routes",
     "Section",
@@ -20,9 +26,13 @@ __all__ = [
     "SupervisedSettings",
     "TrainingSettings",
     "Variant",
+    "VariationalAutoencoderSettings",
+    "VariationalSettings",
+    "VolumeReconstructionSettings",
 ]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[int, Field(ge=1)]
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -48,7 +58,59 @@ class ReadoutSettings(Section):
     """An output layer on an encoder's features: classes or numbers."""
 
     dropout: Share = 0.5
-    """Dropout on its input features (section 2.2)."""
+    """Dropout on its input features (section 2.2), or on those of its hidden layer."""
+    pooling: Literal["flatten", "mean"] = "flatten"
+    """How features with places become a list: all of them (the head then fits one grid), or their means over places."""
+    hidden: int | None = Field(None, ge=1)
+    """Units of a hidden layer with ReLU (None = no such layer)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of classes in the loss: all alike, or inversely proportional to their frequency in training."""
+
+
+class ConvEncoderSettings(Section):
+    """Encoder of the convolutional autoencoder (Atanaszov & Ritter 2019, section 2.2.1)."""
+
+    widths: tuple[Width, ...] = Field((8, 16, 32, 16), min_length=2)
+    """Channels of the convolutions. All but the last, which makes the code, are followed by pooling."""
+    activation: Literal["relu", "elu"] = "relu"
+    """ReLU, as in the report, or ELU, as in its code."""
+    normalisation: Literal["none", "batch"] = "none"
+    """Batch normalisation between convolution and activation; the report has none."""
+
+
+class ResidualEncoderSettings(Section):
+    """Encoder of the strided residual autoencoder (section 2.2.2); the numbers are those of its code."""
+
+    widths: tuple[Width, ...] = Field((8, 16, 16), min_length=1)
+    """Channels that leave each block, by a convolution of stride 2."""
+    hidden: Width = 7
+    """Channels of the convolution inside each block."""
+    dropout: Share = 0.1
+    """Probability that one of these channels is dropped."""
+    activation: Literal["relu", "elu"] = "elu"
+    """Activation after every convolution; the report names none, its code has ELU."""
+
+
+class ReconstructionSettings(Section):
+    """A decoder that reconstructs volumes, and auxiliary targets (sections 3.1.2 and 3.2)."""
+
+    output: Literal["sigmoid", "linear"] = "sigmoid"
+    """Last non-linearity: sigmoid for values from 0 to 1, linear for z-scores."""
+    noise: float = Field(0.0, ge=0)
+    """SD of the Gaussian noise added to the input in training, in its own units; the target is without."""
+    auxiliary: list[str] = Field([])
+    """Columns of the manifest that the code is trained to tell, too, such as sex, age, diagnosis."""
+    alpha: float = Field(0.7, ge=0, le=1)
+    """Share of the reconstruction's error in the loss if there are auxiliary targets; they have the rest."""
+
+
+class VariationalSettings(ReconstructionSettings):
+    """A decoder of a random code (Kingma & Welling 2014), which the report wishes for."""
+
+    kl: float = Field(0.01, ge=0)
+    """Weight of the KL divergence beside the sum of squared errors: twice the variance of a voxel's noise."""
+    warm_up_steps: int = Field(500, ge=0)
+    """Steps in which the weight of the KL divergence grows from 0."""
 
 
 class LayerGroup(Section):
@@ -134,10 +196,56 @@ class SupervisedSettings(Section):
     pretraining: PretrainingSettings = PretrainingSettings(epochs=40)
 
 
+_REPORT = PretrainingSettings(epochs=50, batch_size=16, learning_rate=1e-3)  # section 3; epochs are our choice
+
+
+class AutoencoderSettings(Section):
+    """Pre-training by reconstruction with the convolutional autoencoder (Atanaszov & Ritter 2019, section 2.2.1)."""
+
+    encoder: ConvEncoderSettings = ConvEncoderSettings()
+    head: ReconstructionSettings = ReconstructionSettings()
+    pretraining: PretrainingSettings = _REPORT
+
+
+class MultitaskSettings(AutoencoderSettings):
+    """The same with auxiliary targets (section 3.1.2)."""
+
+    head: ReconstructionSettings = ReconstructionSettings(auxiliary=["diagnosis"])
+
+
+class VariationalAutoencoderSettings(Section):
+    """Pre-training by a variational autoencoder (section 3.2)."""
+
+    encoder: ConvEncoderSettings = ConvEncoderSettings()
+    head: VariationalSettings = VariationalSettings()
+    pretraining: PretrainingSettings = _REPORT
+
+
+class ResidualSettings(Section):
+    """Pre-training by reconstruction with the strided residual autoencoder (section 2.2.2)."""
+
+    encoder: ResidualEncoderSettings = ResidualEncoderSettings()
+    head: ReconstructionSettings = ReconstructionSettings()
+    pretraining: PretrainingSettings = _REPORT
+
+
+class VolumeReconstructionSettings(Section):
+    """Pre-training of DeepLight's encoder by reconstruction of fMRI volumes, which are z-scores."""
+
+    encoder: DeepLightSettings = DeepLightSettings()
+    head: ReconstructionSettings = ReconstructionSettings(output="linear")
+    pretraining: PretrainingSettings = _REPORT.model_copy(update={"epochs": 40})
+
+
 class Routes(Section):
     """The ways to pre-train, with their models and trainings: one section for each of `ROUTES`."""
 
     supervised: SupervisedSettings = SupervisedSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
+    multitask: MultitaskSettings = MultitaskSettings()
+    variational: VariationalAutoencoderSettings = VariationalAutoencoderSettings()
+    residual: ResidualSettings = ResidualSettings()
+    reconstruction: VolumeReconstructionSettings = VolumeReconstructionSettings()
 
 
 @dataclass(frozen=True)
@@ -167,6 +275,26 @@ ROUTES = {
     "supervised": Route(
         "supervised on other tasks", "Thomas, Müller & Samek (2019)", encoder="deeplight", head="classes",
         example="volume", unlabelled=False,
+    ),
+    "autoencoder": Route(
+        "autoencoding", "Atanaszov & Ritter (2019)", encoder="cae", head="reconstruction",
+        example="volume", unlabelled=True,
+    ),
+    "multitask": Route(
+        "autoencoding with auxiliary targets", "Atanaszov & Ritter (2019)", encoder="cae", head="reconstruction",
+        example="volume", unlabelled=True,
+    ),
+    "variational": Route(
+        "variational autoencoding", "Atanaszov & Ritter (2019), outlook", encoder="cae", head="variational",
+        example="volume", unlabelled=True,
+    ),
+    "residual": Route(
+        "strided residual autoencoding", "Atanaszov & Ritter (2019)", encoder="srcae", head="reconstruction",
+        example="volume", unlabelled=True,
+    ),
+    "reconstruction": Route(
+        "autoencoding of fMRI volumes", "after Atanaszov & Ritter (2019)", encoder="deeplight", head="reconstruction",
+        example="volume", unlabelled=True,
     ),
 }  # fmt: skip
 

@@ -5,14 +5,15 @@ A new encoder or head is a class with a `name`, entered here; the battery of tes
 
 from typing import Any
 
+from deeplight_core.models.autoencoder import ConvEncoder, Reconstruction, ResidualEncoder, Variational
 from deeplight_core.models.deeplight import SliceEncoder
 from deeplight_core.models.heads import Classes, Numbers
-from deeplight_core.models.protocol import Batch, Encoder, Head, Model, Outcome
+from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
 
-__all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Model", "Outcome", "build"]
+__all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Mirror", "Model", "Outcome", "build"]
 
-ENCODERS: dict[str, type[Encoder]] = {kind.name: kind for kind in (SliceEncoder,)}
-HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers)}
+ENCODERS: dict[str, type[Encoder]] = {kind.name: kind for kind in (SliceEncoder, ConvEncoder, ResidualEncoder)}
+HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers, Reconstruction, Variational)}
 
 
 def build(architecture: dict[str, Any]) -> Model:

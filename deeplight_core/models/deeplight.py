@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from deeplight_core.models.heads import Classes
 from deeplight_core.models.noise import dropout, uniform
-from deeplight_core.models.protocol import Encoder, Model
+from deeplight_core.models.protocol import Encoder, Mirror, Model
 from deeplight_core.routes import DeepLightSettings, ReadoutSettings
 
-__all__ = ["DeepLight", "Layer", "SliceEncoder", "same_padding"]
+__all__ = ["DeepLight", "Layer", "SliceEncoder", "SliceMirror", "same_padding"]
 
 CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1)
@@ -152,6 +152,15 @@ class SliceEncoder(Encoder):
         self.output_shape = (2 * LSTM_UNITS,)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
 
+    @property
+    def blocks(self) -> list[str]:
+        """The convolutions and the LSTM."""
+        return [*(f"convolutions.{i}" for i in range(len(self.convolutions))), "lstm"]
+
+    def mirror(self) -> "SliceMirror":
+        """An LSTM up and one down the slices, then transposed convolutions on every slice."""
+        return SliceMirror(self.shape)
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw all weights anew: normal with Glorot's variance; He's for the convolutions if the settings say so."""
@@ -204,6 +213,60 @@ class SliceEncoder(Encoder):
         return [of_layer.get(c) for c in self.convolutions]
 
 
+class SliceMirror(Mirror):
+    """128 features → volume: the encoder's layers in reverse. The paper has no decoder; this one is ours.
+
+    The LSTMs read the features at every slice, with a learnt vector added that tells the slices apart; their 2 × 64
+    states become the slice's features, and transposed convolutions undo each stride. No dropout.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        width, height, n_slices = shape
+        sizes = [(height, width)]
+        for stride in STRIDES:
+            sizes.append((-(-sizes[-1][0] // stride), -(-sizes[-1][1] // stride)))
+        self.first_maps = (CHANNELS[-1], *sizes[-1])
+        self.places = nn.Parameter(torch.empty(n_slices, 2 * LSTM_UNITS))
+        self.lstm = nn.LSTM(2 * LSTM_UNITS, LSTM_UNITS, batch_first=True, bidirectional=True)
+        self.slice_features = nn.Linear(2 * LSTM_UNITS, math.prod(self.first_maps))
+        layers = zip(pairwise((1, *CHANNELS)), STRIDES, sizes[:-1], strict=True)
+        mirrored = [
+            nn.ConvTranspose2d(*in_out[::-1], KERNEL, stride, 1, (_missing(y, stride), _missing(x, stride)))
+            for in_out, stride, (y, x) in layers
+        ]
+        self.convolutions = nn.Sequential(*reversed(mirrored))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """He's normal weights of convolutions, by the inputs that meet in a voxel; Glorot's elsewhere; biases 0."""
+        for module in self.convolutions:
+            assert isinstance(module, nn.ConvTranspose2d)
+            fan_in = module.in_channels * (KERNEL / module.stride[0]) ** 2
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        for name, weight in self.named_parameters():
+            if name.startswith(("lstm.weight", "slice_features.weight", "places")):
+                nn.init.xavier_normal_(weight)
+            elif name.startswith(("lstm", "slice_features")):
+                nn.init.zeros_(weight)
+
+    def forward(self, features: Tensor, context: None = None) -> Tensor:
+        """(B, 128) → (B, Z, Y, X)."""
+        b, z = len(features), len(self.places)
+        with torch.autocast(features.device.type, enabled=False):  # the recurrence stays in float32, as in the encoder
+            states = self.lstm(features.float()[:, None] + self.places)[0]  # (B, Z, 128)
+        maps = F.relu(self.slice_features(states)).view(b * z, *self.first_maps)
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        for i, convolution in enumerate(self.convolutions, 1):
+            maps = convolution(maps)
+            if i < len(self.convolutions):
+                maps = F.relu(maps, inplace=True)
+        return maps.view(b, z, *maps.shape[2:])
+
+
 class DeepLight(Model):
     """The paper's decoder: slices → convolutions → LSTM → output layer, with one output neuron per state.
 
@@ -246,6 +309,11 @@ class DeepLight(Model):
         flops = 2 * head.weight.numel()
         layers.append(Layer("head", "linear", (head.out_features,), _n_parameters(head), flops))
         return layers
+
+
+def _missing(n: int, stride: int) -> int:
+    """Voxels that a transposed convolution with padding 1 leaves short of an axis of length n."""
+    return int(stride == 2 and n % 2 == 0)
 
 
 def _n_parameters(module: nn.Module) -> int:

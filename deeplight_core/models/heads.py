@@ -14,28 +14,43 @@ from deeplight_core.models.noise import dropout
 from deeplight_core.models.protocol import Batch, Encoder, Head, Outcome
 from deeplight_core.routes import ReadoutSettings
 
-__all__ = ["Classes", "Numbers"]
+__all__ = ["Classes", "Numbers", "pooled"]
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Means over places: (B, C, …) → (B, C)."""
+    return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
 
 
 class _Readout(nn.Linear, Head):
-    """One linear layer with dropout before it; its arithmetic stays in float32."""
+    """One linear layer with dropout before it, perhaps after a hidden one; their arithmetic stays in float32."""
 
     Settings = ReadoutSettings
 
     def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
-        super().__init__(math.prod(encoder.output_shape), len(targets))
+        shape = encoder.output_shape
+        n = shape[0] if settings.pooling == "mean" else math.prod(shape)
+        super().__init__(settings.hidden or n, len(targets))
+        if settings.hidden:
+            self.hidden = nn.Linear(n, settings.hidden)
         self.targets, self.settings = list(targets), settings
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Glorot normal weights, no bias."""
+        """Glorot normal weights, He's normal ones in the hidden layer; no bias."""
         nn.init.xavier_normal_(self.weight)
         nn.init.zeros_(self.bias)
+        if self.settings.hidden:
+            nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+            nn.init.zeros_(self.hidden.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, …) → (B, one per target)."""
-        features = dropout(features.flatten(1), self.settings.dropout, self.training)
+        features = pooled(features.float()) if self.settings.pooling == "mean" else features.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
+            if self.settings.hidden:
+                features = F.relu(self.hidden(features.float()))
+            features = dropout(features, self.settings.dropout, self.training)
             result: Tensor = super().forward(features.float())
         return result
 
@@ -44,11 +59,17 @@ class Classes(_Readout):
     """One of S states: softmax and cross-entropy.
 
     Targets of a batch are labels (B,): positions in `targets`, the [task, state] pairs. Answers are probabilities
-    (B, S).
+    (B, S). With balanced class weights, `class_weights` (S,) are set by `weigh` and kept with the weights.
     """
 
     name = "classes"
     measure = "accuracy"
+    class_weights: Tensor
+
+    def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
+        super().__init__(encoder, targets, settings)
+        if settings.class_weights == "balanced":
+            self.register_buffer("class_weights", torch.ones(len(targets)))
 
     @property
     def scored(self) -> list[str]:  # type: ignore[override]
@@ -60,10 +81,24 @@ class Classes(_Readout):
         """(S,)."""
         return (len(self.targets),)
 
+    @torch.no_grad()
+    def weigh(self, labels: Any) -> None:
+        """Set the classes' weights: inversely proportional to their frequency in training, 1 on average over examples.
+
+        Parameters
+        ----------
+        labels : (N,) of all training examples; a class without examples gets the weight 1
+        """
+        counts = torch.bincount(torch.as_tensor(labels), minlength=len(self.targets))
+        weights = counts.sum() / ((counts > 0).sum() * counts)
+        self.class_weights.copy_(torch.where(counts > 0, weights, 1.0))
+
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
-        """Cross-entropy; right or wrong."""
+        """Cross-entropy, weighted by class if the settings say so; right or wrong."""
         logits = self(encoder(batch["volumes"]))
         each = F.cross_entropy(logits, batch["targets"], reduction="none")
+        if self.settings.class_weights == "balanced":
+            each = each * self.class_weights[batch["targets"]]
         probabilities = logits.detach().softmax(dim=1)
         right = (probabilities.argmax(dim=1) == batch["targets"]).float()[:, None]
         return Outcome(each.mean(), each.detach(), right, probabilities)
@@ -82,6 +117,8 @@ class Numbers(_Readout):
     sd: Tensor
 
     def __init__(self, encoder: Encoder, targets: list[str], settings: ReadoutSettings) -> None:
+        if settings.class_weights != "none":
+            raise ValueError(f"numbers {', '.join(targets)} have no classes to weigh; set class_weights: none")
         super().__init__(encoder, targets, settings)
         self.register_buffer("mean", torch.zeros(len(targets)))
         self.register_buffer("sd", torch.ones(len(targets)))

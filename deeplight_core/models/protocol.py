@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplight_core.routes import Section
 
-__all__ = ["Batch", "Encoder", "Head", "Model", "Outcome"]
+__all__ = ["Batch", "Encoder", "Head", "Mirror", "Model", "Outcome"]
 
 Batch = dict[str, Tensor]
 
@@ -52,6 +52,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.shape, self.settings = shape, settings
 
+    @property
+    def blocks(self) -> list[str]:
+        """Names of its blocks of layers, in the order of the data; the first of them may be transferred alone."""
+        return [name for name, _ in self.named_children()]
+
     def initialise(self) -> None:
         """Draw all weights anew."""
         raise NotImplementedError
@@ -64,8 +69,20 @@ class Encoder(nn.Module):
         """Features, and whatever the encoder's `mirror` needs beside them, such as the places of pooled maxima."""
         return self(volumes), None
 
-    def mirror(self) -> nn.Module:
-        """A new module that makes volumes of features: (B, *output_shape) and what `trace` gave → (B, Z, Y, X)."""
+    def mirror(self) -> "Mirror":
+        """A new decoder with the encoder's layers in reverse."""
+        raise NotImplementedError
+
+
+class Mirror(nn.Module):
+    """Features → volumes; a part of a head."""
+
+    def initialise(self) -> None:
+        """Draw all weights anew."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, context: Any) -> Tensor:
+        """(B, *output_shape), and what `Encoder.trace` gave beside them → (B, Z, Y, X)."""
         raise NotImplementedError
 
 

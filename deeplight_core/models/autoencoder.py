@@ -1,0 +1,462 @@
+"""Autoencoders of images (Atanaszov & Ritter 2019, section 2.2): volume → code → volume, with auxiliary targets.
+
+Where report and code (ben0it8/trans-MRI @ec273bb) differ, or leave something open, and what is done here:
+- the convolutional encoder has ReLU as in the report (the code: ELU), the residual one ELU as in the code; each can be
+  set. The report gives the residual model around 60% fewer parameters; its code has 91,688, 46% more than 62,769;
+- the activation follows the pooling, which gives the same numbers with an eighth of the work, and full-size maps need
+  not be kept (with ELU, two values that its rounding makes equal may be placed differently);
+- the residual decoder ends at exactly the volume's size; the code adds a voxel where one grid needs it, and stretches
+  the result to other grids;
+- noise on the input is Gaussian, in training only; the code's drops whole volumes, and in evaluation, too;
+- auxiliary targets are told by one linear layer each from the code's means over places, so that this layer fits any
+  grid; the code has one target and flattens. The mean squared error is of in-mask voxels, the code's of all;
+- the code ignores alpha; here the loss is α · error + (1 - α) · auxiliary losses, as in the report;
+- batch normalisation, of which there is none, goes between convolution and activation;
+- the variational autoencoder, which the report wishes for, is Kingma & Welling's (2014). See `Variational`.
+
+The convolutional decoder un-pools at the places where the encoder found its maxima, so it knows more than the code.
+
+Axis letters: B batch, Z, Y, X; C channels; D, H, W axes of a feature map; K auxiliary targets; U units of the code.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.heads import pooled
+from deeplight_core.models.noise import normal, uniform
+from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Outcome
+from deeplight_core.routes import (
+    ConvEncoderSettings,
+    ReconstructionSettings,
+    ResidualEncoderSettings,
+    VariationalSettings,
+)
+
+__all__ = ["ConvEncoder", "Reconstruction", "ResidualEncoder", "Variational", "pool", "unpool"]
+
+Size = Sequence[int]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "elu": F.elu}
+
+
+# ---- pooling that remembers, and its reverse
+
+
+class _Pool(torch.autograd.Function):
+    """Torch's own pooling, whose gradient on GPUs varies in its last bits, with a gradient that does not."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> tuple[Tensor, Tensor]:
+        values, places = F.max_pool3d(maps, 2, return_indices=True)
+        ctx.save_for_backward(places)
+        ctx.size = maps.shape[2:]
+        ctx.mark_non_differentiable(places)
+        return values, places
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        (places,) = ctx.saved_tensors
+        return unpool(gradient, places, ctx.size)
+
+
+def pool(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima of 2×2×2 voxels, (B, C, D, H, W) → (B, C, ⌊D/2⌋, …), and their places in each flattened map."""
+    values, places = _Pool.apply(maps)
+    return values, places
+
+
+def unpool(values: Tensor, places: Tensor, size: Size) -> Tensor:
+    """Maps (B, C, *size) of zeros, with values (B, C, …) at their places in each flattened map.
+
+    Equals `torch.nn.functional.max_unpool3d`, which refuses to run where results must be reproducible. All places of a
+    map differ, so the order of writing does not matter.
+    """
+    b, c = values.shape[:2]
+    maps = values.new_zeros(b, math.prod(size), c)  # channels last in memory, like the maps that come in
+    maps = maps.scatter_(1, _rows(places), _rows(values))
+    return maps.view(b, *size, c).movedim(-1, 1)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, D, H, W) → (B, D·H·W, C)."""
+    return maps.movedim(1, -1).flatten(1, -2)
+
+
+# ---- what both architectures share
+
+
+class _Convolutional(nn.Module):
+    """Layers in a row: blocks of an encoder or of its mirror."""
+
+    layers: nn.ModuleList
+
+    def _set_layers(self, layers: Iterable[nn.Module]) -> None:
+        """Keep them, with weights in the order in which CPUs convolve several times faster."""
+        self.layers = nn.ModuleList(layers)
+        for weight in self.layers.parameters():
+            if weight.dim() == 5:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """He's normal weights (of transposed convolutions by their outputs, as in the code); biases 0."""
+        for part in self.modules():
+            if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(part.weight)
+                assert part.bias is not None
+                nn.init.zeros_(part.bias)
+
+
+class _ConvolutionalEncoder(_Convolutional, Encoder):
+    """Volume → code (C, z, y, x). Several frames of an example give the mean of their codes."""
+
+    needs_grid = False
+
+    def _set_output_shape(self, width: int, code: list[int], least: int) -> None:
+        if min(code) < 1:
+            raise ValueError(
+                f"a grid of {' × '.join(map(str, self.shape))} voxels is too small for encoder {self.name} with widths "
+                f"{', '.join(map(str, self.settings.widths))}, which needs {least} on each axis; set fewer widths, or "
+                "prepare a finer grid"
+            )
+        self.output_shape = (width, *code)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The convolutions, or blocks of them."""
+        return [f"layers.{i}" for i in range(len(self.layers))]
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """(B, …, Z, Y, X) → (B, C, z, y, x)."""
+        code = self.trace(volumes.flatten(0, -4))[0]
+        return code if volumes.dim() == 4 else code.view(len(volumes), -1, *code.shape[1:]).mean(dim=1)
+
+
+# ---- convolutional
+
+
+class ConvEncoder(_ConvolutionalEncoder):
+    """Convolutions 3×3×3, each followed by pooling but the last, which has no padding."""
+
+    name = "cae"
+    Settings = ConvEncoderSettings
+
+    def __init__(self, shape: tuple[int, int, int], settings: ConvEncoderSettings) -> None:
+        super().__init__(shape, settings)
+        n_poolings = len(settings.widths) - 1
+        code = [n // 2**n_poolings - 2 for n in reversed(shape)]
+        self._set_output_shape(settings.widths[-1], code, 3 * 2**n_poolings)
+        pairs, paddings = pairwise((1, *settings.widths)), [1] * n_poolings + [0]
+        self._set_layers(
+            _normalised(nn.Conv3d(*in_out, 3, padding=padding), settings)
+            for in_out, padding in zip(pairs, paddings, strict=True)
+        )
+
+    def trace(self, volumes: Tensor) -> tuple[Tensor, list[tuple[Tensor, Size]]]:
+        """(B, Z, Y, X) → features, and the places of the maxima with the size before each pooling."""
+        activation, maps = ACTIVATIONS[self.settings.activation], volumes[:, None]
+        kept: list[tuple[Tensor, Size]] = []
+        for layer in self.layers[:-1]:
+            maps = layer(maps)
+            size = maps.shape[2:]
+            maps, places = pool(maps)
+            if self.settings.activation == "relu":  # where it makes all eight voxels 0, the first one counts
+                places = torch.where(maps > 0, places, _first_places(maps.shape[2:], size, maps.device))
+            maps = activation(maps)
+            kept.append((places, size))
+        return activation(self.layers[-1](maps)), kept
+
+    def mirror(self) -> "ConvMirror":
+        """Transposed convolutions and un-pooling."""
+        return ConvMirror(self.settings)
+
+
+class ConvMirror(_Convolutional, Mirror):
+    """Decoder of the convolutional autoencoder."""
+
+    def __init__(self, settings: ConvEncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        outer, *inner = (nn.ConvTranspose3d(*out_in[::-1], 3, padding=1) for out_in in pairwise((1, *settings.widths)))
+        inner[-1].padding = (0, 0, 0)
+        self._set_layers([*(_normalised(layer, settings) for layer in reversed(inner)), outer])
+
+    def forward(self, features: Tensor, context: list[tuple[Tensor, Size]]) -> Tensor:
+        """(B, C, z, y, x) → (B, Z, Y, X)."""
+        activation, maps = ACTIVATIONS[self.settings.activation], features
+        for layer, (places, size) in zip(self.layers[:-1], reversed(context), strict=True):
+            maps = unpool(activation(layer(maps)), places, size)
+        volumes: Tensor = self.layers[-1](maps)[:, 0]
+        return volumes
+
+
+def _normalised(convolution: nn.Conv3d | nn.ConvTranspose3d, settings: ConvEncoderSettings) -> nn.Sequential:
+    norm = [BatchNorm(convolution.out_channels)] if settings.normalisation == "batch" else []
+    return nn.Sequential(convolution, *norm)
+
+
+def _first_places(n_pooled: Size, size: Size, device: torch.device) -> Tensor:
+    """The place, in a flattened map of this size, of the first voxel of each 2×2×2."""
+    z, y, x = (2 * torch.arange(n, device=device) for n in n_pooled)
+    return (z[:, None, None] * size[1] + y[:, None]) * size[2] + x
+
+
+# ---- strided residual
+
+
+class ResidualEncoder(_ConvolutionalEncoder):
+    """Blocks of a convolution, whose result is put beside its input, and a convolution of stride 2."""
+
+    name = "srcae"
+    Settings = ResidualEncoderSettings
+
+    def __init__(self, shape: tuple[int, int, int], settings: ResidualEncoderSettings) -> None:
+        super().__init__(shape, settings)
+        code, least = list(reversed(shape)), 1
+        for _ in settings.widths:
+            code, least = [(n - 4) // 2 + 1 for n in code], 2 * (least - 1) + 4
+        self._set_output_shape(settings.widths[-1], code, least)
+        pairs = pairwise((1, *settings.widths))
+        self._set_layers(ResidualBlock(*in_out, settings, transposed=False) for in_out in pairs)
+
+    def trace(self, volumes: Tensor) -> tuple[Tensor, list[Size]]:
+        """(B, Z, Y, X) → features, and the size before each block."""
+        maps, sizes = volumes[:, None], list[Size]()
+        for layer in self.layers:
+            sizes.append(maps.shape[2:])
+            maps = layer(maps)
+        return maps, sizes
+
+    def mirror(self) -> "ResidualMirror":
+        """Blocks with transposed convolutions."""
+        return ResidualMirror(self.settings)
+
+
+class ResidualMirror(_Convolutional, Mirror):
+    """Decoder of the strided residual autoencoder."""
+
+    def __init__(self, settings: ResidualEncoderSettings) -> None:
+        super().__init__()
+        pairs = pairwise((*reversed(settings.widths), 1))
+        self._set_layers(ResidualBlock(*in_out, settings, transposed=True) for in_out in pairs)
+
+    def forward(self, features: Tensor, context: list[Size]) -> Tensor:
+        """(B, C, z, y, x) → (B, Z, Y, X)."""
+        maps = features
+        for i, (layer, size) in enumerate(zip(self.layers, reversed(context), strict=True), 1):
+            maps = layer(maps, size, last=i == len(self.layers))
+        return maps[:, 0]
+
+
+class ResidualBlock(nn.Module):
+    """One block: half the size on each axis or, transposed and without dropout, twice the size."""
+
+    def __init__(self, c_in: int, c_out: int, settings: ResidualEncoderSettings, transposed: bool) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[settings.activation]
+        self.dropout = 0.0 if transposed else settings.dropout
+        self.inner = nn.Conv3d(c_in, settings.hidden, 3, padding=1)
+        self.strided = (nn.ConvTranspose3d if transposed else nn.Conv3d)(settings.hidden + c_in, c_out, 4, stride=2)
+
+    def forward(self, maps: Tensor, size: Size | None = None, last: bool = False) -> Tensor:
+        """(B, C, D, H, W) → (B, C', D', H', W'): transposed of the given size; the last one has no activation."""
+        hidden = self.activation(self.inner(maps))
+        if self.training and self.dropout:
+            kept = uniform(*hidden.shape[:2], device=hidden.device) >= self.dropout  # whole channels
+            hidden = hidden * (kept / (1 - self.dropout)).to(hidden.dtype)[:, :, None, None, None]
+        maps = torch.cat([hidden, maps.to(hidden.dtype)], dim=1)
+        maps = self.strided(maps) if size is None else self.strided(maps, output_size=list(size))
+        return maps if last else self.activation(maps)
+
+
+# ---- heads
+
+
+class Reconstruction(Head):
+    """The volumes themselves and K auxiliary targets.
+
+    The loss of an example is its mean squared error over in-mask voxels; with auxiliary targets it is α times that and
+    1 - α times the mean over its known targets of cross-entropies (classes) and squared errors of z-scores (numbers).
+
+    Auxiliary targets are `{"column": "sex", "levels": ["F", "M"]}` for classes and `{"column": "age", "levels": None}`
+    for numbers; those of a batch are (B, K): numbers of classes, or numbers in their own units; missing ones are NaN.
+    `mask` (Z, Y, X), set by `set_mask`, and `mean` and `sd` (K,) of the training units' numbers, set by `standardise`,
+    are kept with the weights. One volume per example.
+    """
+
+    name = "reconstruction"
+    Settings = ReconstructionSettings
+    measure = "reconstruction_error"
+    scored = ["volume"]  # noqa: RUF012  # never changed
+    answer_shape = (0,)
+    mask: Tensor
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, encoder: Encoder, targets: list[dict[str, Any]], settings: ReconstructionSettings) -> None:
+        super().__init__()
+        self.targets, self.settings = list(targets), settings
+        self.decoder = encoder.mirror()
+        width = encoder.output_shape[0]
+        self.auxiliary = nn.ModuleList(nn.Linear(width, len(target["levels"] or [0])) for target in self.targets)
+        self.register_buffer("mask", torch.ones(encoder.shape[::-1], dtype=torch.bool))
+        self.register_buffer("mean", torch.zeros(len(self.targets)))
+        self.register_buffer("sd", torch.ones(len(self.targets)))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew: the decoder's own way; Glorot normal and no bias for auxiliary targets."""
+        self.decoder.initialise()
+        for layer in self.auxiliary:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def set_mask(self, mask: Any) -> None:
+        """Set the voxels (Z, Y, X) whose errors count."""
+        mask = torch.as_tensor(mask).bool()
+        if mask.shape != self.mask.shape or not mask.any():
+            raise ValueError(
+                f"a mask of {tuple(mask.shape)} (z, y, x) with {int(mask.sum())} voxels does not fit volumes of "
+                f"{tuple(self.mask.shape)}; give the mask of the volumes"
+            )
+        self.mask.copy_(mask)
+
+    @torch.no_grad()
+    def standardise(self, mean: Any, sd: Any) -> None:
+        """Set the training units' mean and SD (K,) of every auxiliary number; what stands for classes is not read."""
+        self.mean.copy_(torch.as_tensor(mean))
+        self.sd.copy_(torch.as_tensor(sd))
+
+    def forward(self, features: Tensor, context: Any = None) -> Tensor:
+        """(B, *features), and what the encoder's `trace` gave beside them → volumes (B, Z, Y, X)."""
+        volumes: Tensor = self.decoder(features, context).float()
+        return volumes.sigmoid() if self.settings.output == "sigmoid" else volumes
+
+    def code(self, features: Tensor) -> Tensor:
+        """What the decoder reads when nothing is drawn."""
+        return features
+
+    def reconstruct(self, encoder: Encoder, volumes: Tensor) -> Tensor:
+        """Volumes (B, Z, Y, X) as they return from their code."""
+        features, context = encoder.trace(volumes)
+        result: Tensor = self(self.code(features), context)
+        return result
+
+    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
+        """The errors; each volume's mean squared error is its score. Nothing is answered."""
+        volumes = batch["volumes"]
+        if volumes.shape[1:] != self.mask.shape:
+            raise ValueError(
+                f"examples are {tuple(volumes.shape[1:])}, and reconstructed are single volumes of "
+                f"{tuple(self.mask.shape)} (z, y, x)"
+            )
+        features, context = encoder.trace(self._noisy(volumes))
+        code, penalty = self._drawn(features)
+        error = self._squared_error(self(code, context), volumes)
+        each = self._with_auxiliary(error, features, batch["targets"]) + penalty
+        return Outcome(each.mean(), each.detach(), error.detach()[:, None], error.new_empty(len(error), 0))
+
+    def _drawn(self, features: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The code that the decoder reads, and what it adds to each example's loss."""
+        return features, 0.0
+
+    def _noisy(self, volumes: Tensor) -> Tensor:
+        if not (self.training and self.settings.noise):
+            return volumes
+        return volumes + self.settings.noise * normal(*volumes.shape, device=volumes.device) * self.mask
+
+    def _squared_error(self, reconstructed: Tensor, volumes: Tensor) -> Tensor:
+        """(B,): means over in-mask voxels."""
+        squares = (reconstructed - volumes).square() * self.mask
+        return squares.sum(dim=(1, 2, 3)) / self.mask.sum()
+
+    def _with_auxiliary(self, error: Tensor, features: Tensor, truth: Tensor) -> Tensor:
+        """(B,): α · error + (1 - α) · mean loss of the known targets (B, K)."""
+        if not self.targets:
+            return error
+        known = truth.isfinite()
+        truth = torch.where(known, truth, 0.0)
+        code, losses = pooled(features.float()), []
+        with torch.autocast(code.device.type, enabled=False):
+            for k, (target, layer) in enumerate(zip(self.targets, self.auxiliary, strict=True)):
+                told = layer(code)
+                if target["levels"]:
+                    losses.append(F.cross_entropy(told, truth[:, k].long(), reduction="none"))
+                else:
+                    losses.append((told[:, 0] - (truth[:, k] - self.mean[k]) / self.sd[k]).square())
+        total = torch.where(known, torch.stack(losses, dim=1), 0.0).sum(dim=1)
+        return self.settings.alpha * error + (1 - self.settings.alpha) * total / known.sum(dim=1).clamp(min=1)
+
+
+class Variational(Reconstruction):
+    """The same with a random code: normal, with a mean and a variance that linear layers read from the features at
+    each place (1×1×1 convolutions).
+
+    To an example's loss comes `kl` · KL / V, where KL is the divergence of its code from the standard normal, summed
+    over the code's units, and V the number of in-mask voxels. Without auxiliary targets this is the evidence lower
+    bound, times a constant, of voxels with normal noise of variance kl / 2. The weight grows linearly from 0 over the
+    first `warm_up_steps` steps, which are counted in `steps`, kept with the weights. Outside training the code is the
+    mean. Auxiliary targets are told from the encoder's features, which are what is transferred.
+    """
+
+    name = "variational"
+    Settings = VariationalSettings
+    steps: Tensor
+
+    def __init__(self, encoder: Encoder, targets: list[dict[str, Any]], settings: VariationalSettings) -> None:
+        super().__init__(encoder, targets, settings)
+        width = encoder.output_shape[0]
+        self.code_mean, self.code_log_variance = (nn.Linear(width, width) for _ in range(2))  # at each place
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Glorot normal weights of the code's mean, too; a tenth of those for its log-variance, which starts near 0."""
+        super().initialise()
+        for layer, gain in ((self.code_mean, 1.0), (self.code_log_variance, 0.1)):
+            nn.init.xavier_normal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+
+    def code(self, features: Tensor) -> Tensor:
+        """The code's mean, (B, *features)."""
+        return self.distribution(features)[0]
+
+    def distribution(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the code, (B, *features) each."""
+        with torch.autocast(features.device.type, enabled=False):
+            places = features.float().movedim(1, -1)
+            return self.code_mean(places).movedim(-1, 1), self.code_log_variance(places).movedim(-1, 1)
+
+    @torch.no_grad()
+    def kl_of_units(self, encoder: Encoder, volumes: Tensor) -> Tensor:
+        """Mean KL divergence over volumes (B, Z, Y, X) of each unit of the code, in nats: (U,).
+
+        A unit near 0 is not used. If all are, the posterior has collapsed: the code says nothing.
+        """
+        return _kl(*self.distribution(encoder.trace(volumes)[0])).mean(dim=0)
+
+    def _drawn(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.distribution(features)
+        penalty = self._kl_weight() * _kl(mean, log_variance).sum(dim=1) / self.mask.sum()
+        if not self.training:
+            return mean, penalty
+        return mean + (0.5 * log_variance).exp() * normal(*mean.shape, device=mean.device), penalty
+
+    def _kl_weight(self) -> Tensor:
+        """The divergence's weight; the first training step has 1 / `warm_up_steps` of it, and steps are counted."""
+        if self.training:
+            self.steps += 1
+        return self.settings.kl * (self.steps / max(1, self.settings.warm_up_steps)).clamp(max=1)
+
+
+def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Divergence of each unit from the standard normal, (B, …) → (B, U)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1)
