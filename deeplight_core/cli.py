@@ -206,6 +206,14 @@ def prepare(
     zoom_to: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Zoom all structural images to this shape: X Y Z.")
     ] = None,
+    register_mm: Annotated[
+        float | None,
+        typer.Option("--register", help="Register structural images to MNI152 (affine), voxels of this edge in mm."),
+    ] = None,
+    regions: Annotated[
+        Literal["none", "grey", "values"] | None,
+        typer.Option(help="Regional means of their grey matter, or of the values of maps of grey matter."),
+    ] = None,
     subjects: Annotated[
         list[str] | None, typer.Option("--subject", help="Only this subject's runs, for one of many jobs; repeatable.")
     ] = None,
@@ -226,32 +234,34 @@ def prepare(
 
     Resting runs have no states: `deeplight prepare rest.csv --store rest.store --keep all`
 
+    Structural images in their own spaces: `deeplight prepare t1.csv --store t1.store --register 4 --regions grey`
+
     One job per subject: first `… --plan`, then `… --subject 100307` for each, last without either option.
     """
     from deeplight_core import experiment
 
     profile = _manifests_profile(Path(source)) if source.endswith(".csv") else _profile(source)
-    settings, preprocessing = profile.data, profile.preprocessing
+    settings = profile.data
     if data or store:
         changed = {
             "root": str(data.absolute()) if data else settings.root,
             "store": store.absolute() if store else settings.store,
         }
         settings = settings.model_copy(update=changed)
-    if resample_to:
-        preprocessing = preprocessing.model_copy(update={"resample_to": resample_to})
-    if keep:
-        preprocessing = preprocessing.model_copy(update={"keep": keep})
-    if zoom_to:
-        structural = preprocessing.structural.model_copy(update={"zoom_to": zoom_to})
-        preprocessing = preprocessing.model_copy(update={"structural": structural})
-    profile = profile.model_copy(update={"data": settings, "preprocessing": preprocessing})
+    structural = {"zoom_to": zoom_to, "resolution_mm": register_mm, "regions": regions}
+    structural |= {"register": "affine" if register_mm else None}
+    asked = {"resample_to": resample_to, "keep": keep, "structural": _given(structural)}
+    profile = profile.overridden({"preprocessing": _given(asked)}).model_copy(update={"data": settings})
     if plan_only or subjects:
         n = experiment.prepare_part(profile, subjects or [], jobs, device, keep_going)
         print(f"{profile.store}: planned" + (f", {n} runs of {', '.join(subjects)} prepared" if subjects else ""))
         return
     made = experiment.prepare_data(profile, jobs, device, keep_going)
     print(f"{made.path}: {len(made.index)} volumes of {len(made.runs)} runs, {made.info['n_voxels']} voxels each")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
 
 
 @app.command()

@@ -177,11 +177,21 @@ class SimulationSettings(Section):
 
 
 class StructuralSettings(Section):
-    """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), zoomed."""
+    """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), brought to one
+    grid."""
 
+    register: Literal["none", "affine"] = "none"
+    """Register every image to MNI152 (affine, 12 parameters, by mutual information; needs dipy) and resample it once,
+    to the grid of resolution_mm or preprocessing.resample_to. The common mask is the template's brain."""
+    resolution_mm: float | None = Field(None, ge=1, le=20)
+    """Resample every image to voxels of this edge in mm, on a grid over MNI152 (None = another setting names the
+    grid)."""
     zoom_to: tuple[int, int, int] | None = None
-    """Zoom every image to this shape (X, Y, Z), whatever its position and voxel size (None = all images share one grid,
-    or preprocessing.resample_to names one)."""
+    """Zoom every image to this shape (X, Y, Z), whatever its position and voxel size, with its axes in the directions
+    of the first image's (None = all images share one grid, or another setting names one)."""
+    regions: Literal["none", "grey", "values"] = "none"
+    """Keep means over 300 regions and the brain (see Store.regional) of every image's grey matter, or of its values, if
+    it is a map of grey matter already; for images in MNI152, registered or not."""
     z_score: bool = False
     """Give the model z-scores, from each voxel's mean and SD over the training images."""
 
@@ -203,7 +213,8 @@ class PreprocessingSettings(Section):
     skip_s: float | None = Field(None, ge=0)
     """Seconds dropped at the start of each block (None = two TRs, as in the paper)."""
     mask_coverage: float = Field(0.5, gt=0, le=1)
-    """Keep voxels that lie in at least this share of the runs' masks."""
+    """Keep voxels that lie in at least this share of the runs' masks (registered structural images share the template's
+    mask)."""
     crop: bool = False
     """Crop the grid to the mask's bounding box."""
     keep: Literal["labelled", "all"] = "labelled"
@@ -213,6 +224,20 @@ class PreprocessingSettings(Section):
     structural: StructuralSettings = StructuralSettings()
     """Settings for structural images (of the others, only mask_coverage, crop, resample_to, keep and storage apply to
     them)."""
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> "PreprocessingSettings":
+        own = self.structural
+        if own.resolution_mm and (other := "structural.zoom_to" if own.zoom_to else self.resample_to and "resample_to"):
+            raise ValueError(f"structural.resolution_mm and {other} both name a grid; keep one of them")
+        if own.register == "affine" and own.zoom_to:
+            raise ValueError("registered images are resampled, not zoomed: name structural.resolution_mm, not zoom_to")
+        if own.register == "affine" and not own.resolution_mm and self.resample_to in (None, "first"):
+            raise ValueError(
+                "registered images need a grid in MNI152: name structural.resolution_mm, or resample_to (hcp2mm or an "
+                "image)"
+            )
+        return self
 
 
 class FinetuningSettings(TrainingSettings):

@@ -17,6 +17,7 @@ from deeplight_core.system.files import read_table, write_whole
 
 __all__ = [
     "COLUMNS",
+    "CONTRASTS",
     "SPLITS",
     "add_subject_columns",
     "assign_splits",
@@ -35,6 +36,7 @@ COLUMNS = (
     "dataset", "subject", "session", "task", "run", "image", "events", "mask",
     "tr_s", "n_volumes", "split", "family", "sha256",
 )  # fmt: skip
+CONTRASTS = ("T1w", "T2w", "PDw", "FLAIR")  # suffixes of structural images in BIDS that name their contrast
 SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 
 
@@ -58,6 +60,7 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
+    problems += _suffix_problems(table)
     if len(table) == 0:
         problems.append((-1, "the manifest has no rows"))
     if problems:
@@ -114,6 +117,17 @@ def _kind_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
               "only a structural image (no events, one volume) has no repetition time")
         for row, (events, tr_s, n) in enumerate(rows)
         if tr_s == "" and (events, n) != ("", "1")
+    ]  # fmt: skip
+
+
+def _suffix_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Rows whose file is named after another contrast than their task, such as T1w and `sub-01_T2w.nii.gz`."""
+    named = table["image"].str.extract(r"_([A-Za-z0-9]+)\.nii(?:\.gz)?$")[0]
+    wrong = named.isin(CONTRASTS) & table["task"].isin(CONTRASTS) & (named != table["task"])
+    return [
+        (int(row), f"task = {table.loc[row, 'task']!r}, but {table.loc[row, 'image']} is named {named[row]}; "
+                   "correct one of them")
+        for row in table.index[wrong]
     ]  # fmt: skip
 
 

@@ -13,17 +13,20 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 
 from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.simulate import grid as grid_over_mni
 from deeplight_core.data.store import FORMAT, read_info
-from deeplight_core.data.structural import zoomed
+from deeplight_core.data.structural import reoriented, smoothed_for, template_mask, zoomed
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
 
 __all__ = ["Plan", "finished", "misfit", "on_grid", "own_mask", "plan", "software", "still_holds"]
 
+_REMEDY = "name its own mask in the manifest, or none"
 _AT_ONCE = 16  # headers and masks read at a time; for remote data, latency dominates
 
 
@@ -66,8 +69,14 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     if planned and _noted(path) == _info(manifest, profile, planned):
         return planned
     structural = is_structural(manifest)
+    registered = bool(structural.all()) and settings.structural.register == "affine"
     if structural.any() and not structural.all():
-        raise ValueError("structural images and runs of fMRI are in one manifest; name the tasks of one kind only")
+        few = manifest["image"][structural if structural.sum() * 2 <= len(manifest) else ~structural]
+        kind = "structural images" if structural.sum() * 2 <= len(manifest) else "runs (with a repetition time)"
+        raise ValueError(
+            "structural images and runs of fMRI are in one manifest; name the tasks of one kind only, or correct the "
+            f"{len(few)} {kind}: {', '.join(few[:5])}"
+        )
     taken = {"file", "frame", "onset_s", "state", "block", "unit", "row", "label"} & {*manifest.columns}
     if taken:
         raise ValueError(f"the manifest's column {', '.join(sorted(taken))} has a name that the store needs; rename it")
@@ -91,6 +100,9 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
                 problem = misfit(row, headers[row["image"]], grid, tr_s, settings)
                 problems += [problem] if problem else []
                 fitting += [] if problem else [row]
+        if registered:
+            votes += len(fitting) * template_mask(grid)
+            fitting = []
         packed = partial(_mask_on_grid, root=root, headers=headers, grid=grid, settings=settings)
         for mask in pool.map(packed, fitting):
             if isinstance(mask, str):
@@ -115,7 +127,8 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     coverage = nib.Nifti1Image((votes / len(manifest)).astype(np.float32), grid[1])
     mask_image = nib.Nifti1Image(common.astype(np.uint8), grid[1])
     text = json.dumps(info, indent=1) + "\n"
-    write_whole(path / "coverage.nii.gz", lambda p: nib.save(coverage, p))
+    if not registered:  # else it is known when they are
+        write_whole(path / "coverage.nii.gz", lambda p: nib.save(coverage, p))
     write_whole(path / "mask.nii.gz", lambda p: nib.save(mask_image, p))
     write_whole(path / "store.json", lambda p: p.write_text(text, encoding="utf-8"))
     return planned
@@ -151,11 +164,12 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
         return f"{row['image']}: shape {header.shape}, but the manifest says {row['n_volumes']} volumes"
     if not structural and abs(row["tr_s"] - tr_s) > 1e-4:
         return f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run"
-    if settings.resample_to or (structural and settings.structural.zoom_to) or same_grid(header.grid, grid):
+    own = settings.structural
+    if settings.resample_to or (structural and (own.zoom_to or own.resolution_mm)) or same_grid(header.grid, grid):
         return ""
     remedy = "name the grid to resample all to in preprocessing.resample_to"
     if structural:
-        remedy += ", or the shape to zoom all to in preprocessing.structural.zoom_to"
+        remedy += ", the shape to zoom all to in preprocessing.structural.zoom_to, or register them"
     return (
         f"{row['image']}: grid {header.shape[:3]} with affine {header.affine[:3].tolist()} differs from "
         f"the first run's {grid[0]} with {grid[1][:3].tolist()}; {remedy}"
@@ -168,6 +182,8 @@ def _target_grid(settings: PreprocessingSettings, first: Header, structural: boo
         shape = settings.structural.zoom_to
         factors = [(n - 1) / max(1, m - 1) for n, m in zip(first.shape[:3], shape, strict=True)]  # corners on corners
         return shape, first.affine @ np.diag([*factors, 1])
+    if structural and settings.structural.resolution_mm:
+        return grid_over_mni(settings.structural.resolution_mm)
     if settings.resample_to in (None, "first"):
         return first.grid
     if settings.resample_to == "hcp2mm":
@@ -200,9 +216,11 @@ def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:
         return np.asarray(data[..., 0] if len(data.shape) == 4 else data) != 0
     mask, affine = load_volume(folder / row["mask"])
     if mask.shape != header.shape[:3]:
-        raise ValueError(f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {header.shape[:3]}")
+        raise ValueError(
+            f"mask {row['mask']} has grid {mask.shape}, its run {row['image']} has {header.shape[:3]}; {_REMEDY}"
+        )
     if not np.allclose(affine, header.affine, atol=1e-3):
-        raise ValueError(f"mask {row['mask']} and its run {row['image']} have different affines")
+        raise ValueError(f"mask {row['mask']} and its run {row['image']} have different affines; {_REMEDY}")
     if not (mask > 0).any():
         raise ValueError(f"mask {row['mask']} is empty: no voxel is above zero")
     return mask > 0
@@ -211,13 +229,19 @@ def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:
 def on_grid(
     grid: Grid, volume: np.ndarray, header: Header, row: pd.Series, settings: PreprocessingSettings
 ) -> np.ndarray:
-    """A mask (bool) or structural image (X, Y, Z) on the common grid: as it is, zoomed, or resampled."""
+    """A mask (bool) or structural image (X, Y, Z) on the common grid: as it is, zoomed, or resampled.
+
+    Zooming ignores positions, but not the directions of the axes: left stays left.
+    """
     is_mask = volume.dtype == bool
     if is_structural(row) and settings.structural.zoom_to:
-        moved = zoomed(volume, grid[0])
+        moved = zoomed(reoriented(volume, header.affine, grid[1]), grid[0])
     elif same_grid(header.grid, grid):
         moved = volume
     else:
+        own = settings.structural
+        if not is_mask and (own.resolution_mm or own.register == "affine"):
+            volume = smoothed_for(volume, header.affine, float(voxel_sizes(grid[1]).min()))
         moved = resample(volume.astype(np.float32), header.affine, grid, "nearest" if is_mask else "linear")
     return moved > 0 if is_mask else moved
 

@@ -4,32 +4,39 @@ Three steps, each resumable: the plan (grid and common mask), the runs (independ
 processes on any number of machines), the index.
 """
 
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import Profile, digest
+from deeplight_core.config import Profile, StructuralSettings, digest
 from deeplight_core.data.events import label_frames, read_events
-from deeplight_core.data.images import (
-    load_volume,
-    read_header,
-    same_grid,
-)
+from deeplight_core.data.images import Header, load_volume, read_header, same_grid
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
 from deeplight_core.data.store import FORMAT, Store, open_store, write_volumes
-from deeplight_core.data.structural import scaled
+from deeplight_core.data.structural import (
+    distance_mm,
+    grey_matter,
+    likeness,
+    region_names,
+    regional_means,
+    register,
+    scaled,
+)
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape, stamps
 from deeplight_core.system.workers import in_processes
@@ -37,6 +44,9 @@ from deeplight_core.system.workers import in_processes
 __all__ = ["prepare", "prepare_run", "prepare_subjects"]
 
 _ABANDONED_S = 3600  # files untouched for longer are left over from a killed process
+_FAR_MM = 10.0  # from the template: farther than a brain in MNI152 lies, nearer than most in their own space
+_UNLIKE = 0.3  # correlation with the template, in size; registered brains of T1w have about 0.6
+_CONTRASTS = {"T1w": 1, "T2w": -1}  # sign of an image's correlation with the template, a T1w
 
 
 def prepare(
@@ -61,7 +71,10 @@ def prepare(
             return store
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)
+    _refuse_copies(manifest, records)
     if not any(record["frames"] for record in records):
+        if profile.data.label and is_structural(manifest).all():
+            raise ValueError(_no_label(manifest, profile))
         raise ValueError(
             "no volume of any run lies in a block; check the events, lag_s and skip_s, or store volumes without a "
             "state, too, with preprocessing.keep: all (--keep all)"
@@ -89,12 +102,21 @@ def prepare(
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    private = ("made_of", "sources", "frames", "states", "blocks", "whole")
+    private = ("made_of", "sources", "frames", "states", "blocks", "whole", "transform", "regions")
     own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
+    if profile.preprocessing.structural.regions != "none" and is_structural(manifest).all():
+        means = pd.DataFrame(
+            [r["regions"] for r in records], index=pd.Index(files, name="file"), columns=region_names()
+        )
+        write_whole(path / "regions.parquet", means.to_parquet)
+    if profile.preprocessing.structural.register == "affine" and is_structural(manifest).all():
+        _write_coverage(path, planned, files)
     write_whole(path / "runs.parquet", own.to_parquet)
     write_whole(path / "index.parquet", index.to_parquet)
     _remove_abandoned(path / "runs")
+    for line in _image_notes(own, profile.preprocessing.structural):
+        print(line, flush=True)
     return open_store(path)
 
 
@@ -173,18 +195,24 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
         header, grid = read_header(source), planned.grid
         if problem := misfit(row, header, grid, planned.tr_s, settings):
             raise ValueError(problem)
-        own = own_mask(folder, row, header)
-        overlap = (on_grid(grid, own, header, row, settings) & planned.mask).sum() / planned.mask.sum()
+        own, place = own_mask(folder, row, header), header
+        facts: dict[str, Any] = {}
+        if structural:
+            volume = load_volume(source)[0]
+            image = scaled(volume, own, source)
+            place, facts = _placed(volume, own, header, root / row["image"], row["task"], settings.structural)
+        overlap = (on_grid(grid, own, place, row, settings) & planned.mask).sum() / planned.mask.sum()
         record = {
             "file": file, "run": run_key(row), "made_of": made_of, "sources": sources,
             "n_frames": int(row["n_volumes"]), "orientation": header.orientation,
-            "resampled": not same_grid(header.grid, grid), "mask_overlap": float(overlap),
+            "resampled": not same_grid(header.grid, grid), "mask_overlap": float(overlap), **facts,
         }  # fmt: skip
 
         def write(path: Path) -> None:
             if structural:
-                volume = on_grid(grid, scaled(load_volume(source)[0], own, source), header, row, settings)
-                record.update(_write_image(path, volume, label, row, profile, planned))
+                record.update(
+                    _write_image(path, on_grid(grid, image, place, row, settings), label, row, profile, planned)
+                )
             else:
                 record.update(_write_series(path, folder, row, profile, planned, device))
             record["sha256"] = file_sha256(path)
@@ -193,6 +221,39 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
     record["whole"] = digest(record)
     write_whole(note, lambda p: p.write_text(json.dumps(record), encoding="utf-8"))
     return record
+
+
+def _placed(
+    volume: np.ndarray, mask: np.ndarray, header: Header, path: Any, task: str, settings: StructuralSettings
+) -> tuple[Header, dict[str, Any]]:
+    """Where a structural image (X, Y, Z) lies, in MNI152 if it is registered, and what is noted about it.
+
+    Notes: `content`, a hash of its values; `transform` to MNI152 and `template_fit`, if it is registered or its grey
+    matter is sought; `regions`, the means; `doubt`, what speaks against the image; "" if nothing does.
+    """
+    facts: dict[str, Any] = {"content": hashlib.sha256(volume.tobytes()).hexdigest()[:16], "doubt": ""}
+    brain = np.where(mask, volume, 0)
+    if settings.register == "affine":
+        transform = register(brain, header.affine)
+        header = replace(header, affine=transform @ header.affine)
+        facts["transform"] = transform.tolist()
+    elif settings.regions != "none" and (far := distance_mm(brain, header.affine)) > _FAR_MM:
+        raise ValueError(
+            f"{path} is not in MNI152 (its brain lies {far:.0f} mm off), so that it has no regions; set "
+            "preprocessing.structural.register to affine, or regions to none"
+        )
+    if settings.register == "affine" or settings.regions == "grey":
+        facts["template_fit"] = fit = likeness(brain, header.affine)
+        if fit * _CONTRASTS.get(task, 0) < 0:
+            facts["doubt"] = (
+                f"contrast unlike {task}'s: white matter is {'darker' if fit < 0 else 'brighter'} than fluid"
+            )
+        elif abs(fit) < _UNLIKE and task in _CONTRASTS:
+            facts["doubt"] = "fits the template badly"
+    if settings.regions != "none":
+        grey = grey_matter(volume, mask) if settings.regions == "grey" else brain
+        facts["regions"] = regional_means(grey, header.affine).tolist()
+    return header, facts
 
 
 def _write_series(
@@ -258,6 +319,75 @@ def _record_of_finished(note: Path, file: Path, made_of: str, sources: dict[str,
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(record) if current else None
+
+
+def _refuse_copies(manifest: pd.DataFrame, records: list[dict[str, Any]]) -> None:
+    """Raise an error if people who may be divided share an image, whatever its file's compression or header."""
+    first: dict[str, pd.Series] = {}
+    problems = []
+    for (_, row), record in zip(manifest.iterrows(), records, strict=True):
+        if "content" in record:
+            other = first.setdefault(record["content"], row)
+            relatives = row["family"] != "" and row["family"] == other["family"]
+            if row["subject"] != other["subject"] and not relatives:
+                problems.append(
+                    f"{row['image']} of {row['subject']} ({row['split']}) is the image of {other['subject']} "
+                    f"({other['split']}), {other['image']}"
+                )
+    if problems:
+        raise ValueError(
+            f"{len(problems)} image(s) belong to two subjects; remove one row of each pair from the manifest, or give "
+            "both the same family:\n" + "\n".join(f"  {p}" for p in problems)
+        )
+
+
+def _no_label(manifest: pd.DataFrame, profile: Profile) -> str:
+    """What the label column holds instead of the states' values."""
+    wanted = sorted({v for t in profile.data.tasks() for values in profile.data.events(t).values() for v in values})
+    found = manifest[profile.data.label].value_counts()
+    listed = ", ".join(f"{value or 'nothing'} ({n})" for value, n in found.head(5).items())
+    return (
+        f"no image has a state: the manifest's column {profile.data.label} holds {listed}, the states are made of "
+        f"{', '.join(wanted)}; correct the column or the states, or store images without a state, too (--keep all)"
+    )
+
+
+def _image_notes(runs: pd.DataFrame, settings: StructuralSettings) -> list[str]:
+    """What was done with structural images, and which of them to look at; one line each."""
+    lines = []
+    if "template_fit" in runs:
+        fit = runs["template_fit"]
+        fits = f"their correlation with its brain is {fit.min():.2f} to {fit.max():.2f} (median {fit.median():.2f})"
+        done = "registered to MNI152 (affine)" if settings.register == "affine" else "compared with MNI152"
+        lines.append(f"{len(runs)} images were {done}; {fits}")
+    if settings.regions != "none" and "doubt" in runs:
+        what = "grey matter (the middle one of three tissues)" if settings.regions == "grey" else "values"
+        lines.append(f"means of their {what} over 300 regions and the brain are in regions.parquet")
+    if settings.zoom_to and (other := runs["orientation"] != runs["orientation"].iloc[0]).any():
+        first = runs["orientation"].iloc[0]
+        lines.append(f"{other.sum()} images of orientation {_several(runs.loc[other, 'orientation'])} became {first}")
+    if "doubt" in runs:
+        doubtful = runs[runs["doubt"] != ""]
+        lines += [f"warning: {run}: {doubt}" for run, doubt in zip(doubtful["run"], doubtful["doubt"], strict=True)]
+        again = runs.loc[runs.duplicated("content"), "run"]
+        lines += [f"warning: {run} holds the same as an earlier image of its subject or family" for run in again]
+    return lines
+
+
+def _several(names: pd.Series) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _write_coverage(store: Path, planned: Plan, files: list[str]) -> None:
+    """Share of images that are not zero, at every voxel of the mask."""
+    share = np.zeros(int(planned.mask.sum()))
+    for file in files:
+        with safe_open(store / file, framework="numpy") as tensors:
+            share += (tensors.get_tensor("volumes") != 0).sum(axis=0) / len(files)
+    data = np.zeros(planned.mask.shape[::-1], np.float32)
+    data[planned.mask.T] = share
+    image = nib.Nifti1Image(data.T, planned.affine)
+    write_whole(store / "coverage.nii.gz", lambda p: nib.save(image, p))
 
 
 def _write_statistics(store: Path, files: list[tuple[str, float]]) -> None:

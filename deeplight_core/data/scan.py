@@ -6,6 +6,7 @@ Each scan returns the manifest without splits and a table of what was left out, 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ import pandas as pd
 
 from deeplight_core.data.events import event_names
 from deeplight_core.data.images import read_header
-from deeplight_core.data.manifest import COLUMNS
+from deeplight_core.data.manifest import COLUMNS, CONTRASTS
 from deeplight_core.system.files import read_table
 from deeplight_core.system.sources import is_remote, located, refuse_escape
 from deeplight_core.tasks import TASKS
@@ -315,6 +316,8 @@ def _add_row(
             structural = events is None and not tr_s and n_volumes == 1
         if structural and n_volumes != 1:
             raise ValueError(f"{n_volumes} volumes; a structural image has one")
+        if structural and task in CONTRASTS:
+            _check_contrast(image, task)
         if not structural and len(header.shape) != 4:
             raise ValueError(f"not a readable 4-D image: its shape is {header.shape}")
         time: float | str = ""
@@ -329,6 +332,21 @@ def _add_row(
         "mask": "" if mask is None else str(mask.relative_to(root)), "tr_s": time,
         "n_volumes": n_volumes, "split": "", "family": "", "sha256": "",
     })  # fmt: skip
+
+
+def _check_contrast(image: Any, task: str) -> None:
+    """Raise an error if an image's sidecar names another contrast than the task, and not the task's."""
+    sidecar = image.parent / f"{image.name.removesuffix('.gz').removesuffix('.nii')}.json"
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        named = " ".join(str(facts.get(key, "")) for key in ("SeriesDescription", "ProtocolName")).strip()
+    except (OSError, ValueError, AttributeError):
+        return
+    there = {
+        short for short in ("T1", "T2", "PD", "FLAIR") if re.search(rf"(?<![a-z0-9]){short}", named, re.IGNORECASE)
+    }
+    if there and task.removesuffix("w") not in there:
+        raise ValueError(f"its sidecar says {named!r}, its task is {task}; correct one of them")
 
 
 def _repetition_time(tr_s: float, sidecars: Iterable[Any]) -> float:
@@ -357,9 +375,10 @@ def _scanned(rows: list[dict[str, Any]], left_out: LeftOut, root: Any, what: str
     alike = [row for of_size in by_size.values() if len(of_size) > 1 for row in of_size]
     first: dict[str, Any] = {}
     for row, content in zip(alike, _in_threads(lambda row: _content(root / row["image"]), alike), strict=True):
-        original = first.setdefault(content, row["image"])
-        if original != row["image"]:
-            left_out.append((str(row["image"]), f"same content as {original}"))
+        original = first.setdefault(content, row)
+        if original["image"] != row["image"]:
+            whose = "" if original["subject"] == row["subject"] else f", of another subject ({original['subject']})"
+            left_out.append((str(row["image"]), f"same content as {original['image']}{whose}"))
             rows.remove(row)
     return pd.DataFrame(rows), left_out
 

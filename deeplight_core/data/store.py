@@ -5,6 +5,7 @@ mask.nii.gz          the common mask; coverage.nii.gz the share of runs whose ow
 runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs of fMRI, `tsnr` (V) float16
 runs/<run>.json      the run's record: what its file was made from, its sha256, what was kept and left out
 statistics.safetensors   `mean`, `sd` (V) over the training images, if the settings ask for z-scores
+regions.parquet      regional means of structural images, one row per image, if the settings ask for them
 runs.parquet         the records, one row per run
 index.parquet        one row per volume; written last: a store that has it is whole
 """
@@ -137,6 +138,24 @@ class Store:
             raise ValueError(f"{path} is gone; delete {self.path / 'index.parquet'} and run `deeplight prepare` again")
         with safe_open(path, framework="pt") as tensors:
             return tensors.get_tensor("mean"), tensors.get_tensor("sd")
+
+    def regional(self) -> pd.DataFrame:
+        """Means of grey matter, or of a map's values: one row per file, one column per region, and one for the brain.
+
+        Raises
+        ------
+        ValueError
+            If the store was prepared without them.
+        """
+        if not self.is_structural or self.preprocessing.structural.regions == "none":
+            raise ValueError(
+                f"store {self.path} has no regional means; prepare it with preprocessing.structural.regions: grey "
+                "(or values, for maps of grey matter)"
+            )
+        try:
+            return pd.read_parquet(self.path / "regions.parquet")
+        except UNREADABLE as error:
+            raise _damaged(self.path, error) from error
 
     def tsnr(self) -> np.ndarray:
         """Temporal signal-to-noise ratio (V), averaged over runs.

@@ -1,10 +1,38 @@
-"""From a structural image to one volume: masked, scaled, zoomed."""
+"""From a structural image to one volume: masked, scaled, registered or zoomed; and its grey matter, region by region.
 
+Positions are millimetres: an image's affine leads from its voxels to its own space, a transform from there to MNI152.
+"""
+
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from scipy.ndimage import binary_erosion, gaussian_filter, map_coordinates
 
-__all__ = ["scaled", "zoomed"]
+from deeplight_core.data.images import Grid, resample
+
+__all__ = [
+    "distance_mm",
+    "grey_matter",
+    "likeness",
+    "region_names",
+    "regional_means",
+    "register",
+    "reoriented",
+    "scaled",
+    "smoothed_for",
+    "template_mask",
+    "zoomed",
+]
+
+_RADIUS_MM, _SPACING_MM = 8.0, 2.0  # of the regions, spheres, and of the points in them
+_STEPS = ((8.0, "RigidTransform3D", 50), (8.0, "AffineTransform3D", 100), (4.0, "AffineTransform3D", 30))
+_BINS = 32  # of the joint histogram, in each direction
+_EDGE = 2  # voxels of 4 mm at the brain's edge, where fluid, bone and brain mix
+_SEEN_VOXELS = 20_000  # of a brain, from which the tissues' intensities are estimated
 
 
 def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
@@ -35,3 +63,182 @@ def zoomed(volume: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     factors = [n / m for n, m in zip(shape, volume.shape, strict=True)]
     order = 0 if volume.dtype == bool else 1
     return np.asarray(zoom(volume.astype(np.float32), factors, order=order, mode="nearest"))
+
+
+def reoriented(volume: np.ndarray, affine: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """A volume (X, Y, Z) with its axes flipped and swapped to point where those of the affine `like` do."""
+    change = ornt_transform(io_orientation(affine), io_orientation(like))
+    return np.ascontiguousarray(apply_orientation(volume, change))
+
+
+# ---- in MNI152
+
+
+@lru_cache(maxsize=4)
+def _template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """MNI152's brain (T1, skull-stripped; nilearn brings it along) with voxels of that edge, and its affine."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+
+    image, mask = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
+    return _coarse(image.get_fdata() * (mask.get_fdata() > 0), image.affine, resolution_mm)
+
+
+def smoothed_for(volume: np.ndarray, affine: np.ndarray, resolution_mm: float) -> np.ndarray:
+    """A volume (X, Y, Z), smoothed to be sampled at wider voxels of that edge: the FWHM is the difference of the edges."""
+    wider = np.maximum(resolution_mm / voxel_sizes(affine) - 1, 0)
+    return gaussian_filter(np.float32(volume), wider / 2.355)
+
+
+def _coarse(volume: np.ndarray, affine: np.ndarray, resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """A volume (X, Y, Z), smoothed and resampled to voxels of that edge, and its affine."""
+    factors = resolution_mm / voxel_sizes(affine)
+    smooth = smoothed_for(volume, affine, resolution_mm)
+    x, y, z = (int(np.ceil(n / f)) for n, f in zip(volume.shape, factors, strict=True))
+    target = affine @ np.diag([*factors, 1.0])
+    target[:3, 3] = apply_affine(affine, (factors - 1) / 2)  # outer edge on outer edge
+    return resample(smooth, affine, ((x, y, z), target), "linear").astype(np.float64), target
+
+
+def template_mask(grid: Grid) -> np.ndarray:
+    """The template's brain mask (X, Y, Z) on a grid."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    mask = load_mni152_brain_mask(resolution=2)
+    share, affine = _coarse(mask.get_fdata(), mask.affine, max(2.0, float(voxel_sizes(grid[1]).min())))
+    return resample(share, affine, grid, "linear") >= 0.5
+
+
+def distance_mm(volume: np.ndarray, affine: np.ndarray) -> float:
+    """How far a brain (X, Y, Z) lies from the template's: the largest distance along an axis, in mm.
+
+    Compared are the middle and both ends (5th and 95th percentile) of the brightest part, without the lowest tenth.
+    """
+    ends = []
+    for brain, its_affine in ((volume, affine), _template(4.0)):
+        bright = brain > 0.1 * np.percentile(brain[brain > 0], 99)
+        ends.append(np.percentile(apply_affine(its_affine, np.argwhere(bright)), [5, 50, 95], axis=0))
+    return float(np.abs(ends[0] - ends[1]).max())
+
+
+def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Find the affine transform (4, 4) from an image's space to MNI152: 12 parameters, by mutual information.
+
+    First rigid, then affine with voxels of 8 mm, then of 4 mm (`dipy.align.imaffine`); all voxels count, so nothing is
+    random.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) brain, zero outside
+    affine : (4, 4) of its voxels
+
+    Raises
+    ------
+    ValueError
+        If dipy is not installed.
+    """
+    try:
+        from dipy.align import imaffine, transforms
+    except ImportError:
+        raise ValueError(
+            "registration needs dipy, which is not installed: pip install 'deeplight-core[structural]', or set "
+            "preprocessing.structural.register to none"
+        ) from None
+    found: np.ndarray | None = None
+    for resolution_mm, kind, n in _STEPS:
+        still, still_affine = _template(resolution_mm)
+        moving, moving_affine = _coarse(volume, affine, resolution_mm)
+        if found is None:
+            found = imaffine.transform_centers_of_mass(still, still_affine, moving, moving_affine).affine
+        search = imaffine.AffineRegistration(
+            metric=imaffine.MutualInformationMetric(nbins=_BINS), level_iters=[n], sigmas=[0.0], factors=[1],
+            verbosity=0,
+        )  # fmt: skip
+        found = search.optimize(
+            still, moving, getattr(transforms, kind)(), None, static_grid2world=still_affine,
+            moving_grid2world=moving_affine, starting_affine=found,
+        ).affine  # fmt: skip
+    return np.linalg.inv(np.asarray(found))
+
+
+def likeness(volume: np.ndarray, affine: np.ndarray) -> float:
+    """Correlation of an image with the template inside both brains, 8 mm from their edges, with voxels of 4 mm.
+
+    It tells how well an image fits, and which contrast it has: negative if fluid is brighter than white matter.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) brain, zero outside
+    affine : (4, 4) from its voxels to MNI152
+    """
+    still, still_affine = _template(4.0)
+    smooth, its_affine = _coarse(volume, affine, 4.0)
+    moved = resample(smooth, its_affine, (still.shape, still_affine), "linear")
+    both = binary_erosion((still > 0) & (moved > 0), iterations=_EDGE)
+    varies = both.any() and moved[both].std() > 0
+    return float(np.corrcoef(still[both], moved[both])[0, 1]) if varies else 0.0
+
+
+# ---- grey matter
+
+
+def grey_matter(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Probability of grey matter (X, Y, Z) in a brain: the middle one of three tissues by intensity.
+
+    A mixture of three Gaussians (`sklearn.mixture.GaussianMixture`). Grey matter is in the middle whether fluid is
+    darkest (T1) or brightest (T2).
+
+    Parameters
+    ----------
+    volume : (X, Y, Z); mask : (X, Y, Z) bool, the brain
+    """
+    from sklearn.mixture import GaussianMixture
+
+    values = volume[mask].astype(np.float64)
+    seen = values[:: max(1, len(values) // _SEEN_VOXELS), None]
+    start = np.quantile(seen, [0.1, 0.45, 0.85])[:, None]
+    mixture = GaussianMixture(3, means_init=start, max_iter=300, tol=1e-4, random_state=0).fit(seen)
+    different, where = np.unique(values, return_inverse=True)
+    middle = np.argsort(mixture.means_[:, 0])[1]
+    probability = np.zeros(volume.shape, np.float32)
+    probability[mask] = mixture.predict_proba(different[:, None])[where, middle]
+    return probability
+
+
+@lru_cache(maxsize=1)
+def _regions() -> pd.DataFrame:
+    """The regions: `name, x, y, z`; centres of Seitzman et al. (2020), which nilearn brings along, in its order."""
+    from nilearn.datasets import fetch_coords_seitzman_2018
+
+    found = fetch_coords_seitzman_2018()
+    places = enumerate(zip(found.regions, found.networks, strict=True), start=1)
+    centres = found.rois[["x", "y", "z"]].reset_index(drop=True)
+    return centres.assign(name=[f"{n:03d}_{region}_{network}" for n, (region, network) in places])
+
+
+def region_names() -> list[str]:
+    """Names of the means of `regional_means`: 300 regions, and `brain`."""
+    return [*_regions()["name"], "brain"]
+
+
+def regional_means(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Means (301,) of a map (X, Y, Z), zero outside the brain: over spheres at the regions' centres, and the brain.
+
+    The spheres have a radius of 8 mm; those of neighbours may overlap. The brain is the template's. Values are
+    interpolated linearly at points 2 mm apart.
+
+    Parameters
+    ----------
+    affine : (4, 4) from the map's voxels to MNI152
+    """
+    to_voxels = np.linalg.inv(affine)
+
+    def at(places_mm: np.ndarray) -> np.ndarray:
+        return map_coordinates(np.float32(values), apply_affine(to_voxels, places_mm).T, order=1)
+
+    steps = np.arange(-_RADIUS_MM, _RADIUS_MM + 0.5, _SPACING_MM)
+    offsets = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    offsets = offsets[(offsets**2).sum(axis=1) <= _RADIUS_MM**2]
+    spheres = _regions()[["x", "y", "z"]].to_numpy()[:, None] + offsets
+    template, its_affine = _template(2.0)
+    brain = at(apply_affine(its_affine, np.argwhere(template > 0)))
+    return np.append(at(spheres.reshape(-1, 3)).reshape(spheres.shape[:2]).mean(axis=1), brain.mean())
