@@ -4,7 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -249,19 +249,21 @@ def prepare(
         }
         settings = settings.model_copy(update=changed)
     structural = {"zoom_to": zoom_to, "resolution_mm": register_mm, "regions": regions}
-    structural |= {"register": "affine" if register_mm else None}
-    asked = {"resample_to": resample_to, "keep": keep, "structural": _given(structural)}
-    profile = profile.overridden({"preprocessing": _given(asked)}).model_copy(update={"data": settings})
+    asked: dict[str, Any] = {
+        "resample_to": resample_to,
+        "keep": keep,
+        "structural": {k: v for k, v in structural.items() if v},
+    }
+    if register_mm:
+        asked["structural"] |= {"registration": "affine"}
+    profile = profile.overridden({"preprocessing": {k: v for k, v in asked.items() if v}})
+    profile = profile.model_copy(update={"data": settings})
     if plan_only or subjects:
         n = experiment.prepare_part(profile, subjects or [], jobs, device, keep_going)
         print(f"{profile.store}: planned" + (f", {n} runs of {', '.join(subjects)} prepared" if subjects else ""))
         return
     made = experiment.prepare_data(profile, jobs, device, keep_going)
     print(f"{made.path}: {len(made.index)} volumes of {len(made.runs)} runs, {made.info['n_voxels']} voxels each")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value}
 
 
 @app.command()

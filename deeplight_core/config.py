@@ -180,7 +180,7 @@ class StructuralSettings(Section):
     """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), brought to one
     grid."""
 
-    register: Literal["none", "affine"] = "none"
+    registration: Literal["none", "affine"] = "none"
     """Register every image to MNI152 (affine, 12 parameters, by mutual information; needs dipy) and resample it once,
     to the grid of resolution_mm or preprocessing.resample_to. The common mask is the template's brain."""
     resolution_mm: float | None = Field(None, ge=1, le=20)
@@ -230,9 +230,9 @@ class PreprocessingSettings(Section):
         own = self.structural
         if own.resolution_mm and (other := "structural.zoom_to" if own.zoom_to else self.resample_to and "resample_to"):
             raise ValueError(f"structural.resolution_mm and {other} both name a grid; keep one of them")
-        if own.register == "affine" and own.zoom_to:
+        if own.registration == "affine" and own.zoom_to:
             raise ValueError("registered images are resampled, not zoomed: name structural.resolution_mm, not zoom_to")
-        if own.register == "affine" and not own.resolution_mm and self.resample_to in (None, "first"):
+        if own.registration == "affine" and not own.resolution_mm and self.resample_to in (None, "first"):
             raise ValueError(
                 "registered images need a grid in MNI152: name structural.resolution_mm, or resample_to (hcp2mm or an "
                 "image)"

@@ -69,7 +69,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     if planned and _noted(path) == _info(manifest, profile, planned):
         return planned
     structural = is_structural(manifest)
-    registered = bool(structural.all()) and settings.structural.register == "affine"
+    registered = bool(structural.all()) and settings.structural.registration == "affine"
     if structural.any() and not structural.all():
         few = manifest["image"][structural if structural.sum() * 2 <= len(manifest) else ~structural]
         kind = "structural images" if structural.sum() * 2 <= len(manifest) else "runs (with a repetition time)"
@@ -240,7 +240,7 @@ def on_grid(
         moved = volume
     else:
         own = settings.structural
-        if not is_mask and (own.resolution_mm or own.register == "affine"):
+        if not is_mask and (own.resolution_mm or own.registration == "affine"):
             volume = smoothed_for(volume, header.affine, float(voxel_sizes(grid[1]).min()))
         moved = resample(volume.astype(np.float32), header.affine, grid, "nearest" if is_mask else "linear")
     return moved > 0 if is_mask else moved

@@ -110,7 +110,7 @@ def prepare(
             [r["regions"] for r in records], index=pd.Index(files, name="file"), columns=region_names()
         )
         write_whole(path / "regions.parquet", means.to_parquet)
-    if profile.preprocessing.structural.register == "affine" and is_structural(manifest).all():
+    if profile.preprocessing.structural.registration == "affine" and is_structural(manifest).all():
         _write_coverage(path, planned, files)
     write_whole(path / "runs.parquet", own.to_parquet)
     write_whole(path / "index.parquet", index.to_parquet)
@@ -228,21 +228,21 @@ def _placed(
 ) -> tuple[Header, dict[str, Any]]:
     """Where a structural image (X, Y, Z) lies, in MNI152 if it is registered, and what is noted about it.
 
-    Notes: `content`, a hash of its values; `transform` to MNI152 and `template_fit`, if it is registered or its grey
+    Notes: `content`, a hash of its values in the mask; `transform` to MNI152 and `template_fit`, if it is registered or its grey
     matter is sought; `regions`, the means; `doubt`, what speaks against the image; "" if nothing does.
     """
-    facts: dict[str, Any] = {"content": hashlib.sha256(volume.tobytes()).hexdigest()[:16], "doubt": ""}
     brain = np.where(mask, volume, 0)
-    if settings.register == "affine":
+    facts: dict[str, Any] = {"content": hashlib.sha256(brain.tobytes()).hexdigest()[:16], "doubt": ""}
+    if settings.registration == "affine":
         transform = register(brain, header.affine)
         header = replace(header, affine=transform @ header.affine)
         facts["transform"] = transform.tolist()
     elif settings.regions != "none" and (far := distance_mm(brain, header.affine)) > _FAR_MM:
         raise ValueError(
             f"{path} is not in MNI152 (its brain lies {far:.0f} mm off), so that it has no regions; set "
-            "preprocessing.structural.register to affine, or regions to none"
+            "preprocessing.structural.registration to affine, or regions to none"
         )
-    if settings.register == "affine" or settings.regions == "grey":
+    if settings.registration == "affine" or settings.regions == "grey":
         facts["template_fit"] = fit = likeness(brain, header.affine)
         if fit * _CONTRASTS.get(task, 0) < 0:
             facts["doubt"] = (
@@ -358,7 +358,7 @@ def _image_notes(runs: pd.DataFrame, settings: StructuralSettings) -> list[str]:
     if "template_fit" in runs:
         fit = runs["template_fit"]
         fits = f"their correlation with its brain is {fit.min():.2f} to {fit.max():.2f} (median {fit.median():.2f})"
-        done = "registered to MNI152 (affine)" if settings.register == "affine" else "compared with MNI152"
+        done = "registered to MNI152 (affine)" if settings.registration == "affine" else "compared with MNI152"
         lines.append(f"{len(runs)} images were {done}; {fits}")
     if settings.regions != "none" and "doubt" in runs:
         what = "grey matter (the middle one of three tissues)" if settings.regions == "grey" else "values"

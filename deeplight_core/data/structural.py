@@ -84,7 +84,7 @@ def _template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed_for(volume: np.ndarray, affine: np.ndarray, resolution_mm: float) -> np.ndarray:
-    """A volume (X, Y, Z), smoothed to be sampled at wider voxels of that edge: the FWHM is the difference of the edges."""
+    """A volume (X, Y, Z), smoothed to be sampled at wider voxels of that edge; the FWHM is the difference in width."""
     wider = np.maximum(resolution_mm / voxel_sizes(affine) - 1, 0)
     return gaussian_filter(np.float32(volume), wider / 2.355)
 
@@ -141,7 +141,7 @@ def register(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     except ImportError:
         raise ValueError(
             "registration needs dipy, which is not installed: pip install 'deeplight-core[structural]', or set "
-            "preprocessing.structural.register to none"
+            "preprocessing.structural.registration to none"
         ) from None
     found: np.ndarray | None = None
     for resolution_mm, kind, n in _STEPS:
