@@ -26,7 +26,8 @@ import yaml
 from deeplight_core import config as settings
 from deeplight_core.sweeps import CONTROLS, Cell, changed, changes, planned, pretraining_of
 from deeplight_core.system.provenance import code_hash
-from deeplight_core.data.manifest import read_manifest, select
+from deeplight_core.data.cohorts import manifest_of
+from deeplight_core.data.manifest import select
 from deeplight_core.routes import ROUTES, VARIANTS
 
 NAME = str(config.get("profile", "demo"))
@@ -131,7 +132,7 @@ def folds_of(fold):
 
 
 def made_of_data(profile):
-    return settings.digest(profile.data, profile.simulation, profile.preprocessing)
+    return settings.digest(profile.data, profile.simulation or profile.cohort, profile.preprocessing)
 
 
 def pretraining_settings(route, fold, change=""):
@@ -195,13 +196,12 @@ def settings_of(cell):
 SUBJECTS = []
 if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
     try:
-        runs = read_manifest(PROFILE.manifest_path, PROFILE.data.split_unit)
-        SUBJECTS = sorted(select(runs, PROFILE.data)["subject"].unique())
+        SUBJECTS = sorted(select(manifest_of(PROFILE), PROFILE.data)["subject"].unique())
     except ValueError as error:
         sys.exit(f"snakemake: {error}")
 
-REAL = PROFILE.name if PROFILE.simulation is None else "haxby"
-BUILT_IN = PROFILE.name if PROFILE.simulation is not None else "demo"
+REAL = PROFILE.name if not PROFILE.simulated else "haxby"
+BUILT_IN = PROFILE.name if PROFILE.simulated else "demo"
 
 MADE_OF_DATA = made_of_data(PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
@@ -256,7 +256,12 @@ rule book:
 
 # If only one job is ready, Snakemake (at least 9.12 to 9.15) gives back its cores without having taken them, and then starts too
 # many jobs. `threads: 0` keeps the count right for the rules that everything else waits for.
-if not PROFILE.manifest_path.is_file():  # an existing one is the user's, and keeps its splits
+if PROFILE.cohort is not None:
+    try:
+        manifest_of(PROFILE)  # made from the settings alone
+    except ValueError as error:
+        sys.exit(f"snakemake: {error}")
+elif not PROFILE.manifest_path.is_file():  # an existing one is the user's, and keeps its splits
 
     rule manifest:
         output:

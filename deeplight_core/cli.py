@@ -103,6 +103,22 @@ def simulate(
     print(f"{len(table)} runs of {train + validation} simulated subjects, listed in {folder / 'manifest.csv'}")
 
 
+@app.command()
+def cohort(profile: ProfileName, data: DataRoot = None, jobs: Jobs = None) -> None:
+    """Simulate a profile's cohort of structural images, with planted effects, as a BIDS folder; `prepare` does so, too.
+
+    Example: `deeplight cohort adni-like --data data/adni-like`
+    """
+    from deeplight_core.data import cohorts
+
+    own = _profile(profile, data)
+    if own.cohort is None:
+        raise ValueError(f"profile {own.name} has no cohort; describe one in its section `cohort`")
+    table = cohorts.manifest_of(own)
+    cohorts.simulate_cohort(table, own.data_root, own.cohort, jobs)
+    print(f"{own.data_root}: {len(table)} scans of {table['subject'].nunique()} simulated people")
+
+
 @app.command(name="manifest")
 def make_manifest(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")],

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "CohortSettings",
     "ColumnTarget",
     "ControlSettings",
     "DataSettings",
@@ -176,6 +177,42 @@ class SimulationSettings(Section):
     """Seed of everything random in the dataset."""
 
 
+Suffix = Literal["T1w", "T2w"]
+Shape = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+Counts = dict[Literal["AD", "CN", "CVD", "HC", "PD"], Annotated[int, Field(ge=1)]]
+
+
+class CohortSettings(Section):
+    """A simulated cohort of structural images (see `cohorts`)."""
+
+    dataset: str = Field("cohort", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Its name; its letters and digits begin the names of its people."""
+    people: Counts = Field({"AD": 60, "CN": 60}, min_length=1)
+    """Number of people of each diagnosis: AD, PD and CVD are diseases, CN and HC have none."""
+    scans: dict[Suffix, Counts] = Field({"T1w": {"AD": 60, "CN": 60}}, min_length=1)
+    """Suffix (T1w, T2w) → diagnosis → number of scans: more than people are further sessions of some of them, fewer are
+    of some people only."""
+    shape: Shape | dict[Suffix, Shape] = (36, 43, 36)
+    """Voxels (X, Y, Z), the same for all scans or by suffix; they are cubes that cover the brain."""
+    scanner: Seed = 0
+    """Seed of scanner and sequence: contrast, bias field, noise, scale."""
+    seed: Seed = 0
+    """Seed of everything else."""
+
+    @model_validator(mode="after")
+    def _scans_are_of_people(self) -> "CohortSettings":
+        for suffix, counts in self.scans.items():
+            if unknown := sorted({*counts} - {*self.people}):
+                raise ValueError(f"scans.{suffix} names {', '.join(unknown)}, of whom there are no people")
+        if isinstance(self.shape, dict) and (missing := sorted({*self.scans} - {*self.shape})):
+            raise ValueError(f"shape has none for {', '.join(missing)}")
+        return self
+
+    def shape_of(self, suffix: Suffix) -> tuple[int, int, int]:
+        """Voxels (X, Y, Z) of a suffix's scans."""
+        return self.shape[suffix] if isinstance(self.shape, dict) else self.shape
+
+
 class StructuralSettings(Section):
     """From a structural image to one volume: masked, scaled to [0, 1] (Atanaszov & Ritter 2019, 2.1), brought to one
     grid."""
@@ -305,12 +342,21 @@ class Profile(Section):
     """Results go to runs/<name>/."""
     data: DataSettings = DataSettings()
     simulation: SimulationSettings | None = None
+    cohort: CohortSettings | None = None
     preprocessing: PreprocessingSettings = PreprocessingSettings()
     routes: Routes = Routes()
     """The ways to pre-train: their models and trainings."""
     finetuning: FinetuningSettings = FinetuningSettings()
     sweep: SweepSettings = SweepSettings()
     controls: ControlSettings = ControlSettings()
+
+    @model_validator(mode="after")
+    def _one_kind_of_simulated_data(self) -> "Profile":
+        if self.simulation is not None and self.cohort is not None:
+            raise ValueError("simulation and cohort both describe the data; keep one of them")
+        if self.cohort is not None and self.data.split_unit != "subject":
+            raise ValueError("data.split_unit must be subject for a cohort")
+        return self
 
     @property
     def tasks_to_leave_out(self) -> list[str]:
@@ -346,7 +392,8 @@ class Profile(Section):
     def overridden(self, overrides: dict[str, Any]) -> "Profile":
         """This profile with other settings, e.g. `{"finetuning": {"epochs": 5}}`: sections are merged, values replaced.
 
-        A simulation belongs to its folder: overrides of `data.root` replace the simulation with their own, or none.
+        Simulated data belong to their folder: overrides of `data.root` replace the simulation and the cohort with their
+        own, or none.
 
         Raises
         ------
@@ -357,14 +404,20 @@ class Profile(Section):
         if not isinstance(overrides, dict):
             raise ValueError(f"overrides must be sections of settings, such as {{'name': 'mine'}}, got {overrides!r}")
         moved = isinstance(overrides.get("data"), dict) and "root" in overrides["data"]
-        own = self.model_dump(mode="json") | ({"simulation": None} if moved and "simulation" not in overrides else {})
-        return _validated(_merged(Profile, own, overrides), where)
+        left = {key: None for key in ("simulation", "cohort") if moved and key not in overrides}
+        return _validated(_merged(Profile, self.model_dump(mode="json") | left, overrides), where)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its data are made by this project."""
+        return self.simulation is not None or self.cohort is not None
 
     @property
     def provenance(self) -> str:
         """One sentence for every page: which data its figures come from."""
-        if self.simulation is not None:
-            made = "made by this project, with planted activations; nobody was scanned"
+        if self.simulated:
+            planted = "activations" if self.cohort is None else "effects of disease, age and sex"
+            made = f"made by this project, with planted {planted}; nobody was scanned"
             return f"**Simulated data** (profile `{self.name}`): {made}."
         counted = " One subject: splits, fractions and tests count runs." if self.data.split_unit == "run" else ""
         return f"**Real data** (profile `{self.name}`): `{Path(self.data.root).name}`.{counted}"
@@ -395,7 +448,7 @@ def differences(a: Profile, b: Profile) -> "pd.DataFrame":
     import pandas as pd
 
     rows = {}
-    for section in ("simulation", "data", "preprocessing", "routes", "finetuning", "sweep"):
+    for section in ("simulation", "cohort", "data", "preprocessing", "routes", "finetuning", "sweep"):
         one, two = (_flat(p.model_dump(mode="json")[section] or {}) for p in (a, b))
         for key in dict.fromkeys([*one, *two]):
             if one.get(key) != two.get(key) and key not in (

@@ -24,8 +24,9 @@ import yaml
 
 from deeplight_core.analysis import scores
 from deeplight_core.config import Profile, digest
+from deeplight_core.data.cohorts import manifest_of, simulate_cohort
 from deeplight_core.data.images import load_bold
-from deeplight_core.data.manifest import read_manifest, select
+from deeplight_core.data.manifest import select
 from deeplight_core.data.plan import plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
@@ -271,7 +272,7 @@ def _check_selection(training: Training, others: list[str]) -> None:
 
 
 def prepare_data(profile: Profile, jobs: int | None = None, device: str = "cpu", keep_going: bool = False) -> Store:
-    """The profile's store: read the manifest, simulate the runs if the profile says so, preprocess and label them."""
+    """The profile's store: read the manifest, simulate the images if the profile says so, preprocess and label them."""
     return prepare(_runs_at_hand(profile, jobs), profile, jobs, device, keep_going)
 
 
@@ -301,9 +302,11 @@ def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, 
 
 
 def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
-    table = select(read_manifest(profile.manifest_path, profile.data.split_unit), profile.data)
+    table = select(manifest_of(profile), profile.data)
     if profile.simulation is not None:
         simulate(table, profile.data_root, profile.simulation, jobs)
+    if profile.cohort is not None:
+        simulate_cohort(table, profile.data_root, profile.cohort, jobs)
     return table
 
 

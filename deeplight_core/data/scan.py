@@ -112,9 +112,9 @@ def scan_bids(
     anat : find structural images with this suffix instead (`T1w`: `sub-*/[ses-*/]anat/*_T1w.nii[.gz]`)
     states : task → state → trial types; runs without any of them are left out
 
-    The mask is the `*_mask.nii[.gz]` in the image's folder whose entities all match the image's, if there is exactly
-    one. Runs are left out if they have no events (unless their task's name begins with `rest`, as in BIDS, or `states`
-    has none for it), come in several spaces, or copy another run.
+    The mask is the `*_mask.nii[.gz]` in the image's folder whose entities all match the image's (`mod-T1w` matches T1w
+    images), if there is exactly one. Runs are left out if they have no events (unless their task's name begins with
+    `rest`, as in BIDS, or `states` has none for it), come in several spaces, or copy another run.
     """
     raw_root, root = located(root), common_root(root, derivatives)
     base = raw_root / derivatives if derivatives else raw_root
@@ -147,7 +147,8 @@ def scan_bids(
             left_out += [(name, "several images of one run; choose one by space and res") for name in names]
             continue
         image, entities = there_as_asked[0]
-        masks = _inherited(entities, [image.parent], "*_mask.nii*", without="desc")
+        of_image = entities | ({"mod": anat} if anat else {})
+        masks = _inherited(of_image, [image.parent], "*_mask.nii*", without="desc")
         masks = [mask for mask in masks if _same_space(mask, entities)]
         if len(masks) > 1:
             left_out.append((names[0], "kept, but without mask: several fit; name one in the manifest"))

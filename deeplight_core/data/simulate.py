@@ -12,9 +12,11 @@ has a seed made from the settings' seed and its purpose, so files do not depend 
 
 import json
 import zlib
+from collections.abc import Callable
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -26,6 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import SimulationSettings
 from deeplight_core.data.manifest import COLUMNS, run_key
+from deeplight_core.routes import Section
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.workers import in_processes
 from deeplight_core.tasks import HCP_TR_S, TASKS
@@ -33,7 +36,9 @@ from deeplight_core.tasks import HCP_TR_S, TASKS
 __all__ = [
     "Anatomy",
     "design",
+    "fill",
     "foci",
+    "generator",
     "grid",
     "load_anatomy",
     "plan",
@@ -42,6 +47,8 @@ __all__ = [
     "simulate",
     "simulate_run",
 ]
+
+Settings = TypeVar("Settings", bound=Section)
 
 # Amplitudes in percent of the baseline, standard deviations over time.
 _THERMAL_2MM = 1.94  # with the physiological parts: tSNR about 50 at 2 mm, 170 at 8 mm
@@ -157,7 +164,7 @@ def design(task: str, run: str, seed: int) -> dict[str, pd.DataFrame]:
     """EV files of a run: stem → table of `onset, duration, amplitude` in seconds; the same for every subject."""
     if task not in TASKS:
         raise ValueError(f"no design for task {task!r}; the simulated tasks are {', '.join(TASKS)}")
-    random = _generator(seed, "design", task, run)
+    random = generator(seed, "design", task, run)
     evs: dict[str, list[tuple[float, float]]] = {
         name: [] for name in [*sum(TASKS[task].states.values(), ()), *TASKS[task].other_evs]
     }
@@ -229,17 +236,17 @@ def planted_maps(task: str, anatomy: Anatomy, seed: int, subject: str | None = N
     n = len(anatomy.networks)
     wobble = np.zeros(n)
     if subject is not None:
-        random = _generator(seed, "subject", subject, task)
+        random = generator(seed, "subject", subject, task)
         shift = random.normal(0, 3, shift.shape)
         gain = np.exp(random.normal(0, 0.2, len(table)))
         width = float(np.exp(random.normal(0, 0.15)))
         wobble = random.normal(0, 0.2, n)
-    shared = _SHARED_PATTERN * _generator(seed, "pattern", task).normal(size=n)
+    shared = _SHARED_PATTERN * generator(seed, "pattern", task).normal(size=n)
     maps = {}
     for state in TASKS[task].states:
         mine = table["state"].isin([state, "*"]).to_numpy()
         own_weight = table.loc[table["state"] == state, "weight"].max()  # gambling's states differ weakly in both parts
-        own = _STATE_PATTERN * own_weight * _generator(seed, "pattern", task, state).normal(size=n)
+        own = _STATE_PATTERN * own_weight * generator(seed, "pattern", task, state).normal(size=n)
         centres = table.loc[mine, ["x", "y", "z"]].to_numpy() + shift[mine]
         weights = table.loc[mine, "weight"].to_numpy() * gain[mine]
         mixture = ((shared + own) * (1 + wobble)).astype(np.float32)
@@ -255,12 +262,12 @@ def simulate_run(
 
     anatomy = load_anatomy(settings.resolution_mm)
     task, n_frames, tr_s = row["task"], int(row["n_volumes"]), float(row["tr_s"])
-    random = _generator(settings.seed, "run", run_key(row))
+    random = generator(settings.seed, "run", run_key(row))
     evs = design(task, row["run"], settings.seed)
     maps = planted_maps(task, anatomy, settings.seed, row["subject"])
     frame_times = np.arange(n_frames) * tr_s
     series = np.zeros((n_frames, len(anatomy.brain)), np.float32)
-    subject_gain = np.exp(_generator(settings.seed, "gain", row["subject"]).normal(0, 0.15))
+    subject_gain = np.exp(generator(settings.seed, "gain", row["subject"]).normal(0, 0.15))
     for state, names in TASKS[task].states.items():
         blocks = pd.concat([evs[name] for name in names])
         if blocks.empty:
@@ -271,7 +278,7 @@ def simulate_run(
         series += np.float32(settings.contrast * subject_gain) * regressor * maps[state]
     series += _noise(n_frames, tr_s, anatomy, settings.resolution_mm, random)
     series = np.float32(_BASELINE) * anatomy.intensity * (1 + series / 100)
-    mask = anatomy.brain > _generator(settings.seed, "mask", row["subject"]).uniform(0.42, 0.55)
+    mask = anatomy.brain > generator(settings.seed, "mask", row["subject"]).uniform(0.42, 0.55)
     series *= mask
     bold = anatomy.image(series)
     bold.header.set_zooms((*(settings.resolution_mm,) * 3, tr_s))
@@ -313,7 +320,8 @@ def _autocorrelated(white: np.ndarray, tr_s: float, time_constant_s: float) -> n
     return np.asarray(lfilter([1.0], [1.0, -rho], white, axis=0), np.float32)
 
 
-def _generator(seed: int, *what: str) -> np.random.Generator:
+def generator(seed: int, *what: str) -> np.random.Generator:
+    """Random numbers for one purpose, whatever was drawn before."""
     return np.random.default_rng([seed, zlib.crc32("/".join(what).encode())])
 
 
@@ -327,9 +335,33 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
     ValueError
         If the folder holds a dataset of other settings, or the manifest has tasks without a design.
     """
-    root = Path(root)
     if unknown := sorted(set(manifest["task"]) - set(TASKS)):
         raise ValueError(f"cannot simulate task(s) {', '.join(unknown)}; the simulated tasks are {', '.join(TASKS)}")
+    fill(manifest, Path(root), settings, _write_planted, _simulate_and_write, jobs, "simulated runs")
+
+
+def fill(
+    manifest: pd.DataFrame,
+    root: Path,
+    settings: Settings,
+    begin: Callable[[Path, Settings], None],
+    write: Callable[..., None],
+    jobs: int | None,
+    what: str,
+) -> None:
+    """Fill a folder with a manifest's simulated images; those that exist are kept.
+
+    Parameters
+    ----------
+    begin : writes what belongs to the dataset as a whole, before `simulation.json` records its settings
+    write : a module-level function of (row, root, settings) that writes a row's files, the image last and whole
+    what : name of the images in progress lines
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a dataset of other settings.
+    """
     root.mkdir(parents=True, exist_ok=True)
     record, stated = root / "simulation.json", settings.model_dump(mode="json")
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != stated:
@@ -338,12 +370,11 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
             f"not {json.dumps(stated)}; choose another folder, or delete this one"
         )
     if not record.is_file():
-        _write_planted(root, settings)
+        begin(root, settings)
         record.write_text(json.dumps(stated) + "\n", encoding="utf-8")
     missing = [row for _, row in manifest.iterrows() if not (root / row["image"]).is_file()]
-    if not missing:
-        return
-    in_processes(partial(_simulate_and_write, root=root, settings=settings), missing, jobs, "simulated runs")
+    if missing:
+        in_processes(partial(write, root=root, settings=settings), missing, jobs, what)
 
 
 def _simulate_and_write(row: pd.Series, root: Path, settings: SimulationSettings) -> None:

@@ -36,7 +36,7 @@ def data_note(profile: Profile, index: pd.DataFrame, shape: tuple[int, ...], n_t
 
 def data_origin(profile: Profile) -> str:
     """The name of this run's data in a column's header."""
-    return "simulated" if profile.simulation is not None else str(profile.data_root.name)
+    return "simulated" if profile.simulated else str(profile.data_root.name)
 
 
 def durations_table(profile: Profile, durations: pd.DataFrame) -> Styler:
@@ -99,7 +99,7 @@ def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
     if failed:
         named = [f"{r['quantity']} ({r['claim']}): paper {r['paper']}, here {r['this run']}" for r in failed]
         said.append(f"Not reproduced: {'; '.join(named)}.")
-    if profile.simulation is not None:
+    if profile.simulated:
         said.append(
             "A claim that holds on simulated data shows that the pipeline can find the effect where it was planted, "
             "not that brains have it; gambling's difficulty is planted, too."
