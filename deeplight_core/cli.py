@@ -348,6 +348,28 @@ def finetune(
 
 
 @app.command()
+def sweep(
+    profile: ProfileName,
+    transfers: Annotated[bool, typer.Option("--transfers", help="The profile's transfers instead.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="A control instead of the sweep; repeat for several.")
+    ] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Prepare the data, then do all trainings of a profile's sweep, several at a time; finished ones are found.
+
+    Example: `deeplight sweep autoencoder --transfers`
+    """
+    from deeplight_core import experiment
+
+    settings = _profile(profile)
+    profiles = [settings.transferred(name) for name in settings.transfers] if transfers else [settings]
+    for prepared in {p.name: p for p in (settings, *profiles)}.values():
+        experiment.prepare_data(prepared, jobs)
+    experiment.train_all(profiles, names or ["sweep"], jobs)
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A training folder, with model.safetensors and model.json.")],
     profile: ProfileName,

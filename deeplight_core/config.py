@@ -286,6 +286,9 @@ class FinetuningSettings(TrainingSettings):
     """Learning rates of single variants, instead of `learning_rate` (see the control `rates`)."""
     head: ReadoutSettings = ReadoutSettings()
     """The output layer on the encoder's features."""
+    blocks: int | None = Field(None, ge=0)
+    """Number of the encoder's first blocks that start from the pre-training; the others start from random weights
+    (None = all; Yosinski et al. 2014)."""
 
     def of(self, variant: str) -> "FinetuningSettings":
         """The settings of one variant, with its own learning rate."""
@@ -335,10 +338,18 @@ class ControlSettings(Section):
     """Numbers of units to pre-train on, for transfer gain."""
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+def _named_profile(value: Any) -> Any:
+    """A profile's settings where it is given by its name or file."""
+    return load_profile(value) if isinstance(value, str) else value
+
+
 class Profile(Section):
     """All settings of one experiment."""
 
-    name: str = Field("paper", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    name: str = Field("paper", pattern=_NAME)
     """Results go to runs/<name>/."""
     data: DataSettings = DataSettings()
     simulation: SimulationSettings | None = None
@@ -349,6 +360,33 @@ class Profile(Section):
     finetuning: FinetuningSettings = FinetuningSettings()
     sweep: SweepSettings = SweepSettings()
     controls: ControlSettings = ControlSettings()
+    pretrained_by: Annotated["Profile | None", BeforeValidator(_named_profile)] = None
+    """The profile whose pre-training the decoders start from, by its name, file or settings (None = this one's)."""
+    transfers: dict[Annotated[str, Field(pattern=_NAME)], dict[str, Any]] = Field({})
+    """Other datasets to decode with this profile's pre-training, by name: overrides of this profile, among them the
+    data's `root` and `manifest`."""
+
+    def transferred(self, name: str) -> "Profile":
+        """The profile of one of the transfers, named `<this name>-<name>`; unchanged for "".
+
+        Raises
+        ------
+        ValueError
+            If there is no such transfer, or its settings are invalid.
+        """
+        if name == "":
+            return self
+        if name not in self.transfers:
+            raise ValueError(
+                f"profile {self.name} has no transfer {name!r}; it has {', '.join(self.transfers) or 'none'}"
+            )
+        own = {"transfers": {}, "pretrained_by": self.model_copy(update={"transfers": {}}).model_dump(mode="json")}
+        return self.overridden({"name": f"{self.name}-{name}", **own, **self.transfers[name]})
+
+    @property
+    def origin(self) -> "Profile":
+        """The profile whose pre-training the decoders start from."""
+        return self.pretrained_by or self
 
     @model_validator(mode="after")
     def _one_kind_of_simulated_data(self) -> "Profile":

@@ -9,11 +9,15 @@ A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ h
     scores.csv                        the results table; written last, so it marks a finished training
 """
 
+import math
 import platform
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import distributions
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from deeplight_core.analysis import scores
 from deeplight_core.config import Profile, digest
@@ -32,15 +37,17 @@ from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store
-from deeplight_core.models import build
-from deeplight_core.models.heads import Numbers
+from deeplight_core.models import Head, build
+from deeplight_core.models.autoencoder import Reconstruction
+from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
 from deeplight_core.sweeps import Cell, changed, planned
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
+from deeplight_core.system.workers import in_processes
 from deeplight_core.training import examples as learnt_from
-from deeplight_core.training.baselines import linear_answers
+from deeplight_core.training.baselines import linear_answers, readout_answers
 from deeplight_core.training.checkpoint import (
     check_data,
     data_facts,
@@ -52,6 +59,7 @@ from deeplight_core.training.checkpoint import (
 )
 from deeplight_core.training.devices import available_precision, session
 from deeplight_core.training.examples import Examples, draw_units, permuted, unit_statistics
+from deeplight_core.training.inference import features as encoded
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
@@ -60,21 +68,30 @@ from deeplight_core.training.splits import Split, Splits, Which
 
 __all__ = [
     "Training",
+    "codes",
     "evaluate",
     "finetune",
     "finetuning",
     "finished_trainings",
+    "fold_values",
     "prepare_data",
     "prepare_part",
     "pretrain",
     "pretraining",
+    "reconstructions",
+    "reference_errors",
     "reported_rows",
     "series",
+    "start_of",
     "sweep_curves",
     "sweep_predictions",
     "sweep_pretraining_curves",
     "sweep_results",
+    "train_all",
 ]
+
+
+_ANY_TARGET = ("deep", "voxels", "regional", "probe")  # learners of states and of numbers
 
 
 @dataclass(frozen=True)
@@ -214,16 +231,16 @@ def finetuning(
         )
     _check_targets(profile, "target", f"variant {variant}")
     chosen, columns = VARIANTS[variant], profile.data.columns("target")
-    if chosen.learner != "deep" and (chosen.learner == "ridge") != bool(columns):
+    if chosen.learner not in _ANY_TARGET and (chosen.learner == "ridge") != bool(columns):
         kinds = ("numbers", "states") if columns else ("states", "numbers")
         raise ValueError(f"the target is {kinds[0]}, and variant {variant} ({chosen.title}) decodes {kinds[1]}")
     splits = splits or Splits(profile, open_store(profile.store))
     split = splits.of("target", fold)
-    split = replace(split, train=sorted(draw_units(split.train, fraction, seed)))
+    split = replace(split, train=splits.draw(split.train, fraction, seed))
     checkpoint: Path | None = None
     origin: Any = None
     if chosen.start != "random":
-        checkpoint = pretraining(profile, seed, chosen.route, fold, splits).folder
+        checkpoint = start_of(profile, variant, seed, fold, splits).folder
         origin = read_record(checkpoint)["sha256"]
     settings: Any = None
     if chosen.learner == "components":
@@ -248,6 +265,34 @@ def finetuning(
     if chosen.learner == "deep":
         _check_selection(training, [])
     return training
+
+
+def start_of(profile: Profile, variant: str, seed: int, fold: int = 0, splits: Splits | None = None) -> Training:
+    """The pre-training of a variant: the profile's own, or on other data, that of the profile that it names.
+
+    Raises
+    ------
+    ValueError
+        If other data hold somebody whom the decoder is tested on.
+    """
+    splits, route = splits or Splits(profile, open_store(profile.store)), VARIANTS[variant].route
+    if profile.pretrained_by is None:
+        return pretraining(profile, seed, route, fold, splits)
+    there = open_store(profile.origin.store)
+    training = pretraining(profile.origin, seed, route, 0, Splits(profile.origin, there))
+    reported = splits.of("target", fold).reported
+    if both := sorted(_people(there, training.units) & _people(splits.store, reported)):
+        raise ValueError(
+            f"{len(both)} of the tested {profile.data.split_unit}s also served the pre-training of profile "
+            f"{profile.origin.name}: {', '.join(both[:10])}; leave them out of one of the two manifests"
+        )
+    return training
+
+
+def _people(store: Store, units: list[str]) -> set[str]:
+    """The units as `<dataset>/<unit>`: other datasets may use the same names."""
+    rows = store.index[store.index["unit"].isin(units)]
+    return {f"{dataset}/{unit}" for dataset, unit in zip(rows["dataset"], rows["unit"], strict=True)}
 
 
 def _described_route(profile: Profile, route: str) -> list[Any]:
@@ -381,7 +426,14 @@ def _examples(training: Training, store: Store, units: list[str]) -> Examples:
     return chosen
 
 
-def _architecture(training: Training, store: Store) -> dict[str, Any]:
+def _auxiliary(training: Training, train: Examples) -> list[dict[str, Any]]:
+    """Columns that a pre-training without labels learns beside its own aim, as its head's settings ask."""
+    section = getattr(training.profile.routes, training.route)
+    asked = getattr(section.head, "auxiliary", []) if training.stage == "pretraining" else []
+    return learnt_from.described_columns(train, asked)
+
+
+def _architecture(training: Training, store: Store, auxiliary: list[dict[str, Any]]) -> dict[str, Any]:
     """The encoder of the training's route, with the route's head (pre-training) or one for the target (fine-tuning)."""
     data, which = training.profile.data, training.which
     route, section = ROUTES[training.route], getattr(training.profile.routes, training.route)
@@ -392,7 +444,7 @@ def _architecture(training: Training, store: Store) -> dict[str, Any]:
     name, settings = "numbers" if columns else "classes", training.profile.finetuning.head
     if training.stage == "pretraining":
         name, settings = (name if route.head == "classes" else route.head), section.head
-        targets = [] if route.unlabelled else targets
+        targets = auxiliary if route.unlabelled else targets
     return {
         "encoder": {"name": route.encoder, "shape": store.shape, "settings": encoder.model_dump()},
         "head": {"name": name, "targets": targets, "settings": settings.model_dump()},
@@ -408,6 +460,8 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
     same = split.reported == split.watched
     reported = watched if same else _examples(training, store, split.reported)
     variant = VARIANTS.get(training.variant)
+    if auxiliary := _auxiliary(training, train):
+        train, watched, reported = (learnt_from.with_columns(of, auxiliary) for of in (train, watched, reported))
     if variant and variant.permuted:
         train = permuted(train, training.seed)
     if variant and variant.learner != "deep":
@@ -419,13 +473,13 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             return training
         say = print if fabric.is_global_zero else lambda *args, **kwargs: None
         torch.manual_seed(training.seed)
-        model = build(_architecture(training, store))
-        if isinstance(model.head, Numbers):
-            model.head.standardise(*unit_statistics(train))
+        model = build(_architecture(training, store, auxiliary))
+        _tell_of_data(model.head, store, train)
         facts = data_facts(store)
         left_out: list[str] = []
         if training.checkpoint:
-            left_out, differing = transfer(model, training.checkpoint, facts)
+            blocks = training.profile.finetuning.blocks
+            left_out, differing = transfer(model, training.checkpoint, facts, blocks)
             say(
                 f"{training.label}: took the encoder of {training.checkpoint.name}, not {', '.join(left_out)}",
                 flush=True,
@@ -472,20 +526,52 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
     return training
 
 
+def _tell_of_data(head: Head, store: Store, train: Examples) -> None:
+    """Give a head what it must know of the training data: numbers' mean and SD, labels' frequencies, the mask."""
+    if isinstance(head, Numbers):
+        head.standardise(*unit_statistics(train))
+    elif isinstance(head, Classes) and head.settings.class_weights != "none":
+        head.weigh(train.targets)
+    elif isinstance(head, Reconstruction):
+        head.set_mask(store.mask[store.box].T)
+        if any(target["levels"] is None for target in head.targets):
+            head.standardise(*unit_statistics(train))
+
+
 def _linear(training: Training, store: Store, train: Examples, reported: Examples) -> None:
     """Train a linear model and write its results."""
     training.folder.mkdir(parents=True, exist_ok=True)
     _describe(training, store, "32-true")
     data, started = training.profile.data, time.monotonic()
     states, learner, source = data.states("target"), VARIANTS[training.variant].learner, None
-    if learner == "components":
-        units = Splits(training.profile, store).of("source", training.fold).train
-        source = Volumes(store, learnt_from.of_states(store.index, data.states("source"), units=units))
-    answers = linear_answers(learner, Volumes(store, train), Volumes(store, reported), len(states), source)
+    volumes = Volumes(store, train), Volumes(store, reported)
+    if learner in _ANY_TARGET:
+        x, x_new = (_features(training, store, learner, of) for of in volumes)
+        answers = readout_answers(x, x_new, train.targets, train.table["unit"].to_numpy(), len(states))
+    else:
+        if learner == "components":
+            units = Splits(training.profile, store).of("source", training.fold).train
+            source = Volumes(store, learnt_from.of_states(store.index, data.states("source"), units=units))
+        answers = linear_answers(learner, *volumes, len(states), source)
     seconds = round(time.monotonic() - started, 1)
     seen = len(train) * train.volumes_each
     predictions = _predictions(reported, answers, data.columns("target") or states)
     _write_results(training, predictions, seen_volumes=seen, seconds=seconds)
+
+
+def _features(training: Training, store: Store, learner: str, data: Volumes) -> np.ndarray:
+    """What a linear readout gets of each example, (N, F): voxels, regional means, or a frozen encoder's features."""
+    if learner == "voxels":
+        return data.masked(np.arange(len(data))).float().numpy().reshape(len(data), -1)
+    if learner == "regional":
+        return store.regional().loc[data.examples.table["file"]].to_numpy()
+    assert training.checkpoint is not None
+    model, record = load_model(training.checkpoint)
+    check_data(record, training.checkpoint, data_facts(store))
+    if not model.encoder.needs_grid:
+        model = build(record["architecture"] | {"encoder": record["architecture"]["encoder"] | {"shape": store.shape}})
+        transfer(model, training.checkpoint, data_facts(store))
+    return encoded(model.encoder, data).reshape(len(data), -1)
 
 
 def _found(training: Training) -> bool:
@@ -553,7 +639,7 @@ def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, Splits]
     if (cell.change, cell.target) not in bench:
         return None
     variant, (profile, splits) = VARIANTS[cell.variant], bench[cell.change, cell.target]
-    if variant.start != "random" and not pretraining(profile, cell.seed, variant.route, cell.fold, splits).finished:
+    if variant.start != "random" and not start_of(profile, cell.variant, cell.seed, cell.fold, splits).finished:
         return None
     training = finetuning(profile, cell.variant, cell.fraction, cell.seed, cell.fold, splits)
     return training if training.finished else None
@@ -564,6 +650,107 @@ def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Traini
     bench = _bench(profile, cells)
     found = {cell: _if_finished(cell, bench) for cell in cells}
     return {cell: training for cell, training in found.items() if training}
+
+
+def train_all(profiles: list[Profile], names: Sequence[str] = ("sweep",), jobs: int | None = None) -> None:
+    """Do all trainings of the profiles' sweeps or controls that are not done, each in one of several processes.
+
+    Parameters
+    ----------
+    names : of `sweeps.planned`
+    jobs : worker processes; by default one per core
+    """
+    cells = [(changed(p, c.change, c.target), c) for p in profiles for name in names for c in planned(p, name)]
+    deep = [(p, c) for p, c in cells if VARIANTS[c.variant].start != "random"]
+    first = {start_of(p, c.variant, c.seed, c.fold).folder: (p, c) for p, c in deep}
+    in_processes(_pretrain_quietly, list(first.values()), jobs, "pre-trainings")
+    in_processes(_finetune_quietly, cells, jobs, "trainings")
+
+
+def _pretrain_quietly(item: tuple[Profile, Cell]) -> None:
+    profile, cell = item
+    with redirect_stdout(StringIO()):
+        _execute(start_of(profile, cell.variant, cell.seed, cell.fold))
+
+
+def _finetune_quietly(item: tuple[Profile, Cell]) -> None:
+    profile, cell = item
+    with redirect_stdout(StringIO()):
+        finetune(profile, cell.variant, cell.fraction, cell.seed, cell.fold)
+
+
+def fold_values(profile: Profile, measure: str, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
+    """A measure of a group (such as `auc`) in each fold of a sweep, and the names of the missing trainings.
+
+    Columns `variant, change, fraction, seed, fold, n_subjects, n_test, target, measure, value`.
+    """
+    cells = planned(profile, name)
+    finished, rows = finished_trainings(profile, cells), []
+    for cell, training in finished.items():
+        predictions = training.predictions()
+        table = scores.group_scores(predictions, n_resamples=0).query("measure == @measure")
+        which = {key: getattr(cell, key) for key in ("variant", "change", "fraction", "seed", "fold")}
+        which |= {"n_subjects": len(training.units), "n_test": predictions["subject"].nunique()}
+        rows += [which | row for row in table[["target", "measure", "value"]].to_dict("records")]
+    columns = ["variant", "change", "fraction", "seed", "fold", "n_subjects", "n_test", "target", "measure", "value"]
+    return pd.DataFrame(rows, columns=columns), [cell.name for cell in cells if cell not in finished]
+
+
+def codes(training: Training) -> tuple[np.ndarray, pd.DataFrame]:
+    """A finished pre-training's features of all its examples, (N, F), and their rows with a column `held_out`."""
+    model, _ = load_model(training.folder)
+    store = open_store(training.profile.store)
+    held_out = {*training.split.reported}
+    seen = _examples(training, store, sorted({*training.units} | held_out))
+    found = encoded(model.encoder, Volumes(store, seen)).reshape(len(seen), -1)
+    return found, seen.table.assign(held_out=seen.table["unit"].isin(held_out).to_numpy())
+
+
+def reconstructions(training: Training, n: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first n held-out volumes of a finished autoencoder, as they are and reconstructed, and their mask.
+
+    Parameters
+    ----------
+    epoch : of a snapshot (0 = the final weights)
+
+    Returns
+    -------
+    (n, Z, Y, X) float32 twice, (Z, Y, X) bool
+    """
+    model, _ = load_model(training.folder)
+    head = model.eval().head
+    assert isinstance(head, Reconstruction)
+    if epoch:
+        model.load_state_dict(load_file(training.folder / f"epoch-{epoch}.safetensors"))
+    store = open_store(training.profile.store)
+    volumes = Volumes(store, _examples(training, store, training.split.reported)).batch(np.arange(n))["volumes"]
+    with torch.inference_mode():
+        found = head.reconstruct(model.encoder, volumes)
+    return volumes.numpy(), found.numpy(), head.mask.numpy()
+
+
+def reference_errors(training: Training) -> pd.DataFrame:
+    """Held-out reconstruction errors of an autoencoder, the mean volume, and PCA with as many components as the code.
+
+    Returns
+    -------
+    `subject` (the unit) and, as means over its held-out volumes, `autoencoder, mean, pca`; `n_components`
+    """
+    from sklearn.decomposition import PCA
+
+    model, _ = load_model(training.folder)
+    store, units = open_store(training.profile.store), training.split
+    train, held_out = (Volumes(store, _examples(training, store, of)) for of in (units.train, units.reported))
+    x, x_new = (data.masked(np.arange(len(data))).float().numpy() for data in (train, held_out))
+    n = min(math.prod(model.encoder.output_shape), len(x) - 1)
+    pca = PCA(n, svd_solver="randomized" if n < 0.2 * min(x.shape) else "full", random_state=0).fit(x)
+    errors = {
+        "autoencoder": training.predictions()["score of volume"].to_numpy(),
+        "mean": ((x_new - x.mean(axis=0)) ** 2).mean(axis=1),
+        "pca": ((x_new - pca.inverse_transform(pca.transform(x_new))) ** 2).mean(axis=1),
+    }
+    table = pd.DataFrame({"subject": held_out.examples.table["unit"].to_numpy(), **errors})
+    return table.groupby("subject", as_index=False).mean().assign(n_components=n)
 
 
 def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:

@@ -63,8 +63,9 @@ class ReadoutSettings(Section):
     """How features with places become a list: all of them (the head then fits one grid), or their means over places."""
     hidden: int | None = Field(None, ge=1)
     """Units of a hidden layer with ReLU (None = no such layer)."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """Weights of classes in the loss: all alike, or inversely proportional to their frequency in training."""
+    class_weights: Literal["none", "balanced", "proportional"] = "none"
+    """Weights of classes in the loss: all alike, inversely proportional to their frequency in training, or
+    proportional, a fault that the page *Why theirs did not converge* plants on purpose."""
 
 
 class ConvEncoderSettings(Section):
@@ -168,6 +169,8 @@ class TrainingSettings(Section):
     """Stop after this many epochs without a lower validation loss (None = never)."""
     keep: Literal["last", "best"] = "last"
     """Final weights: the last epoch's, or those with the lowest validation loss."""
+    snapshots: bool = False
+    """Keep the weights after every measurement of the held-out examples, in `epoch-<n>.safetensors`."""
     shuffled_runs: int | None = Field(None, ge=1)
     """Shuffle volumes within a sliding window of this many runs, so that a store larger than memory is read run by run
     (None = shuffle over all runs)."""
@@ -305,7 +308,8 @@ class Variant:
 
     title : name in figures
     route : the route of its encoder and, unless its start is random, its pre-training
-    learner : the route's deep model, or a linear model of the in-mask voxels
+    learner : the route's deep model; a linear model of the in-mask voxels; or a linear readout (see
+        `training.baselines.readout_answers`) of voxels, of regional means of grey matter, or of the frozen encoder
     start : the encoder's first weights: random, pre-trained, or pre-trained but shuffled within each tensor (the same
         distribution, no features)
     initialisation : how random weights are drawn, if not as the profile says
@@ -315,7 +319,9 @@ class Variant:
 
     title: str
     route: str = "supervised"
-    learner: Literal["deep", "logistic", "components", "svm", "decoder", "ridge"] = "deep"
+    learner: Literal["deep", "logistic", "components", "svm", "decoder", "ridge", "voxels", "regional", "probe"] = (
+        "deep"
+    )
     start: Literal["random", "checkpoint", "shuffled"] = "random"
     initialisation: Literal["glorot", "he"] | None = None
     frozen: bool = False
@@ -337,4 +343,13 @@ VARIANTS = {
     "pretrained-permuted": Variant("DeepLight, pre-trained; labels permuted", start="checkpoint", permuted=True),
     "scratch-permuted": Variant("DeepLight, from scratch; labels permuted", permuted=True),
     "linear-permuted": Variant("logistic regression; labels permuted", learner="logistic", permuted=True),
+    "cae-scratch": Variant("convolutional encoder, from scratch", "autoencoder"),
+    "cae": Variant("pre-trained by autoencoding", "autoencoder", start="checkpoint"),
+    "cae-multitask": Variant("pre-trained with auxiliary targets", "multitask", start="checkpoint"),
+    "cae-variational": Variant("pre-trained by a variational autoencoder", "variational", start="checkpoint"),
+    "cae-frozen": Variant("autoencoder's features, linear", "autoencoder", "probe", start="checkpoint"),
+    "cae-multitask-frozen": Variant("multi-task features, linear", "multitask", "probe", start="checkpoint"),
+    "cae-permuted": Variant("convolutional encoder, labels mixed up", "autoencoder", permuted=True),
+    "voxels": Variant("linear model of voxels", "autoencoder", "voxels"),
+    "regional": Variant("linear model of regional grey matter", "autoencoder", "regional"),
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 import deeplight_core
@@ -273,7 +274,7 @@ def sections(model: type[BaseModel] = Profile) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not Profile:  # a profile in a profile
                 yield from sections(kind)
 
 
@@ -319,3 +320,34 @@ def test_a_task_that_cannot_be_the_target_is_refused() -> None:
 def test_unknown_variants_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown variant 'pretraind'; known are pretrained, scratch, linear"):
         Profile(sweep={"variants": ["pretraind"]})
+
+
+# ---- transfers
+
+
+def test_a_transfer_is_a_profile_with_other_data_that_knows_its_origin(project: Path) -> None:
+    (project / "profiles" / "mine.yaml").write_text(
+        "name: mine\nfinetuning: {epochs: 3}\n"
+        "transfers:\n  t2: {data: {root: there, manifest: t2.csv}, finetuning: {batch_size: 8}}\n"
+        "  own: {pretrained_by: null}\n"
+    )
+    mine = load_profile("mine")
+    there = mine.transferred("t2")
+    assert (there.name, there.data.root, there.finetuning.epochs, there.finetuning.batch_size) == (
+        "mine-t2",
+        "there",
+        3,
+        8,
+    )
+    assert there.origin == mine.model_copy(update={"transfers": {}})
+    assert there.transfers == {}
+    assert mine.transferred("") is mine
+    own = mine.transferred("own")
+    assert own.origin is own
+    written = project / "resolved.yaml"
+    written.write_text(yaml.safe_dump(there.model_dump(mode="json")))
+    assert load_profile(written) == there
+    (project / "profiles" / "other.yaml").write_text("name: other\npretrained_by: mine\n")
+    assert load_profile("other").origin == mine
+    with pytest.raises(ValueError, match="profile mine has no transfer 't3'; it has t2, own"):
+        mine.transferred("t3")

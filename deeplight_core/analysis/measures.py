@@ -70,7 +70,7 @@ def group_value(
     """The value of a measure of a group, with its 95% percentile bootstrap over subjects: value, low, high.
 
     Whole subjects are resampled, with all their examples. A resample that lacks a class of the sample, or in which all
-    truths (for r, or all answers) are equal, has no value and is left out.
+    truths (for r, or all answers) are equal, has no value and is left out. Without resamples the interval is NaN.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def group_value(
     value_of = of_group(truth[there], answer[there])
     rows = list(pd.DataFrame({"subject": subjects[there]}).groupby("subject").indices.values())
     value, n = value_of(np.arange(there.sum())), len(rows)
-    if n < 2:
+    if n < 2 or n_resamples == 0:
         return value, np.nan, np.nan
     draws = np.random.default_rng(seed).integers(0, n, (n_resamples, n))
     values = np.array([value_of(np.concatenate([rows[subject] for subject in draw])) for draw in draws])

@@ -6,6 +6,7 @@ subject, or the run where there is one subject only.
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from deeplight_core.analysis.measures import group_value
 
@@ -102,22 +103,26 @@ def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | fl
     return table.assign(**key)[list(COLUMNS)]
 
 
-def group_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+def group_scores(predictions: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
     """Values of all subjects together: `target, measure, value, low, high`, with a 95% bootstrap over subjects.
 
     States have balanced accuracy and AUC, numbers have R² and r, other outcomes none.
     """
-    subjects, rows = predictions["subject"], []
+    rows: list[tuple[str, str, float, float, float]] = []
+
+    def of_group(name: str, truth: ArrayLike, answer: ArrayLike) -> tuple[float, float, float]:
+        return group_value(name, truth, answer, predictions["subject"], n_resamples)
+
     if "state" in predictions:
         answers = predictions[[c for c in predictions if ": " in str(c)]]
         found = np.array([f"{t}: {s}" for t, s in zip(predictions["task"], predictions["state"], strict=True)])
         labels = answers.columns.get_indexer(pd.Index(found))
         decoded = answers.to_numpy().argmax(axis=1)
-        rows.append(("state", "balanced_accuracy", *group_value("balanced_accuracy", labels, decoded, subjects)))
-        rows.append(("state", "auc", *group_value("auc", labels, answers.to_numpy(), subjects)))
+        rows.append(("state", "balanced_accuracy", *of_group("balanced_accuracy", labels, decoded)))
+        rows.append(("state", "auc", *of_group("auc", labels, answers.to_numpy())))
     for column in (str(c).removeprefix("true ") for c in predictions if str(c).startswith("true ")):
         truth, answer = predictions[f"true {column}"], predictions[f"predicted {column}"]
-        rows += [(column, name, *group_value(name, truth, answer, subjects)) for name in ("r2", "r")]
+        rows += [(column, name, *of_group(name, truth, answer)) for name in ("r2", "r")]
     return pd.DataFrame(rows, columns=["target", "measure", "value", "low", "high"])
 
 

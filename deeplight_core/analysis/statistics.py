@@ -20,7 +20,9 @@ __all__ = [
     "balanced",
     "compare",
     "compare_cells",
+    "compare_fold_values",
     "compare_folds",
+    "fold_intervals",
     "mean_intervals",
     "of_complete_seeds",
     "only",
@@ -293,14 +295,72 @@ def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratc
     folds = folds[folds["fraction"].isin(_common_fractions(folds, a, b))]
     if folds.empty:
         raise ValueError(f"{a} and {b} have no results of folds at the same fraction; `compare` is for the fixed split")
+    return _of_folds(_fold_differences(folds, a, b), measure, n_tests)
+
+
+def compare_fold_values(values: pd.DataFrame, a: str, b: str, n_tests: int = 0) -> pd.DataFrame:
+    """As `compare_folds`, of a measure of a group, such as the AUC of each fold.
+
+    Parameters
+    ----------
+    values : `variant, fraction, fold, seed, measure, value, n_subjects, n_test`, one measure; seeds are averaged per
+        fold. Folds without a value (a class is absent) of a or b are left out
+
+    Raises
+    ------
+    ValueError
+        If a variant is absent, or the two share no fold at any fraction.
+    """
+    measure, rows = _measure(values), _of_variants(values, a, b)
+    numbers = ["value", "n_subjects", "n_test"]
+    of = [rows[rows["variant"] == v].groupby(["fraction", "fold"])[numbers].mean().dropna() for v in (a, b)]
+    both = of[0].join(of[1]["value"].rename("value_b"), how="inner")
+    if both.empty:
+        raise ValueError(f"{a} and {b} have no fold in common at the same fraction")
+    table = pd.DataFrame(
+        {"difference": both["value"] - both["value_b"], "n_test": both["n_test"], "n_train": both["n_subjects"]}
+    )
+    return _of_folds(table, measure, n_tests)
+
+
+def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
+    """Means over folds of a measure of a group, with 95% intervals that count what folds share (see `compare_folds`).
+
+    Parameters
+    ----------
+    values : as in `compare_fold_values`
+
+    Returns
+    -------
+    `variant, fraction, n_subjects, n_folds, mean, low, high`
+    """
+    per_fold = values.groupby(["variant", "fraction", "fold"], sort=False)[["value", "n_subjects", "n_test"]].mean()
     rows = []
-    for fraction, of_fold in _fold_differences(folds, a, b).groupby("fraction"):
-        difference, n = of_fold["difference"].to_numpy(), len(of_fold)
-        mean, n_train, t, reach = difference.mean(), of_fold["n_train"].mean(), np.nan, np.nan
-        if n > 1:
-            error = np.sqrt((1 / n + of_fold["n_test"].mean() / n_train) * difference.var(ddof=1))
-            reach = stats.t.ppf(0.975, n - 1) * error
-            t = mean / error if np.ptp(difference) > 1e-12 else np.nan
+    for (variant, fraction), of_fold in per_fold.dropna().groupby(["variant", "fraction"], sort=False):
+        n_train = of_fold["n_subjects"].mean()
+        error = _resampled_error(of_fold["value"].to_numpy(), of_fold["n_test"].mean() / n_train)
+        mean, reach = of_fold["value"].mean(), stats.t.ppf(0.975, max(1, len(of_fold) - 1)) * error
+        rows.append(
+            {"variant": variant, "fraction": fraction, "n_subjects": round(n_train), "n_folds": len(of_fold),
+             "mean": mean, "low": mean - reach, "high": mean + reach}
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "n_folds", "mean", "low", "high"])
+
+
+def _resampled_error(values: np.ndarray, test_to_train: float) -> float:
+    """Standard error of a mean over folds that share training units (Nadeau & Bengio 2003); NaN for one fold."""
+    n = len(values)
+    return float(np.sqrt((1 / n + test_to_train) * values.var(ddof=1))) if n > 1 else np.nan
+
+
+def _of_folds(folds: pd.DataFrame, measure: Measure, n_tests: int) -> pd.DataFrame:
+    """Corrected resampled t-tests, one per fraction, of `difference, n_test, n_train` of each (fraction, fold)."""
+    rows = []
+    for fraction, of_fold in folds.groupby("fraction"):
+        difference, n, n_train = of_fold["difference"].to_numpy(), len(of_fold), of_fold["n_train"].mean()
+        error, mean = _resampled_error(difference, of_fold["n_test"].mean() / n_train), difference.mean()
+        reach = stats.t.ppf(0.975, n - 1) * error if n > 1 else np.nan
+        t = mean / error if n > 1 and np.ptp(difference) > 1e-12 else np.nan
         rows.append(
             {"fraction": fraction, "n_subjects": round(n_train), "n_folds": n, "difference": mean, "low": mean - reach,
              "high": mean + reach, "better": _is_better(measure, mean), "t": t, "dof": n - 1,

@@ -332,8 +332,8 @@ class Reconstruction(Head):
     @torch.no_grad()
     def standardise(self, mean: Any, sd: Any) -> None:
         """Set the training units' mean and SD (K,) of every auxiliary number; what stands for classes is not read."""
-        self.mean.copy_(torch.as_tensor(mean))
-        self.sd.copy_(torch.as_tensor(sd))
+        self.mean.copy_(torch.tensor(mean))
+        self.sd.copy_(torch.tensor(sd))
 
     def forward(self, features: Tensor, context: Any = None) -> Tensor:
         """(B, *features), and what the encoder's `trace` gave beside them → volumes (B, Z, Y, X)."""

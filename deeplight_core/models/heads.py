@@ -59,7 +59,7 @@ class Classes(_Readout):
     """One of S states: softmax and cross-entropy.
 
     Targets of a batch are labels (B,): positions in `targets`, the [task, state] pairs. Answers are probabilities
-    (B, S). With balanced class weights, `class_weights` (S,) are set by `weigh` and kept with the weights.
+    (B, S). With class weights, `class_weights` (S,) are set by `weigh` and kept with the weights.
     """
 
     name = "classes"
@@ -68,7 +68,7 @@ class Classes(_Readout):
 
     def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
         super().__init__(encoder, targets, settings)
-        if settings.class_weights == "balanced":
+        if settings.class_weights != "none":
             self.register_buffer("class_weights", torch.ones(len(targets)))
 
     @property
@@ -83,7 +83,7 @@ class Classes(_Readout):
 
     @torch.no_grad()
     def weigh(self, labels: Any) -> None:
-        """Set the classes' weights: inversely proportional to their frequency in training, 1 on average over examples.
+        """Set the classes' weights by their frequency in training, as the settings say; 1 on average over examples.
 
         Parameters
         ----------
@@ -91,13 +91,15 @@ class Classes(_Readout):
         """
         counts = torch.bincount(torch.as_tensor(labels), minlength=len(self.targets))
         weights = counts.sum() / ((counts > 0).sum() * counts)
+        if self.settings.class_weights == "proportional":
+            weights = counts * counts.sum() / counts.square().sum()
         self.class_weights.copy_(torch.where(counts > 0, weights, 1.0))
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
         """Cross-entropy, weighted by class if the settings say so; right or wrong."""
         logits = self(encoder(batch["volumes"]))
         each = F.cross_entropy(logits, batch["targets"], reduction="none")
-        if self.settings.class_weights == "balanced":
+        if self.settings.class_weights != "none":
             each = each * self.class_weights[batch["targets"]]
         probabilities = logits.detach().softmax(dim=1)
         right = (probabilities.argmax(dim=1) == batch["targets"]).float()[:, None]

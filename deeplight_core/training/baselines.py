@@ -3,10 +3,11 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 
 from deeplight_core.training.loader import Volumes
 
-__all__ = ["linear_answers"]
+__all__ = ["linear_answers", "readout_answers"]
 
 
 def linear_answers(
@@ -35,7 +36,9 @@ def linear_answers(
     from sklearn.svm import LinearSVC
 
     if learner == "ridge":
-        return _ridge(train, held_out)
+        x, x_new = _voxels(train), _voxels(held_out)
+        scale = 10 / (x.std() * np.sqrt(x.shape[1]))
+        return _ridge(x * scale, x_new * scale, train.examples.targets, train.examples.table["unit"].to_numpy())
     labels = train.examples.targets
     if learner == "decoder":
         classes, found = _nilearn(train, labels, held_out)
@@ -56,6 +59,55 @@ def linear_answers(
     answers = np.full((len(found), n_states), found.min() - 1 if learner in ("svm", "decoder") else 0.0)
     answers[:, classes] = found  # a state that was not trained on is never the answer
     return answers
+
+
+def readout_answers(
+    features: np.ndarray, new_features: np.ndarray, targets: np.ndarray, units: np.ndarray, n_states: int = 0
+) -> np.ndarray:
+    """A linear model's answers to new examples, from any features; its penalty is chosen over folds of the units.
+
+    Features are centred and scaled together, so that the mean example's norm is 10. States: logistic regression whose
+    classes weigh the same; numbers: ridge regression, one model per column, fitted to the examples that have it.
+
+    Parameters
+    ----------
+    features, new_features : (N, F) of the training and the new examples
+    targets : (N,) labels or (N, K) numbers of the training examples
+    units : (N,) the unit of each training example
+
+    Returns
+    -------
+    (N', S) probabilities or (N', K) numbers
+    """
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    mean = features.mean(axis=0)
+    x, x_new = features - mean, new_features - mean
+    scale = 10 / max(np.sqrt((x**2).sum(axis=1).mean()), 1e-12)
+    x, x_new = _rotated(x * scale, x_new * scale)
+    if targets.ndim == 2:
+        return _ridge(x, x_new, targets, units)
+    few = int(pd.Series(units).groupby(targets).nunique().min())
+    if few < 2:
+        raise ValueError(f"a linear readout needs at least 2 training units of each state, there is {few}")
+    folds = StratifiedGroupKFold(min(5, few)).split(x, targets, units)
+    model = LogisticRegressionCV(
+        Cs=np.logspace(-4, 2, 7), cv=list(folds), scoring="neg_log_loss", class_weight="balanced", max_iter=5000,
+        tol=1e-7, l1_ratios=(0,), use_legacy_attributes=False,
+    )  # fmt: skip
+    found = model.fit(x, targets).predict_proba(x_new)
+    answers = np.zeros((len(found), n_states))
+    answers[:, model.classes_] = found
+    return answers
+
+
+def _rotated(x: np.ndarray, x_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in the axes of the training examples: at most N features; models with an L2 penalty answer the same."""
+    if x.shape[1] <= len(x):
+        return x, x_new
+    axes = np.linalg.svd(x, full_matrices=False)[2].T
+    return x @ axes, x_new @ axes
 
 
 def _voxels(data: Volumes) -> np.ndarray:
@@ -79,14 +131,11 @@ def _components(source: Volumes) -> np.ndarray:
     return np.asarray(components[sizes > 1e-5 * sizes[0]].T)
 
 
-def _ridge(train: Volumes, held_out: Volumes) -> np.ndarray:
+def _ridge(x: np.ndarray, x_new: np.ndarray, numbers: np.ndarray, units: np.ndarray) -> np.ndarray:
     """(N, K), from one model per column, fitted to the examples that have it."""
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import GroupKFold
 
-    x, x_new, numbers = _voxels(train), _voxels(held_out), train.examples.targets
-    units = train.examples.table["unit"].to_numpy()
-    scale = 10 / (x.std() * np.sqrt(x.shape[1]))
     answers = []
     for values in numbers.T:
         known = np.isfinite(values)
@@ -95,7 +144,7 @@ def _ridge(train: Volumes, held_out: Volumes) -> np.ndarray:
             raise ValueError(f"ridge regression needs at least 2 training units with a number, there is {n_units}")
         folds = GroupKFold(min(5, n_units)).split(x[known], groups=units[known])
         model = RidgeCV(np.logspace(-2, 5, 15), cv=list(folds), scoring="neg_mean_squared_error")
-        answers.append(model.fit(x[known] * scale, values[known]).predict(x_new * scale))
+        answers.append(model.fit(x[known], values[known]).predict(x_new))
     return np.stack(answers, axis=1)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "read_record",
     "save_model",
     "save_state",
+    "save_weights",
     "shuffle",
     "transfer",
 ]
@@ -82,10 +83,15 @@ def check_data(record: dict[str, Any], folder: str | Path, facts: dict[str, Any]
 
 def save_model(model: Model, folder: Path, record: dict[str, Any]) -> None:
     """Write `model.safetensors` and, last, `model.json` with the architecture and the record."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    write_whole(folder / "model.safetensors", lambda p: p.write_bytes(save(tensors)))
+    save_weights(model, folder / "model.safetensors")
     full = {"architecture": model.architecture, **record, "sha256": file_sha256(folder / "model.safetensors")}
     write_whole(folder / "model.json", lambda p: p.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8"))
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Write a model's weights and buffers."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    write_whole(path, lambda p: p.write_bytes(save(tensors)))
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -124,12 +130,15 @@ def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     return model, record
 
 
-def transfer(model: Model, folder: str | Path, facts: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Copy the whole encoder, and nothing else, from a checkpoint into `model`.
+def transfer(
+    model: Model, folder: str | Path, facts: dict[str, Any], blocks: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Copy the encoder, and nothing else, from a checkpoint into `model`.
 
     Parameters
     ----------
     facts : `data_facts` of the data that the model is going to see
+    blocks : copy only so many of the encoder's first blocks (None = the whole encoder)
 
     Returns
     -------
@@ -138,15 +147,19 @@ def transfer(model: Model, folder: str | Path, facts: dict[str, Any]) -> tuple[l
     Raises
     ------
     ValueError
-        If the checkpoint's data do not agree, or any weight of the encoder does not fit.
+        If the checkpoint's data do not agree, any weight to copy does not fit, or the encoder has fewer blocks.
     """
     folder = Path(folder)
     record = read_record(folder)
     differing = check_data(record, folder, facts)
     tensors = _tensors(folder, record)
-    left_out = [name for name in tensors if not name.startswith("encoder.")]
+    there = model.encoder.blocks
+    if blocks is not None and blocks > len(there):
+        raise ValueError(f"cannot transfer {blocks} blocks; the encoder has {len(there)}: {', '.join(there)}")
+    copied = ("encoder.",) if blocks is None else tuple(f"encoder.{block}." for block in there[:blocks])
+    left_out = [name for name in tensors if not name.startswith(copied)]
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("encoder.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(copied)}
     misfits = [
         f"{name}: {tuple(kept[name].shape) if name in kept else 'absent'} there, "
         f"{tuple(own[name].shape) if name in own else 'absent'} here"

@@ -3,7 +3,9 @@
 Knows no torch and reads no file. Letters: N examples, L frames of a clip, K targets.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import pandas as pd
 __all__ = [
     "Examples",
     "clips",
+    "described_columns",
     "draw_units",
     "fold_units",
     "of_anything",
@@ -19,7 +22,11 @@ __all__ = [
     "permuted",
     "unit_statistics",
     "windows",
+    "with_columns",
 ]
+
+
+_MISSING = ("", "n/a", "nan")
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def of_numbers(
     if rows.empty:
         asked = f"{split} volumes of {', '.join(tasks)}{of_units}".lstrip()
         raise ValueError(f"the store has no {asked}; those without a state are kept with preprocessing.keep: all")
-    texts = rows[columns].astype(str).replace({"n/a": "", "nan": ""})
+    texts = rows[columns].astype(str).replace(dict.fromkeys(_MISSING, ""))
     numbers = texts.apply(pd.to_numeric, errors="coerce")
     wrong = (numbers.isna() & (texts != "")).to_numpy()
     if wrong.any():
@@ -117,6 +124,50 @@ def of_anything(index: pd.DataFrame, tasks: list[str], split: str = "", units: l
     rows, of_units = _chosen(index[index["task"].isin(tasks)], split, units)
     asked = f"{split} volumes of {', '.join(tasks)}{of_units}".lstrip()
     return _of_volumes(rows.reset_index(drop=True), np.empty((len(rows), 0), np.float32), asked)
+
+
+def described_columns(examples: Examples, columns: list[str]) -> list[dict[str, Any]]:
+    """Columns of the index as targets: `{"column", "levels"}`, the levels in order, or None for a column of numbers.
+
+    Raises
+    ------
+    ValueError
+        If a column is absent, or has fewer than two values in these examples.
+    """
+    found = []
+    for column in columns:
+        if column not in examples.table:
+            there = ", ".join(map(str, examples.table))
+            raise ValueError(f"the manifest has no column {column}; it has {there}")
+        known = examples.table[column].astype(str)
+        known = known[~known.isin(_MISSING)]
+        levels = sorted(set(known))
+        if len(levels) < 2:
+            raise ValueError(
+                f"column {column} has {'no value' if not levels else f'the value {levels[0]} only'} in the "
+                f"{len(examples)} training examples; nothing can be learnt from it"
+            )
+        is_number = pd.to_numeric(pd.Series(levels), errors="coerce").notna().all()
+        found.append({"column": column, "levels": None if is_number else levels})
+    return found
+
+
+def with_columns(examples: Examples, described: list[dict[str, Any]]) -> Examples:
+    """The examples with columns as targets (N, K): numbers, or the places of their levels; NaN where one is missing.
+
+    Parameters
+    ----------
+    described : see `described_columns`
+    """
+    targets = np.full((len(examples), len(described)), np.nan, np.float32)
+    for i, target in enumerate(described):
+        texts = examples.table[target["column"]].astype(str)
+        if target["levels"] is None:
+            targets[:, i] = pd.to_numeric(texts.where(~texts.isin(_MISSING)), errors="raise")
+        else:
+            place = pd.Series(range(len(target["levels"])), index=target["levels"], dtype=np.float32)
+            targets[:, i] = place.reindex(texts).to_numpy()
+    return replace(examples, targets=targets)
 
 
 def clips(volumes: Examples, length: int, step: int = 1) -> Examples:
@@ -173,12 +224,23 @@ def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: lis
 # ---- units
 
 
-def draw_units(units: list[str], fraction: float, seed: int) -> list[str]:
-    """A seeded fraction of the units, at least one; smaller fractions are subsets of larger ones."""
+def draw_units(units: list[str], fraction: float, seed: int, classes: Mapping[str, str] | None = None) -> list[str]:
+    """A seeded fraction of the units, at least one; smaller fractions are subsets of larger ones.
+
+    Parameters
+    ----------
+    classes : the class of each unit, where it has one; every fraction then has the classes' proportions
+    """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}; 0.05 means 5% of the training units")
-    order = np.random.default_rng([seed, 0xF2AC]).permutation(sorted(units))
-    return [str(u) for u in order[: max(1, int(fraction * len(units) + 0.5))]]
+    order = [str(unit) for unit in np.random.default_rng([seed, 0xF2AC]).permutation(sorted(units))]
+    if classes:
+        of_class: dict[str, list[str]] = {}
+        for unit in order:
+            of_class.setdefault(classes[unit], []).append(unit)
+        place = {unit: (i + 0.5) / len(group) for group in of_class.values() for i, unit in enumerate(group)}
+        order.sort(key=place.__getitem__)
+    return order[: max(1, int(fraction * len(units) + 0.5))]
 
 
 def fold_units(units: pd.DataFrame, n_folds: int, repeats: int, seed: int) -> list[list[str]]:
@@ -186,23 +248,30 @@ def fold_units(units: pd.DataFrame, n_folds: int, repeats: int, seed: int) -> li
 
     Parameters
     ----------
-    units : `unit, family`, a row for each unit; members of a family are held out together
+    units : `unit, family`, a row for each unit; members of a family are held out together. With a column `class`, all
+        folds have the classes' proportions
 
     Raises
     ------
     ValueError
-        If there are fewer families (or units without one) than folds.
+        If there are fewer families (or units without one) than folds, or fewer units of a class.
     """
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     table = units.drop_duplicates("unit").sort_values("unit").reset_index(drop=True)
     groups = table["family"].where(table["family"] != "", "unit " + table["unit"])
     if groups.nunique() < n_folds:
         raise ValueError(f"{groups.nunique()} families or single units cannot make {n_folds} folds; ask for fewer")
+    kind, labels = GroupKFold, None
+    if "class" in table:
+        kind, labels = StratifiedGroupKFold, table["class"]
+        few = labels.value_counts()
+        if few.min() < n_folds:
+            raise ValueError(f"{few.min()} units of {few.idxmin()} cannot make {n_folds} folds; ask for fewer")
     held_out = []
     for repeat in range(repeats):
-        divided = GroupKFold(n_folds, shuffle=True, random_state=np.random.RandomState([seed, repeat, 0xF01D]))
-        held_out += [table["unit"][test].tolist() for _, test in divided.split(table, groups=groups)]
+        divided = kind(n_folds, shuffle=True, random_state=np.random.RandomState([seed, repeat, 0xF01D]))
+        held_out += [table["unit"][test].tolist() for _, test in divided.split(table, labels, groups)]
     return held_out
 
 

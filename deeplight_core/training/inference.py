@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from deeplight_core.models import Model
+from deeplight_core.models import Encoder, Model
 from deeplight_core.training.loader import Volumes
 
-__all__ = ["Answers", "batch_size", "predict"]
+__all__ = ["Answers", "batch_size", "features", "predict"]
 
 # A batch of predictions, in voxels (the full grid's largest maps take 60 MB per volume), and the most volumes. Larger
 # batches do not fit a CPU's caches; a GPU needs large ones.
@@ -29,6 +29,15 @@ class Answers(NamedTuple):
 def batch_size(shape: tuple[int, int, int], device: str, volumes_each: int = 1) -> int:
     """Number of examples to decode at a time, for a grid of this shape and a kind of device."""
     return max(1, min(_LARGEST_BATCH, _VOXELS_AT_A_TIME.get(device, 2**22) // (volumes_each * math.prod(shape))))
+
+
+@torch.inference_mode()
+def features(encoder: Encoder, data: Volumes) -> np.ndarray:
+    """The encoder's features of all examples, (N, *output_shape) float32."""
+    encoder.eval()
+    size = batch_size(data.shape, data.device.type, data.examples.volumes_each)
+    numbers = (np.arange(start, min(start + size, len(data))) for start in range(0, len(data), size))
+    return np.concatenate([encoder(batch["volumes"]).float().cpu().numpy() for _, batch in data.batches(numbers)])
 
 
 @torch.inference_mode()

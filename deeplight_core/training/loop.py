@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from deeplight_core.models import Batch, Model
 from deeplight_core.models.noise import part_of_batch
 from deeplight_core.routes import LayerGroup, TrainingSettings
-from deeplight_core.training.checkpoint import load_state, save_state
+from deeplight_core.training.checkpoint import load_state, save_state, save_weights
 from deeplight_core.training.devices import available_precision
 from deeplight_core.training.inference import Answers, predict
 from deeplight_core.training.loader import BatchOrder, Volumes
@@ -140,6 +140,8 @@ def fit(
                     answers = predict(model, held_out, fabric)
                     metrics.add_epoch(epoch, step + 1, data.examples.table, counts, held_out.examples.table, answers)
                     tally.counts.zero_()
+                    if settings.snapshots and fabric.is_global_zero:
+                        save_weights(model, folder / f"epoch-{epoch}.safetensors")
                     if settings.keep == "best" and metrics.best_epoch == epoch:
                         best = {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
                 if pause == "save":

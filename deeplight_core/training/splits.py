@@ -32,7 +32,7 @@ class Splits:
         self.of = cache(self._of)
 
     def _units(self, which: Which, unlabelled: bool) -> pd.DataFrame:
-        """`unit, family, split` of every unit that has examples."""
+        """`unit, family, split` of every unit that has examples; in structural data also `class`, if they have one."""
         rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
         if unlabelled:
             rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
@@ -40,7 +40,16 @@ class Splits:
             rows = learnt_from.of_states(rows, states).table
         elif columns := self._data.columns(which):
             rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
-        return rows[["unit", "family", "split"]].drop_duplicates("unit").sort_values("unit")
+        columns = ["unit", "family", "split"]
+        if self.store.is_structural and not unlabelled and self._data.states(which):
+            rows, columns = rows.assign(**{"class": rows["state"]}), [*columns, "class"]
+        return rows[columns].drop_duplicates("unit").sort_values("unit")
+
+    def draw(self, units: list[str], fraction: float, seed: int) -> list[str]:
+        """A seeded fraction of the target's units, sorted; structural images keep the classes' proportions."""
+        table = self._units("target", unlabelled=False)
+        classes = dict(zip(table["unit"], table["class"], strict=True)) if "class" in table else None
+        return sorted(learnt_from.draw_units(units, fraction, seed, classes))
 
     def _of(self, which: Which, fold: int, unlabelled: bool = False) -> Split:
         """The manifest's own split (fold 0), or a fold's: train on all units of train and validation outside it."""

@@ -14,7 +14,9 @@ from deeplight_core.analysis.statistics import (
     against_chance,
     compare,
     compare_cells,
+    compare_fold_values,
     compare_folds,
+    fold_intervals,
     mean_intervals,
     of_complete_seeds,
     only,
@@ -621,3 +623,42 @@ def test_folds_that_a_variant_lacks_are_left_out() -> None:
     kept = statistics.shared_folds(pd.DataFrame(rows))
     assert len(kept) == 4 + 6
     assert set(kept.loc[kept["fraction"] == 0.5, "fold"]) == {1, 3}
+
+
+# ---- measures of a group in each fold
+
+
+def of_group(differences: list[float], fraction: float = 1.0, n_subjects: int = 4) -> pd.DataFrame:
+    """The AUC of each fold, two seeds that lie 0.1 above and below it; two subjects are tested."""
+    rows = [
+        (variant, fraction, fold, seed, "auc", 0.5 + (variant == "a") * (value + 0.1 * (-1) ** seed), n_subjects, 2)
+        for fold, value in enumerate(differences, start=1) for seed in (1, 2) for variant in ("a", "b")
+    ]  # fmt: skip
+    columns = ["variant", "fraction", "fold", "seed", "measure", "value", "n_subjects", "n_test"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_values_of_folds_are_tested_as_scores_are():
+    values = pd.concat([of_group([0.1, 0.2, 0.3, 0.4]), of_group([0.3, -0.1], 0.5, 2)])
+    scores = pd.concat(
+        [cross_validated([0.1, 0.2, 0.3, 0.4]), cross_validated([0.3, -0.1], fraction=0.5, n_subjects=2)]
+    )
+    pd.testing.assert_frame_equal(compare_fold_values(values, "a", "b", 5), compare_folds(scores, n_tests=5))
+    lacking = values.assign(value=values["value"].where((values["variant"] == "b") | (values["fold"] != 4)))
+    assert compare_fold_values(lacking, "a", "b")["n_folds"].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="no results of variant c; there are a, b"):
+        compare_fold_values(values, "a", "c")
+    with pytest.raises(ValueError, match="a and b have no fold in common"):
+        compare_fold_values(values[(values["variant"] == "a") == (values["fold"] == 1)], "a", "b")
+
+
+def test_intervals_over_folds_count_what_folds_share():
+    """Values 0.6 … 0.9: variance 1/60, so that the error is √(1/80), as in the case computed by hand."""
+    found = fold_intervals(of_group([0.1, 0.2, 0.3, 0.4])).set_index("variant")
+    reach = stats.t.ppf(0.975, 3) / np.sqrt(80)
+    row = found.loc["a"]
+    assert (row["mean"], row["low"], row["high"], row["n_folds"]) == pytest.approx(
+        (0.75, 0.75 - reach, 0.75 + reach, 4)
+    )
+    assert found.loc["b", ["low", "high"]].tolist() == pytest.approx([0.5, 0.5])
+    assert np.isnan(fold_intervals(of_group([0.1]))["low"]).all()

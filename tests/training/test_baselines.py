@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.linalg import orth
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.model_selection import StratifiedGroupKFold
 from test_inference import TINY_STATES
 
 from deeplight_core.data.store import Store
-from deeplight_core.training.baselines import _components, _voxels, linear_answers
+from deeplight_core.training.baselines import _components, _voxels, linear_answers, readout_answers
 from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 
@@ -51,3 +52,26 @@ def test_linear_baseline_is_at_chance_without_information(store: Store) -> None:
         accuracies.append((answers.argmax(axis=1) == held_out.targets).mean())
     # one permutation's SD is 0.06, so that of the mean is 0.02
     assert np.mean(accuracies) == pytest.approx(0.25, abs=0.08)
+
+
+def test_readouts_equal_scikit_learns_of_the_features_themselves() -> None:
+    """More features than examples are rotated first, which changes no answer of a model with an L2 penalty."""
+    random = np.random.default_rng(0)
+    units = np.repeat([f"u{i}" for i in range(15)], 2)
+    labels = np.repeat(random.permutation([0] * 6 + [1] * 9), 2)
+    x, x_new = random.normal(3, 1, (30, 80)), random.normal(3, 1, (7, 80))
+    x[:, :5] += 2 * labels[:, None]
+    centred, scale = x - x.mean(axis=0), 10 / np.sqrt(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean())
+    found = readout_answers(x, x_new, labels, units, 3)
+    assert found[:, 2].tolist() == [0] * 7  # a state that was not trained on
+    model = LogisticRegressionCV(
+        Cs=np.logspace(-4, 2, 7), cv=list(StratifiedGroupKFold(5).split(x, labels, units)), scoring="neg_log_loss",
+        class_weight="balanced", max_iter=5000, tol=1e-7, l1_ratios=(0,), use_legacy_attributes=False,
+    ).fit(centred * scale, labels)  # fmt: skip
+    np.testing.assert_allclose(found[:, :2], model.predict_proba((x_new - x.mean(axis=0)) * scale), atol=2e-3)
+
+    ages = np.stack([labels * 10.0 + random.normal(40, 1, 30), np.full(30, np.nan)], axis=1)[:, :1]
+    answers = readout_answers(x, x + 0, ages, units)
+    assert np.corrcoef(answers[:, 0], ages[:, 0])[0, 1] > 0.9
+    with pytest.raises(ValueError, match="at least 2 training units of each state, there is 1"):
+        readout_answers(x[:4], x_new, np.array([0, 0, 1, 1]), units[:4], 2)

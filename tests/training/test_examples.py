@@ -10,6 +10,7 @@ from deeplight_core.data.store import Store
 from deeplight_core.training.examples import (
     Examples,
     clips,
+    described_columns,
     draw_units,
     fold_units,
     of_anything,
@@ -18,6 +19,7 @@ from deeplight_core.training.examples import (
     permuted,
     unit_statistics,
     windows,
+    with_columns,
 )
 
 
@@ -197,3 +199,37 @@ def test_every_unit_is_held_out_once_and_families_stay_together() -> None:
     assert held_out[:4] != held_out[4:8]
     with pytest.raises(ValueError, match="8 families or single units cannot make 9 folds"):
         fold_units(units, 9, 1, seed=0)
+
+
+def test_draws_and_folds_keep_the_proportions_of_classes() -> None:
+    units = [f"{i:03d}" for i in range(40)]
+    classes = {unit: "AD" if i < 10 else "CN" for i, unit in enumerate(units)}
+    draws = [draw_units(units, fraction, 3, classes) for fraction in (0.1, 0.2, 0.5, 1.0)]
+    assert [sum(classes[unit] == "AD" for unit in draw) for draw in draws] == [1, 2, 5, 10]
+    for smaller, larger in pairwise(draws):
+        assert set(smaller) < set(larger)
+    assert set(draws[1]) != set(draw_units(units, 0.2, 4, classes))
+    table = pd.DataFrame({"unit": units, "family": "", "class": [classes[unit] for unit in units]})
+    folds = fold_units(table, 5, 2, seed=1)
+    assert [(len(fold), sum(classes[unit] == "AD" for unit in fold)) for fold in folds] == [(8, 2)] * 10
+    with pytest.raises(ValueError, match="10 units of AD cannot make 11 folds"):
+        fold_units(table, 11, 1, seed=1)
+
+
+def test_columns_become_levels_or_numbers(examples: Examples) -> None:
+    n = len(examples)
+    table = examples.table.assign(
+        sex=["M", "F", "n/a", ""] * (n // 4) + ["M"] * (n % 4), age=[str(i) for i in range(n - 1)] + ["n/a"], site="X"
+    )
+    people = Examples(examples.rows, table, examples.members, examples.targets)
+    described = described_columns(people, ["sex", "age"])
+    assert described == [{"column": "sex", "levels": ["F", "M"]}, {"column": "age", "levels": None}]
+    targets = with_columns(people, described).targets
+    assert targets[:2].tolist() == [[1, 0], [0, 1]]
+    assert np.isnan(targets[2:4, 0]).all()
+    assert np.isnan(targets[-1, 1])
+    assert targets[3, 1] == 3
+    with pytest.raises(ValueError, match=r"no column iq; it has .*sex"):
+        described_columns(people, ["iq"])
+    with pytest.raises(ValueError, match=f"column site has the value X only in the {n} training examples"):
+        described_columns(people, ["site"])

@@ -1,0 +1,173 @@
+"""Autoencoding of structural images, and decoders of another cohort that start from it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import use_threads
+from safetensors.torch import load_file
+
+from deeplight_core import experiment
+from deeplight_core.config import Profile
+from deeplight_core.data.store import open_store
+from deeplight_core.sweeps import planned
+from deeplight_core.training.checkpoint import load_model
+
+TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "threads": 1}
+SETTINGS: dict[str, Any] = {
+    "name": "source",
+    "cohort": {
+        "dataset": "one", "people": {"AD": 4, "CN": 4}, "scans": {"T1w": {"AD": 5, "CN": 4}}, "shape": [24, 27, 25],
+    },
+    "data": {
+        "manifest": "one.csv", "root": "one", "label": "diagnosis", "n_validation": 2, "source": {"T1w": {}},
+        "target": {"T1w": ["AD", "CN"]},
+    },
+    "preprocessing": {"keep": "all"},
+    "routes": {
+        "autoencoder": {"pretraining": TRAINING | {"snapshots": True}},
+        "multitask": {"pretraining": TRAINING, "head": {"auxiliary": ["diagnosis", "age"]}},
+    },
+    "finetuning": TRAINING | {"head": {"pooling": "mean", "class_weights": "balanced"}},
+    "sweep": {
+        "variants": ["cae", "cae-multitask", "cae-scratch", "cae-frozen", "voxels"], "fractions": [1.0], "folds": 2,
+    },
+    "transfers": {
+        "other": {
+            "cohort": {
+                "dataset": "two", "people": {"PD": 5, "HC": 5}, "scans": {"T1w": {"PD": 5, "HC": 5}},
+                "shape": [26, 25, 27], "scanner": 3, "seed": 2,
+            },
+            "data": {"manifest": "two.csv", "root": "two", "target": {"T1w": ["PD", "HC"]}},
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's root."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "profiles").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profiles(folder: Path) -> tuple[Profile, Profile]:
+    """A source and a transfer to another cohort on another grid, with all trainings done; to be read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        use_threads(patch)
+        source = Profile.model_validate(SETTINGS)
+        target = source.transferred("other")
+        for profile in (source, target):
+            experiment.prepare_data(profile, 1)
+        experiment.train_all([target], jobs=1)
+    return source, target
+
+
+@pytest.fixture(autouse=True)
+def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def test_decoders_of_another_grid_start_from_the_origins_encoder(profiles: tuple[Profile, Profile]) -> None:
+    source, target = profiles
+    assert open_store(source.store).shape != open_store(target.store).shape
+    pretrained = experiment.pretraining(source, 1, "autoencoder")
+    assert pretrained.finished
+    training = experiment.finetuning(target, "cae", 1.0, 1, 1)
+    assert training.finished
+    assert training.checkpoint == pretrained.folder
+    still = target.overridden({"finetuning": {"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-30}})
+    own = load_file(experiment.finetune(still, "cae", 1.0, 1, 1).folder / "model.safetensors")
+    before = load_file(pretrained.folder / "model.safetensors")
+    encoder = [name for name in before if name.startswith("encoder.")]
+    assert encoder
+    assert all(torch.allclose(own[name], before[name], atol=1e-12) for name in encoder)
+    two = still.overridden({"finetuning": {"blocks": 2}})
+    some = load_file(experiment.finetune(two, "cae", 1.0, 1, 1).folder / "model.safetensors")
+    same = {name for name in encoder if torch.allclose(some[name], before[name], atol=1e-12)}
+    assert {name.split(".")[2] for name in same if name.endswith("weight")} == {"0", "1"}
+    with pytest.raises(ValueError, match="cannot transfer 9 blocks; the encoder has 4"):
+        experiment.finetune(still.overridden({"finetuning": {"blocks": 9}}), "cae", 1.0, 1, 1)
+
+
+def test_every_fold_has_its_values(profiles: tuple[Profile, Profile]) -> None:
+    _, target = profiles
+    values, missing = experiment.fold_values(target, "auc")
+    assert missing == []
+    assert values.groupby("variant")["fold"].apply(list).tolist() == [[1, 2]] * 5
+    assert values["value"].between(0, 1).all()
+    assert set(values["n_test"]) == {4, 6} or set(values["n_test"]) == {5}
+    assert len(planned(target, "sweep")) == 10
+    cell = experiment.finetuning(target, "voxels", 1.0, 1, 1).predictions()
+    right = (
+        cell["T1w: PD"][cell["state"] == "PD"].to_numpy()[:, None] - cell["T1w: PD"][cell["state"] == "HC"].to_numpy()
+    )
+    expected = ((right > 0) + 0.5 * (right == 0)).mean()
+    found = values[(values["variant"] == "voxels") & (values["fold"] == 1)]["value"].item()
+    assert found == pytest.approx(expected)
+
+
+def test_nobody_is_tested_who_served_the_pretraining(profiles: tuple[Profile, Profile]) -> None:
+    source, _ = profiles
+    again = source.model_copy(update={"transfers": {}, "pretrained_by": source})
+    with pytest.raises(ValueError, match=r"tested subjects also served the pre-training of profile source: one/one"):
+        experiment.finetuning(again, "cae", 1.0, 1, 1)
+
+
+def test_auxiliary_targets_are_columns_of_the_manifest(profiles: tuple[Profile, Profile]) -> None:
+    model, record = load_model(experiment.pretraining(profiles[0], 1, "multitask").folder)
+    assert model.head.targets == [
+        {"column": "diagnosis", "levels": ["AD", "CN"]}, {"column": "age", "levels": None},
+    ]  # fmt: skip
+    ages = open_store(profiles[0].store).index.drop_duplicates("unit")
+    ages = ages[ages["unit"].isin(record["training"]["units"])]["age"].astype(float)
+    assert model.head.mean[1].item() == pytest.approx(ages.mean(), rel=1e-5)
+
+
+def test_codes_and_reconstructions_are_those_of_the_model(profiles: tuple[Profile, Profile]) -> None:
+    training = experiment.pretraining(profiles[0], 1, "autoencoder")
+    store = open_store(profiles[0].store)
+    codes, table = experiment.codes(training)
+    assert len(codes) == len(table) == len(store.index)
+    assert set(table.loc[table["held_out"], "unit"]) == {*training.split.reported}
+    original, found, mask = experiment.reconstructions(training, 2)
+    assert original.shape == found.shape == (2, *store.shape[::-1])
+    errors = ((original - found) ** 2)[:, mask].mean(axis=1)
+    np.testing.assert_allclose(errors, training.predictions()["score of volume"][:2], rtol=1e-4)
+    first, last = (experiment.reconstructions(training, 2, epoch)[1] for epoch in (1, 2))
+    assert np.array_equal(last, found)
+    assert not np.array_equal(first, found)
+    reference = experiment.reference_errors(training)
+    assert set(reference["subject"]) == {*training.split.reported}
+    assert (reference["pca"] <= reference["mean"] * 1.2).all()
+    assert reference["autoencoder"].mean() == pytest.approx(training.predictions()["score of volume"].mean(), rel=0.3)
+
+
+def test_a_frozen_encoder_is_read_by_a_linear_model(profiles: tuple[Profile, Profile]) -> None:
+    _, target = profiles
+    table = experiment.finetuning(target, "cae-frozen", 1.0, 1, 1).results()
+    assert set(table["encoder"]) == {"probe"}
+    ages = target.overridden({"data": {"target": {"column": "age", "tasks": ["T1w"]}}})
+    for variant in ("cae-frozen", "voxels"):
+        answers = experiment.finetune(ages, variant, 1.0, 1, 1).predictions()
+        assert answers["predicted age"].between(20, 120).all(), variant
+
+
+def test_a_regional_model_needs_regional_means(profiles: tuple[Profile, Profile]) -> None:
+    with pytest.raises(ValueError, match="has no regional means; prepare it with"):
+        experiment.finetune(profiles[1], "regional", 1.0, 1, 1)
+
+
+def test_the_table_names_all_of_it(profiles: tuple[Profile, Profile], tmp_path: Path) -> None:
+    tables, missing = experiment.sweep_results(profiles[1])
+    assert missing == []
+    assert set(tables["dataset"]) == {"two"}
+    assert set(tables["route"]) == {"autoencoder", "multitask"}
+    tables.to_csv(tmp_path / "results.csv", index=False)
+    assert len(pd.read_csv(tmp_path / "results.csv")) == len(tables)
