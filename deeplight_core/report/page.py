@@ -12,11 +12,15 @@ __all__ = ["begin", "say", "show"]
 
 
 def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "") -> Profile:
-    """Load a page's settings (see `config.load_profile` and `Profile.for_target`), and say which data it shows."""
+    """Load a page's settings, make the folder of its tables, and say which data it shows.
+
+    For the arguments see `config.load_profile` and `Profile.for_target`.
+    """
     if shell := get_ipython():
         shell.run_line_magic("config", 'InlineBackend.figure_formats = ["retina"]')
     use_style()
     settings = load_profile(profile, overrides).for_target(target)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     say(settings.provenance)
     return settings
 

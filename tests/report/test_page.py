@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -13,10 +16,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return found
 
 
-def test_a_page_begins_with_its_settings_and_says_where_its_data_come_from(shown: list[object]) -> None:
+def test_a_page_begins_with_its_settings_and_says_where_its_data_come_from(
+    shown: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
     settings = page.begin("smoke", {"finetuning": {"epochs": 7}}, target="MOTOR")
     assert settings == load_profile("smoke", {"finetuning": {"epochs": 7}}).for_target("MOTOR")
     assert shown == [settings.provenance]
+    assert (tmp_path / "runs" / "smoke").is_dir()  # pages write their tables there
     with pytest.raises(ValueError, match="there is no profile"):
         page.begin("smok")
 
