@@ -97,7 +97,7 @@ def test_frozen_encoders_and_other_starts_are_compared_where_both_are() -> None:
         "Freezing the encoder changes accuracy by -10.0% at 10% of the data and by -30.0% at 50% of the data." in note
     )
     assert "On 100% of the data, He's start from scratch reaches 65.0%, Glorot's 60.0% (chance 25%)." in note
-    assert "initialised after Glorot" in findings.start_note(PROFILE)
+    assert "initialised by Glorot's rule" in findings.start_note(PROFILE)
     assert findings.initialisation_note(PROFILE, NOTHING) == "Nothing can be compared yet."
 
 

@@ -136,7 +136,7 @@ def test_coverage_counts_voxels_of_the_common_mask_only() -> None:
     said = findings.coverage_note(store(mask_coverage=0.4), shares)
     assert said == (
         "A voxel is kept if at least 40% of the runs' masks hold it; 50.0% of the kept voxels lie in all of them. The "
-        "mask of `two` covers least of the common mask: 75.0%."
+        "mask of `two` covers the least of the common mask: 75.0%."
     )
 
 

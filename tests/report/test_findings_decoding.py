@@ -43,7 +43,15 @@ def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     assert "`make controls PROFILE=tiny`" in note
     assert "`scratch-0.1-seed2`" in note
     assert "`make reproduce PROFILE=tiny`" in findings.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
-    assert findings.missing_note(PROFILE, "seeds", []) == "All 30 trainings of this page are here."
+    many = findings.missing_note(PROFILE, "seeds", [f"run{i}" for i in range(12)])
+    assert "`run9` and 2 more." in many
+    assert "`run10`" not in many
+    assert "the page shows the others" in many
+    none = findings.missing_note(PROFILE, "seeds", [f"run{i}" for i in range(30)])
+    assert none.startswith(
+        "**30 of the 30 trainings of this page have not been run**. `make controls PROFILE=tiny` runs"
+    )
+    assert findings.missing_note(PROFILE, "seeds", []) == "All 30 trainings of this page have been run."
     one_task = PROFILE.model_copy(
         update={"data": DataSettings(source={"a": {"x": ["x"], "y": ["y"]}}, target={"a": {"z": ["z"], "w": ["w"]}})}
     )
@@ -55,7 +63,7 @@ def test_what_folds_say_is_the_tables() -> None:
            "p": 0.067, "p_bonferroni": 0.13}  # fmt: skip
     profile = Profile(sweep={"folds": 5, "repeats": 2})
     note = findings.fold_note(profile, pd.DataFrame([row, {**row, "fraction": 1.0, "t": np.nan}]))
-    assert "5 folds of the subjects, 2 time(s)" in note
+    assert "5 folds of the subjects, drawn 2 times." in note
     assert "- 3 subjects (50%): +10.0% [-2.0%, +22.0%], t(4) = 2.50, p = 0.067 (Bonferroni 0.13)\n" in note
     assert "- 3 subjects (100%): +10.0% [-2.0%, +22.0%], no variance, no test\n" in note
 

@@ -107,8 +107,8 @@ def test_the_gain_is_over_the_decoder_from_scratch_on_the_same_data(grid: pd.Dat
     means = gain.groupby(["contrast", "n_pretraining"])["gain"].mean()
     assert means.to_dict() == pytest.approx({(1.0, 3): -0.1, (1.0, 30): 0.1, (2.5, 3): 0.1, (2.5, 30): 0.4})
     assert findings.gain_note(gain) == (
-        "The gain is largest with 30 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 2.5% (+40.0%) and "
-        "smallest with 3 subject(s) to pre-train on, 3 to fine-tune on and a contrast of 1% (-10.0%); it is below zero "
+        "The gain is largest with 30 subjects to pre-train on, 3 to fine-tune on and a contrast of 2.5% (+40.0%) and "
+        "smallest with 3 subjects to pre-train on, 3 to fine-tune on and a contrast of 1% (-10.0%); it is below zero "
         "in 1 of 4 cases."
     )
     assert "it is below zero in 0 of 1 cases." in findings.gain_note(gain[gain["gain"].round(2) == 0.4])

@@ -29,9 +29,7 @@ def test_durations_are_in_seconds() -> None:
     note = findings.durations_note(PROFILE, durations, INDEX, 2.0)
     assert "\n- WM: HCP's blocks last" in note
     assert "- Total" not in note
-    assert (
-        "a subject has 1.5 run(s) of each task at TR 2 s; labels are shifted by 0 s" in note
-    )  # two of WM, one of MOTOR
+    assert "a subject has 1.5 runs of each task at TR 2 s; labels are shifted by 0 s" in note  # two of WM, one of MOTOR
 
 
 def test_other_data_have_no_seconds_of_these_tasks() -> None:
@@ -39,7 +37,7 @@ def test_other_data_have_no_seconds_of_these_tasks() -> None:
     assert "this run" not in findings.durations_table(BIDS, durations).data
     note = findings.durations_note(BIDS, durations, INDEX, 2.0)
     assert note.endswith("**This run's data have none of these tasks**; the page *Data* counts its own volumes.")
-    assert "run(s)" not in note
+    assert "of each task" not in note
 
 
 def claims(holds: list[str]) -> pd.DataFrame:

@@ -130,14 +130,14 @@ def test_held_out_numbers_have_their_own_sentence_and_no_chance() -> None:
 def test_the_most_frequent_confusion_is_the_largest_share_off_the_diagonal() -> None:
     decoded = [("A", "x"), ("B", "z"), ("A", "y"), ("A", "y"), ("A", "x"), ("A", "x")]
     assert findings.confusion_note(predictions(decoded), PAIRS) == (
-        "The most frequent confusion: *z* (B) is decoded as *x* (A) in 100% of its volumes. The task is right in 50.0% "
-        "of all volumes."
+        "The most frequent confusion: *z* (B) is decoded as *x* (A) in 100% of its volumes. In 50.0% of all volumes "
+        "the decoded state belongs to the right task."
     )
     assert findings.confusion_note(predictions(RIGHT), PAIRS) == (
-        "No state is taken for another. The task is right in 100.0% of all volumes."
+        "No state is mistaken for another. In 100.0% of all volumes the decoded state belongs to the right task."
     )
     of_one_task = predictions(RIGHT)[:4]
-    assert findings.confusion_note(of_one_task, PAIRS[:2]) == "No state is taken for another."
+    assert findings.confusion_note(of_one_task, PAIRS[:2]) == "No state is mistaken for another."
     assert findings.confusion_note(pd.DataFrame(), []) == ""
 
 

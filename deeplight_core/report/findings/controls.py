@@ -72,7 +72,7 @@ def baselines_note(tests: pd.DataFrame) -> str:
 def start_note(profile: Profile) -> str:
     """How the decoder from scratch is initialised."""
     own = profile.routes.supervised.encoder.initialisation.capitalize()
-    return f"*DeepLight, from scratch* is initialised after {own} in this profile."
+    return f"*DeepLight, from scratch* is initialised by {own}'s rule in this profile."
 
 
 def leads_table(profile: Profile, results: pd.DataFrame) -> Styler | None:

@@ -211,7 +211,7 @@ def coverage_note(store: Store, shares: np.ndarray) -> str:
     return (
         f"A voxel is kept if at least {store.preprocessing.mask_coverage:.0%} of the runs' masks hold it; "
         f"{(shares[store.mask] == 1).mean():.1%} of the kept voxels lie in all of them. The mask of `{worst['run']}` "
-        f"covers least of the common mask: {worst['mask_overlap']:.1%}."
+        f"covers the least of the common mask: {worst['mask_overlap']:.1%}."
     )
 
 

@@ -42,6 +42,7 @@ __all__ = [
 
 
 _DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
+_NAMED = 10  # missing trainings that a page names
 _DEEP = {"pretrained": "the pre-trained decoder", "scratch": "the one from scratch"}
 
 
@@ -55,12 +56,14 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     """One line of Markdown: how many trainings a page has, which are missing, and how to run them."""
     n = len(planned(profile, name))
     if not missing:
-        return f"All {n} trainings of this page are here." if n else "This profile has no trainings for this page."
+        return f"All {n} trainings of this page have been run." if n else "This profile has no trainings for this page."
     command = make_command({"sweep": "reproduce", "gain": "gain"}.get(name, "controls"), profile.name)
+    named = ", ".join(f"`{m}`" for m in missing[:_NAMED])
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    others = "; the page shows the others" if len(missing) < n else ""
     return (
-        f"**{len(missing)} of the {n} trainings of this page have not been run**; the page shows the others. "
-        f"`{command}` runs the rest: {', '.join(f'`{m}`' for m in missing)}. Decoders are compared over their common "
-        "seeds."
+        f"**{len(missing)} of the {n} trainings of this page have not been run**{others}. `{command}` runs the missing "
+        f"ones: {named}{more}. Decoders are compared over their common seeds."
     )
 
 
@@ -83,7 +86,8 @@ def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
     ]
     lines = "\n".join(said)
     return (
-        f"**Cross-validated**: {profile.sweep.folds} folds of the {unit}s, {profile.sweep.repeats} time(s). "
+        f"**Cross-validated**: {profile.sweep.folds} folds of the {unit}s, drawn "
+        f"{counted(profile.sweep.repeats, 'time')}. "
         "Pre-trained against from scratch, with the corrected resampled t-test (Nadeau & Bengio 2003) over folds:\n\n"
         f"{lines}\n\nThe figures and tests below take each {unit}'s score from the fold that held it out. They count "
         f"{unit}s, whose decoders share training data, so their intervals are too narrow: trust the list above."

@@ -6,6 +6,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.config import Profile
+from deeplight_core.report.findings.cells import counted
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import LONGER
 
@@ -173,7 +174,7 @@ def gain_note(gain: pd.DataFrame, unit: str = "subject") -> str:
     rows = means.sort_values("gain").to_dict("records")
     least, most = rows[0], rows[-1]
     told = [
-        f"{row['n_pretraining']} {unit}(s) to pre-train on, {row['n_subjects']} to fine-tune on and a contrast of "
+        f"{counted(row['n_pretraining'], unit)} to pre-train on, {row['n_subjects']} to fine-tune on and a contrast of "
         f"{row['contrast']:g}% ({row['gain']:+.1%})"
         for row in (most, least)
     ]

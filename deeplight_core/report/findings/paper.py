@@ -69,10 +69,10 @@ def durations_note(profile: Profile, durations: pd.DataFrame, index: pd.DataFram
     if profile.data.layout == "hcp":
         by_task = index.groupby("task")
         runs = (by_task["file"].nunique() / by_task["unit"].nunique()).mean()
+        each, lag_s = "run" if runs == 1 else "runs", profile.preprocessing.lag_s
         here = (
-            f"In this run a {profile.data.split_unit} has {runs:.3g} run(s) of each task at TR {tr_s:g} s; labels "
-            f"are shifted by {profile.preprocessing.lag_s:g} s (paper: 0 s), so the last labels of a run can fall "
-            "past its end."
+            f"In this run a {profile.data.split_unit} has {runs:.3g} {each} of each task at TR {tr_s:g} s; labels are "
+            f"shifted by {lag_s:g} s (paper: 0 s), so the last labels of a run can fall past its end."
         )
     else:
         here = "**This run's data have none of these tasks**; the page *Data* counts its own volumes."

@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 
 from deeplight_core.config import Profile
 from deeplight_core.report import costs
+from deeplight_core.report.findings.cells import counted
 
 if TYPE_CHECKING:
     from deeplight_core.models.deeplight import Layer
@@ -198,7 +199,7 @@ def reading_note(result: dict[str, Any]) -> str:
     formats, rounding = result["formats"], result["formats"]["int8"]["rounding"]
     warm = result["float16_times_as_fast_as"]["npy"]["random"]["warm"]
     return (
-        f"Measured on {result['device']} with {result['threads']} thread(s). The store takes "
+        f"Measured on {result['device']} with {counted(result['threads'], 'thread')}. The store takes "
         f"{formats['float16']['times_smaller_than_tfrecords']:.1f} times less space than float32 whole volumes in "
         f"TFRecords would. int8 takes {formats['int8']['bytes'] / formats['float16']['bytes']:.0%} of that; it moves "
         f"the z-scores of these random volumes by {max(r['rounding_rms'] for r in rounding):.3f} (root mean square) "

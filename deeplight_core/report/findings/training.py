@@ -167,7 +167,7 @@ def confusion_note(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> 
     shares = scores.confusion(predictions, states).fillna(0).to_numpy(copy=True)
     np.fill_diagonal(shares, 0)
     true, decoded = (int(i) for i in np.unravel_index(shares.argmax(), shares.shape))
-    text = "No state is taken for another."
+    text = "No state is mistaken for another."
     if shares[true, decoded]:
         (true_task, true_state), (task, state) = states[true], states[decoded]
         text = (
@@ -177,7 +177,7 @@ def confusion_note(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> 
     if len({task for task, _ in states}) == 1:
         return text
     right = (predictions["task"] == predictions["predicted_task"]).mean()
-    return f"{text} The task is right in {right:.1%} of all volumes."
+    return f"{text} In {right:.1%} of all volumes the decoded state belongs to the right task."
 
 
 def best_and_worst_note(shares: pd.DataFrame) -> str:
