@@ -87,7 +87,14 @@ def tiny_profile(dataset: tuple[pd.DataFrame, Path]) -> Profile:
                 "root": dataset[1], "source": {"EMOTION": ["fear", "neutral"]},
                 "target": {"SOCIAL": ["interaction", "no interaction"]},
             },
-            "routes": {"supervised": {"encoder": {"initialisation": "he"}, "pretraining": training}},
+            "routes": {
+                "supervised": {"encoder": {"initialisation": "he"}, "pretraining": training},
+                "autoencoder": {"encoder": {"widths": [4, 3]}, "pretraining": training},
+                "variational": {"encoder": {"widths": [4, 3]}, "pretraining": training},
+                "multitask": {"encoder": {"widths": [4, 3]}, "head": {"auxiliary": []}, "pretraining": training},
+                "residual": {"encoder": {"widths": [4]}, "pretraining": training},
+                "reconstruction": {"pretraining": training},
+            },
             "finetuning": training, "sweep": {"fractions": [0.5]},
         }
     )  # fmt: skip

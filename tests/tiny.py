@@ -1,13 +1,15 @@
 """An encoder and two heads, as somebody would add them."""
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplight_core.models import Batch, Encoder, Head, Outcome
+from deeplight_core.models import Batch, Encoder, Head, Mirror, Outcome
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.heads import pooled
 from deeplight_core.models.noise import normal, uniform
 from deeplight_core.routes import Section
 
@@ -47,6 +49,25 @@ class TinyEncoder(Encoder):
         features = torch.tanh(self.second(maps)).mean(dim=(2, 3, 4))
         return features.view(len(volumes), -1, 6).mean(dim=1)
 
+    def mirror(self) -> "TinyMirror":
+        return TinyMirror(self.shape)
+
+
+class TinyMirror(Mirror):
+    """One linear layer."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear = nn.Linear(6, math.prod(shape))
+
+    def initialise(self) -> None:
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor, context: None) -> Tensor:
+        return self.linear(features).view(-1, *self.shape[::-1])
+
 
 class _OneNumber(Head):
     """One linear layer on features, (B, F) → (B,)."""
@@ -83,7 +104,9 @@ class Order(_OneNumber):
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
         swapped = batch["numbers"] % self.settings.swapped_every == 0
-        parts = encoder(batch["volumes"].flatten(0, 1)).view(len(swapped), 3, -1)  # each window is encoded by itself
+        parts = pooled(encoder(batch["volumes"].flatten(0, 1))).view(
+            len(swapped), 3, -1
+        )  # each window is encoded by itself
         parts = torch.where(swapped[:, None, None], parts[:, [0, 2, 1]], parts)
         logits = self(parts.flatten(1))
         each = F.binary_cross_entropy_with_logits(logits, swapped.float(), reduction="none")
@@ -106,7 +129,7 @@ class Mean(_OneNumber):
     answer_shape = (0,)
 
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
-        error = self(encoder(batch["volumes"])) - 10 * batch["volumes"].flatten(1).mean(dim=1)
+        error = self(pooled(encoder(batch["volumes"]))) - 10 * batch["volumes"].flatten(1).mean(dim=1)
         each = error.square()
         if self.training and self.settings.masked:
             each = each * (uniform(len(each), device=each.device) >= self.settings.masked)
