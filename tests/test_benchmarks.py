@@ -37,6 +37,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ("prepare", ["--image", "nowhere.nii"], ["give --image and --mask together", "there is no file nowhere.nii"]),
         ("scaling", ["--jobs", "1", "--many", "3", "3"], ["--jobs must be 2 or more, got 1", "--many needs two"]),
         ("sweep", ["--steps", "0"], ["--steps must be 1 or more, got 0"]),
+        ("autoencoder", ["--batch", "0"], ["--batch must be 1 or more, got 0"]),
     ],
 )
 def test_wrong_options_are_one_message_before_anything_is_measured(
@@ -268,3 +269,30 @@ def test_committed_results_of_scaling_are_of_all_runs(path: Path) -> None:
         assert processes[kind]["with_one"]["seconds_of_most_runs"] >= 30
         assert len(processes[kind]["measured"]) == 4 * processes["repeats"]
     assert {*result["threads"]["in_a_run"].values()} == {1}
+
+
+def test_the_autoencoder_is_compared_on_one_image(tmp_path: Path) -> None:
+    tiny = ["--grids", "half", "--batch", "1", "--steps", "1", "--rounds", "2", "--threads", "1"]
+    result = result_of("autoencoder", tiny, tmp_path)
+    (grid,) = result["grids"]
+    assert (grid["shape"], grid["batch_size"]) == ([54, 64, 54], 1)
+    plain, ours = (grid["ways"][way] for way in ("plain", "ours"))
+    assert plain["n_parameters"] == ours["n_parameters"] == 62_769
+    np.testing.assert_allclose(plain["losses"], ours["losses"], rtol=1e-4)  # the same model, weights and steps
+    for way, of in grid["ways"].items():
+        assert len(of["ms_per_image"]) == 2
+        assert grid["median_ms_per_image"][way] == pytest.approx(np.median(of["ms_per_image"]))
+        assert of["peak_mb"] > of["start_mb"] > 50
+    ratio = grid["median_ms_per_image"]["plain"] / grid["median_ms_per_image"]["ours"]
+    assert grid["times_as_fast_as_plain"]["ours"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("autoencoder-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_the_autoencoder_are_of_both_grids(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert [grid["shape"] for grid in result["grids"]] == [[54, 64, 54], [108, 128, 108]]
+    assert result["rounds"] * result["steps"] >= 6
+    for grid in result["grids"]:
+        plain, *ours = grid["ways"].values()
+        for of in ours:
+            np.testing.assert_allclose(of["losses"], plain["losses"], rtol=0.05)
