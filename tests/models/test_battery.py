@@ -62,7 +62,7 @@ class Case:
 # The encoder `tiny` and the heads `order` and `mean` stand for the next ones that somebody adds.
 ENCODER_CASES = {
     "deeplight": Case({"initialisation": "he"}, {"conv_dropout": (0, 0, 0), "lstm_dropout": 0}),
-    "cae": Case({"widths": (4, 3), "normalisation": "batch"}, {"normalisation": "none"}),
+    "cae": Case({"widths": (6, 6), "normalisation": "batch"}, {}),
     "srcae": Case({"widths": (4,), "hidden": 3}, {"dropout": 0.0}),
     "tiny": Case({}, {"noise": 0.0}),
 }
@@ -202,7 +202,7 @@ def test_blocks_are_all_of_an_encoder(encoder: str) -> None:
 @every_case
 def test_one_batch_can_be_overfitted(encoder: str, head: str) -> None:
     model, batch = made(encoder, head, exact=True).train(), batch_of(head)
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    adam = torch.optim.Adam(model.parameters(), lr=0.004)
     first = model.loss(batch).loss.item()
     for _ in range(300):
         loss = model.loss(batch).loss
