@@ -49,7 +49,7 @@ _LESIONS = 0.1  # in everyone, share of the white matter where lesions are
 _DEFORMATION_MM = ((40.0, 2.0), (20.0, 0.7))  # spacing of nodes, SD of the displacement along each axis
 _HEAD_SD = 0.016  # of its length
 _SESSION_MM, _SHIFT_MM, _TILT_DEGREES = 0.15, 0.7, 0.7
-_LATTICE_MM = 3  # of changes of tissue
+_LATTICE_MM = 4  # of changes of tissue
 _SOFT_MM = 1.5  # width of a region's border
 
 # Intensity of fluid, grey matter, white matter, lesion
@@ -106,29 +106,32 @@ class _Place(NamedTuple):
 
 
 class _Template:
-    """The template's tissues, blurred as voxels of one size do; `places` of changes on a `lattice` of 3 mm."""
+    """The template: `maps` of brain, grey and white matter at 1 mm, and `places` of changes on a `lattice` of 4 mm.
 
-    def __init__(self, edge_mm: float) -> None:
+    origin : (3,) millimetres of the first voxel of maps and lattice
+    """
+
+    def __init__(self) -> None:
         from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 
-        images = [load(resolution=1) for load in (load_mni152_brain_mask, load_mni152_gm_template,
-                                                  load_mni152_wm_template)]  # fmt: skip
-        low = np.round(_CENTRE_MM - _VIEW_MM / 2 - 10 - images[0].affine[:3, 3]).astype(int)
-        low, high = np.maximum(low, 0), np.minimum(low + _VIEW_MM.astype(int) + 20, images[0].shape)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        brain, grey, white = (np.asarray(image.dataobj[box], np.float32) for image in images)
-        self.origin = images[0].affine[:3, 3] + low
-        self.step = max(1, int(edge_mm // 2))
-        sharp = Tissues(brain, np.minimum(grey, brain), np.minimum(white, brain), np.zeros_like(brain))
-        self.tissues = _coarser(sharp, 0.4 * edge_mm, self.step)
-        on_lattice = _coarser(sharp, 0.4 * _LATTICE_MM, _LATTICE_MM)
-        self.lattice = [
-            origin + _LATTICE_MM * np.arange(n)
-            for origin, n in zip(self.origin, brain[::3, ::3, ::3].shape, strict=True)
-        ]
+        mask, *matter = (
+            load(resolution=1) for load in (load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template)
+        )
+        low = np.maximum(np.round(_CENTRE_MM - _VIEW_MM / 2 - 10 - mask.affine[:3, 3]).astype(int), 0)
+        box = tuple(slice(a, a + int(b) + 20) for a, b in zip(low, _VIEW_MM, strict=True))
+        brain = np.asarray(mask.dataobj[box], np.float32)
+        self.maps = [brain, *(np.minimum(np.asarray(image.dataobj[box], np.float32), brain) for image in matter)]
+        self.origin = mask.affine[:3, 3] + low
+        brain, grey, white = self.blurred(_LATTICE_MM, _LATTICE_MM)
+        self.lattice = [start + _LATTICE_MM * np.arange(n) for start, n in zip(self.origin, brain.shape, strict=True)]
+        on_lattice = Tissues(brain, grey, white, np.zeros_like(brain))
         near_fluid = np.clip(gaussian_filter(on_lattice.of("csf"), 1) / 0.4, 0, 1)
         places: Any = _effects().query("tissue != 'size'").drop_duplicates("region").to_dict("records")
         self.places = {place["region"]: self._place(place, on_lattice, near_fluid) for place in places}
+
+    def blurred(self, edge_mm: float, step: int) -> list[np.ndarray]:
+        """The maps as voxels of this size blur them, every `step`-th voxel."""
+        return [gaussian_filter(part, 0.4 * edge_mm)[::step, ::step, ::step].copy() for part in self.maps]
 
     def _place(self, region: dict[str, Any], on_lattice: Tissues, near_fluid: np.ndarray) -> _Place:
         tissue = region["tissue"]
@@ -140,21 +143,26 @@ class _Template:
         box = tuple(slice(int(a), int(b)) for a, b in bounds)
         sphere = _sphere([axis[along] for axis, along in zip(self.lattice, box, strict=True)], region)
         of = Tissues(*(part[box] for part in on_lattice))
-        weights = sphere * near_fluid[box] if tissue == "csf" else sphere
-        changed = {"csf": of.of("brain"), "lesion": of.white}.get(tissue, of.of(tissue))
-        amount = (sphere * (changed if tissue == "lesion" else of.of(tissue))).sum()
-        unit = amount / (sphere * weights * changed).sum()
+        if tissue == "lesion":  # a share of the white matter, not of other lesions
+            weights, changed, amount = sphere, of.white, of.white
+        elif tissue == "csf":  # grows where it is, at the cost of what is around it
+            weights, changed, amount = sphere * near_fluid[box], of.of("brain"), of.of("csf")
+        else:
+            weights, changed, amount = sphere, of.of(tissue), of.of(tissue)
+        unit = (sphere * amount).sum() / (sphere * weights * changed).sum()
         return _Place(box, weights * np.float32(unit), tissue)
 
 
-def _coarser(tissues: Tissues, sigma_mm: float, step: int) -> Tissues:
-    """Maps of 1 mm, blurred, every `step`-th voxel."""
-    return Tissues(*(gaussian_filter(part, sigma_mm)[::step, ::step, ::step].copy() for part in tissues))
+@lru_cache(maxsize=1)
+def _template() -> _Template:
+    return _Template()
 
 
 @lru_cache(maxsize=2)
-def _template(edge_mm: float) -> _Template:
-    return _Template(edge_mm)
+def _blurred(edge_mm: float) -> tuple[list[np.ndarray], int]:
+    """Brain, grey and white matter for voxels of this size, and the millimetres between the maps' own voxels."""
+    step = max(1, int(edge_mm // 2))
+    return _template().blurred(edge_mm, step), step
 
 
 @lru_cache(maxsize=1)
@@ -298,9 +306,9 @@ def tissues(person: pd.Series, settings: CohortSettings, shape: tuple[int, int, 
     person : with `subject, session, age, sex, diagnosis`, such as a row of the manifest
     """
     affine = grid(shape)
-    template = _template(float(affine[0, 0]))
+    template, (maps, step) = _template(), _blurred(float(affine[0, 0]))
     places = _came_from(_axes(shape, affine), person, settings) - template.origin[:, None, None, None]
-    brain, grey, white, _ = (map_coordinates(part, places / template.step, order=1) for part in template.tissues)
+    brain, grey, white = (map_coordinates(part, places / step, order=1) for part in maps)
     losses = _losses(template, person, settings)
     grey_lost, white_lost, lesion = (map_coordinates(part, places / _LATTICE_MM, order=1) for part in losses)
     white = np.clip(white * (1 - white_lost), 0, brain)
