@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 import deeplight_core
 from deeplight_core.config import (
+    CohortSettings,
     DataSettings,
     FinetuningSettings,
     PreprocessingSettings,
@@ -95,6 +96,11 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("preprocessing: {lag_s: .inf}", "preprocessing.lag_s: .* finite"),
         ("sweep: {fractions: [0.5, 0]}", "sweep.fractions.1: .* greater than 0, got 0"),
         ("sweep: {variants: [frosen]}", "sweep.variants.0: unknown variant 'frosen'; known are pretrained, scratch"),
+        ("cohort: {scans: {T2w: {PD: 1}}}", "cohort: scans.T2w names PD, of whom there are no people"),
+        ("cohort: {people: {MCI: 3}}", "cohort.people.MCI.*'AD', 'CN', 'CVD', 'HC' or 'PD'"),
+        ("cohort: {shape: {T2w: [36, 43, 36]}}", "cohort: shape has none for T1w"),
+        ("cohort: {}\nsimulation: {}", "simulation and cohort both describe the data"),
+        ("cohort: {}\ndata: {split_unit: run}", "data.split_unit must be subject for a cohort"),
         ("simulation: {resolution_mm: 1}", "simulation.resolution_mm: .* greater than or equal to 2, got 1"),
         ("name: ../else", "name: .* pattern"),
         ("- a\n- b", "must hold `key: value` lines, found list"),
@@ -167,6 +173,12 @@ def test_nobody_elses_data_are_simulated(project: Path, given: dict[str, object]
     assert load_profile("tiny", {"data": mine, "simulation": {}}).simulation == load_profile("tiny").simulation
     own = load_profile("tiny", {"data": mine, "simulation": {"seed": 8}}).simulation
     assert own == load_profile("tiny").simulation.model_copy(update={"seed": 8})
+
+
+def test_no_cohort_is_simulated_into_somebody_elses_folder(tmp_path: Path) -> None:
+    profile = load_profile(written(tmp_path, "cohort: {seed: 2}"))
+    assert profile.overridden({"data": {"root": "/data/mine"}}).cohort is None
+    assert profile.overridden({"cohort": {"scanner": 4}}).cohort == CohortSettings(seed=2, scanner=4)
 
 
 def test_notebooks_have_few_parameters() -> None:
@@ -266,6 +278,9 @@ def test_differences_lists_what_is_not_the_papers() -> None:
 
 def test_provenance_tells_simulated_from_real() -> None:
     assert Profile(simulation=SimulationSettings()).provenance.startswith("**Simulated data**")
+    structural = Profile(cohort=CohortSettings()).provenance
+    assert structural.startswith("**Simulated data**")
+    assert "effects of disease" in structural
     assert Profile().provenance.startswith("**Real data**")
     assert "count runs" in Profile(data={"split_unit": "run"}).provenance
 

@@ -106,6 +106,24 @@ def test_one_machine_plans_nothing_of_a_cluster(project):
     assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
 
 
+def test_the_manifest_of_a_cohort_is_made_from_its_settings(project):
+    smoke = yaml.safe_load((project / "profiles/smoke.yaml").read_text())
+    own = {
+        "name": "people", "cohort": {"people": {"AD": 3, "CN": 3}, "scans": {"T1w": {"AD": 3, "CN": 3}}},
+        "data": {
+            "manifest": "runs/people/manifest.csv", "root": "runs/people/data", "layout": "bids", "label": "diagnosis",
+            "n_validation": 2, "source": {}, "target": {"T1w": ["AD", "CN"]},
+        },
+    }  # fmt: skip
+    kept = {key: smoke[key] for key in ("routes", "finetuning", "sweep") if key in smoke}
+    (project / "profiles/people.yaml").write_text(yaml.safe_dump(kept | own))
+    said = snakemake(project, "--dry-run", "--cores", "2", "--config", "profile=people", "by_subject=yes")
+    assert len((project / "runs/people/manifest.csv").read_text().splitlines()) == 7
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", said, flags=re.MULTILINE)}
+    assert "manifest" not in counts
+    assert (counts["subject"], counts["data"]) == (6, 1)
+
+
 @pytest.mark.parametrize(("visible", "started", "expected"), [(None, 4, {"0", "1"}), ("4,GPU-7", 6, {"4", "GPU-7"})])
 def test_trainings_share_this_machines_gpus_evenly(project, visible, started, expected):
     """Even where more jobs are started than the GPUs have room for."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from nilearn.datasets import load_mni152_brain_mask
 from typer.testing import CliRunner
 
@@ -26,6 +28,7 @@ from deeplight_core.data.cohorts import (
     tissues,
 )
 from deeplight_core.data.manifest import COLUMNS, read_manifest
+from deeplight_core.experiment import prepare_data
 
 SHAPE, OTHER_SHAPE = (18, 22, 20), (18, 23, 21)  # voxels of 9 mm
 SETTINGS = CohortSettings(
@@ -188,6 +191,35 @@ def test_the_manifest_of_a_cohort_is_made_once(tmp_path: Path) -> None:
         manifest_of(
             mine.model_copy(update={"cohort": None, "data": mine.data.model_copy(update={"manifest": Path("x")})})
         )
+
+
+def test_a_profile_with_a_cohort_is_prepared(
+    cohort: tuple[pd.DataFrame, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path(shutil.copytree(cohort[1], tmp_path / "data"))
+    first = next(root.rglob("*_T1w.nii.gz"))
+    first.unlink()  # an interrupted simulation
+    store = prepare_data(profile(root), jobs=1)
+    t1 = cohort[0].query("task == 'T1w'")
+    assert first.is_file()
+    assert store.index["state"].value_counts().to_dict() == t1["diagnosis"].value_counts().to_dict()
+    assert store.index["age"].astype(float).tolist() == t1["age"].tolist()
+
+
+def test_the_command_fills_a_profiles_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = profile(tmp_path / "data").model_dump(mode="json")
+    content["cohort"] |= {"people": {"AD": 1, "CN": 1}, "scans": {"T2w": {"CN": 1, "AD": 1}}}
+    content["data"]["target"] = {"T2w": ["AD", "CN"]}
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    done = CliRunner().invoke(app, ["cohort", "mine.yaml", "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    assert "2 scans of 2 simulated people" in done.output
+    assert len([*(tmp_path / "data").rglob("*_T2w.nii.gz")]) == 2
+    Path("none.yaml").write_text("name: none")
+    refused = CliRunner().invoke(app, ["cohort", "none.yaml"])
+    assert "profile none has no cohort" in str(refused.exception)
 
 
 def test_true_maps_name_the_places(cohort: tuple[pd.DataFrame, Path]) -> None:

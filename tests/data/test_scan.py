@@ -293,6 +293,17 @@ def test_scan_bids_finds_structural_images(bids: Path) -> None:
     assert found["mask"].tolist() == ["sub-01/anat/sub-01_desc-brain_mask.nii.gz", ""]
 
 
+def test_scan_bids_tells_masks_of_several_contrasts_apart(bids: Path) -> None:
+    stem = "sub-01/anat/sub-01"
+    for suffix in ("T1w", "T2w"):
+        save_bold(bids / f"{stem}_{suffix}.nii.gz", shape=(7, 8, 9))
+        save_bold(bids / f"{stem}_mod-{suffix}_desc-brain_mask.nii.gz", shape=(7, 8, 9))
+    for suffix in ("T1w", "T2w"):
+        found, left_out = scan_bids(bids, anat=suffix)
+        assert left_out.empty
+        assert found["mask"].tolist() == [f"{stem}_mod-{suffix}_desc-brain_mask.nii.gz"]
+
+
 def test_an_anatomical_image_of_several_volumes_is_left_out(bids: Path) -> None:
     save_bold(bids / "sub-01/anat/sub-01_T1w.nii.gz", shape=(7, 8, 9))
     save_bold(bids / "sub-01/anat/sub-01_run-2_T1w.nii.gz", shape=(7, 8, 9, 5))
