@@ -40,13 +40,13 @@ _DISEASES = _EFFECTS[:3]
 _AGE_YEARS = {"AD": 74.0, "CN": 74.0, "CVD": 74.0, "PD": 62.0, "HC": 62.0}  # means; people compared are of equal age
 _WOMEN = {"AD": 0.5, "CN": 0.5, "CVD": 0.5, "PD": 0.35, "HC": 0.35}  # shares
 _AGE_SD_YEARS, _AGE_RANGE = 7.0, (50.0, 92.0)
-_PATTERN_SD = 0.5  # of everyone's amount of a disease's pattern; a patient's is 1 more
+_PATTERN_SD = 0.4  # of everyone's amount of a disease's pattern; a patient's is 1 more
 
 _VIEW_MM = np.array([162.0, 192.0, 162.0])  # the template's brain and a margin
 _CENTRE_MM = np.array([0.0, -17.0, 5.0])
 _GREY_SD, _CORTEX_SD, _VENTRICLE_SD, _LESION_SD = 0.08, 0.02, 0.2, 0.03  # by chance, as shares of the tissue
 _LESIONS = 0.1  # in everyone, share of the white matter where lesions are
-_DEFORMATION_MM = ((40.0, 2.0), (20.0, 0.7))  # spacing of nodes, SD of the displacement along each axis
+_DEFORMATION_MM = ((40.0, 1.5), (20.0, 0.6))  # spacing of nodes, SD of the displacement along each axis
 _HEAD_SD = 0.016  # of its length
 _SESSION_MM, _SHIFT_MM, _TILT_DEGREES = 0.15, 0.7, 0.7
 _LATTICE_MM = 4  # of changes of tissue
