@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from deeplight_core.cli import app
 from deeplight_core.config import CohortSettings, Profile
-from deeplight_core.data import cohorts
+from deeplight_core.data import cohorts, simulate
 from deeplight_core.data.cohorts import (
     Tissues,
     grid,
@@ -27,7 +27,7 @@ from deeplight_core.data.cohorts import (
     simulate_scan,
     tissues,
 )
-from deeplight_core.data.manifest import COLUMNS, read_manifest
+from deeplight_core.data.manifest import COLUMNS, is_structural, read_manifest
 from deeplight_core.experiment import prepare_data
 
 SHAPE, OTHER_SHAPE = (18, 22, 20), (18, 23, 21)  # voxels of 9 mm
@@ -84,11 +84,23 @@ def test_first_people_are_of_all_diagnoses() -> None:
     assert people(ADNI)["subject"].is_monotonic_increasing
 
 
+@pytest.fixture(scope="module")
+def brain_mm() -> np.ndarray:
+    """(N, 3) places in the template's brain."""
+    brain = load_mni152_brain_mask(resolution=1)
+    return np.asarray(nib.affines.apply_affine(brain.affine, np.argwhere(brain.get_fdata() > 0)))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate without worker processes, which take seconds to start."""
+    monkeypatch.setattr(simulate, "in_processes", lambda work, items, *_: [work(item) for item in items])
+
+
 @pytest.mark.parametrize("shape", [(108, 128, 108), (105, 127, 105), (105, 126, 105), (36, 43, 36), (30, 51, 47)])
-def test_grids_cover_the_templates_brain_with_cubes(shape: tuple[int, int, int]) -> None:
-    affine, brain = grid(shape), load_mni152_brain_mask(resolution=2)
-    places = nib.affines.apply_affine(brain.affine, np.argwhere(brain.get_fdata() > 0))
-    voxels = nib.affines.apply_affine(np.linalg.inv(affine), places)
+def test_grids_cover_the_templates_brain_with_cubes(shape: tuple[int, int, int], brain_mm: np.ndarray) -> None:
+    affine = grid(shape)
+    voxels = nib.affines.apply_affine(np.linalg.inv(affine), brain_mm)
     assert (voxels > -0.5).all()
     assert (voxels < np.array(shape) - 0.5).all()
     assert len(set(nib.affines.voxel_sizes(affine).round(6))) == 1
@@ -102,11 +114,12 @@ def test_a_cohort_is_read_like_a_real_folder(cohort: tuple[pd.DataFrame, Path], 
                   "--label", "age", "--label", "sex", "--label", "diagnosis", "-o", str(tmp_path / "found.csv")]
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-        found = read_manifest(tmp_path / "found.csv").drop(columns="split")
-        mine = planned[planned["task"] == suffix].drop(columns="split")
+        found = read_manifest(tmp_path / "found.csv")
+        assert is_structural(found).all()
+        found, mine = (t.drop(columns=["split", "tr_s"]) for t in (found, planned[planned["task"] == suffix]))
         pd.testing.assert_frame_equal(
             found.astype(str).sort_values("image", ignore_index=True),
-            mine.astype(str).replace({"tr_s": {"": "nan"}}).sort_values("image", ignore_index=True),
+            mine.astype(str).sort_values("image", ignore_index=True),
         )
     assert len(pd.read_csv(root / "participants.tsv", sep="\t")) == 5
     assert json.loads((root / "dataset_description.json").read_text())["Name"] == "both-like"
@@ -158,6 +171,7 @@ def test_another_scanner_sees_the_same_brain(cohort: tuple[pd.DataFrame, Path]) 
         assert np.array_equal(one, two)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_an_interrupted_cohort_goes_on(cohort: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
     planned, root = cohort
     simulate_cohort(planned.head(2), tmp_path, SETTINGS, jobs=1)
@@ -193,6 +207,7 @@ def test_the_manifest_of_a_cohort_is_made_once(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_profile_with_a_cohort_is_prepared(
     cohort: tuple[pd.DataFrame, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +222,7 @@ def test_a_profile_with_a_cohort_is_prepared(
     assert store.index["age"].astype(float).tolist() == t1["age"].tolist()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_command_fills_a_profiles_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     content = profile(tmp_path / "data").model_dump(mode="json")
