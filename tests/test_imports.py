@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 SLOW = {
+    "dipy",
     "matplotlib",
     "monai",
     "nibabel",

@@ -229,7 +229,7 @@ def _placed(
     """Where a structural image (X, Y, Z) lies, in MNI152 if it is registered, and what is noted about it.
 
     Notes: `content`, a hash of its values in the mask; `transform` to MNI152 and `template_fit`, if it is registered or
-    its grey matter is sought; `regions`, the means; `doubt`, what speaks against the image; "" if nothing does.
+    its grey matter is sought; `regions`, the means; `doubt`, what speaks against the image ("": nothing).
     """
     brain = np.where(mask, volume, 0)
     facts: dict[str, Any] = {"content": hashlib.sha256(brain.tobytes()).hexdigest()[:16], "doubt": ""}
