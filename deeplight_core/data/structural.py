@@ -74,13 +74,20 @@ def reoriented(volume: np.ndarray, affine: np.ndarray, like: np.ndarray) -> np.n
 # ---- in MNI152
 
 
-@lru_cache(maxsize=4)
-def _template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """MNI152's brain (T1, skull-stripped; nilearn brings it along) with voxels of that edge, and its affine."""
+@lru_cache(maxsize=1)
+def _mni152() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MNI152's brain (T1, skull-stripped), its mask (bool), and their affine at 2 mm; nilearn brings them along."""
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 
-    image, mask = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
-    return _coarse(image.get_fdata() * (mask.get_fdata() > 0), image.affine, resolution_mm)
+    image, mask = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2).get_fdata() > 0
+    return image.get_fdata() * mask, mask, image.affine
+
+
+@lru_cache(maxsize=4)
+def _template(resolution_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """The template's brain with voxels of that edge, and its affine."""
+    brain, _, affine = _mni152()
+    return _coarse(brain, affine, resolution_mm)
 
 
 def smoothed_for(volume: np.ndarray, affine: np.ndarray, resolution_mm: float) -> np.ndarray:
@@ -101,10 +108,8 @@ def _coarse(volume: np.ndarray, affine: np.ndarray, resolution_mm: float) -> tup
 
 def template_mask(grid: Grid) -> np.ndarray:
     """The template's brain mask (X, Y, Z) on a grid."""
-    from nilearn.datasets import load_mni152_brain_mask
-
-    mask = load_mni152_brain_mask(resolution=2)
-    share, affine = _coarse(mask.get_fdata(), mask.affine, max(2.0, float(voxel_sizes(grid[1]).min())))
+    _, mask, affine = _mni152()
+    share = smoothed_for(mask, affine, float(voxel_sizes(grid[1]).min()))
     return resample(share, affine, grid, "linear") >= 0.5
 
 
@@ -239,6 +244,6 @@ def regional_means(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     offsets = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     offsets = offsets[(offsets**2).sum(axis=1) <= _RADIUS_MM**2]
     spheres = _regions()[["x", "y", "z"]].to_numpy()[:, None] + offsets
-    template, its_affine = _template(2.0)
-    brain = at(apply_affine(its_affine, np.argwhere(template > 0)))
+    _, mask, its_affine = _mni152()
+    brain = at(apply_affine(its_affine, np.argwhere(mask)))
     return np.append(at(spheres.reshape(-1, 3)).reshape(spheres.shape[:2]).mean(axis=1), brain.mean())

@@ -62,7 +62,22 @@ class Splits:
         for name, of in (("training", split.train), ("held-out", split.reported)):
             if not of:
                 raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
+            if not unlabelled:
+                self._check_states(which, name, of, fold)
         return split
+
+    def _check_states(self, which: Which, name: str, units: list[str], fold: int) -> None:
+        """Raise an error if units that are to tell states apart hold a single one."""
+        states = self._data.states(which)
+        if len(states) < 2:
+            return
+        rows = learnt_from.of_states(self.store.index, states, units=units).table
+        if len(found := rows[["task", "state"]].drop_duplicates()) == 1:
+            where = (
+                f", in fold {fold}; ask for fewer folds, or another data.split_seed" if fold else "; divide them anew"
+            )
+            only = f"{found['task'].iloc[0]}: {found['state'].iloc[0]}"
+            raise ValueError(f"the {len(units)} {name} {self._data.split_unit}(s) hold one state only, {only}{where}")
 
     def _fold(self, units: pd.DataFrame, fixed: Split, validation: list[str], fold: int) -> Split:
         sweep = self._sweep

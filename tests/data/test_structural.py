@@ -232,3 +232,85 @@ def test_images_with_a_fourth_axis_of_one_are_zoomed_too(heads: Dataset) -> None
     made = prepare(manifest, profile, jobs=1)
     assert made.mask.shape == (5, 6, 7)
     assert data_of(contents(made.path)) == expected
+
+
+def test_zoomed_images_keep_fractions(heads: Dataset) -> None:
+    """Whole numbers (uint8) become fractions, which no step rounds."""
+    manifest, root = heads
+    for subject in SEX:
+        volume, mask = head(root, subject)
+        nib.save(nib.Nifti1Image((volume / 5).astype(np.uint8), AFFINE), root / f"{subject}.nii.gz")
+    made = prepare(manifest, of_heads(root, zoom_to=(5, 6, 7)), jobs=1)
+    for file in made.runs["file"]:
+        values = made.read(file)[0].numpy()
+        assert ((values > 0.01) & (values < 0.99)).mean() > 0.5
+        assert len(np.unique(values)) > 40
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=["mirrored", "axes swapped"])
+def test_zooming_does_not_mirror_an_image_of_another_orientation(
+    heads: Dataset, order: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, root = heads
+    profile = of_heads(root, zoom_to=(5, 6, 7))
+    expected = {f: v for f, v in contents(prepare(manifest, profile, jobs=1).path).items() if f.endswith("tensors")}
+    shutil.rmtree(profile.store)
+    for name in ("h3", "h3_mask"):
+        image = nib.load(root / f"{name}.nii.gz")
+        turned = image.as_reoriented(np.array([[place, -1] for place in order]))
+        assert nib.aff2axcodes(turned.affine) != nib.aff2axcodes(AFFINE)
+        nib.save(turned, root / f"{name}.nii.gz")
+    made = contents(prepare(manifest, profile, jobs=1).path)
+    assert {f: v for f, v in made.items() if f.endswith("tensors")} == expected
+    assert "1 images of orientation " in capsys.readouterr().out
+
+
+def test_an_image_in_colours_is_named(heads: Dataset) -> None:
+    manifest, root = heads
+    colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, AFFINE), root / "h3.nii.gz")
+    with pytest.raises(ValueError, match=r"h3\.nii\.gz .*not plain numbers"):
+        prepare(manifest, of_heads(root), jobs=1)
+
+
+def test_a_mask_that_does_not_fit_is_named(heads: Dataset) -> None:
+    manifest, root = heads
+    nib.save(nib.Nifti1Image(np.ones((7, 8, 8), np.uint8), AFFINE), root / "h2_mask.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE + np.eye(4)), root / "h4_mask.nii.gz")
+    for own in ({}, {"zoom_to": (5, 6, 7)}):
+        with pytest.raises(ValueError, match=r"^2 problem") as caught:
+            prepare(manifest, of_heads(root, **own), jobs=1)
+        for line, why in zip(str(caught.value).splitlines()[1:], ("has grid (7, 8, 8)", "affines"), strict=True):
+            assert why in line
+            assert "name its own mask in the manifest" in line
+
+
+def test_one_image_of_two_subjects_is_refused(heads: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the files are called and however they are compressed."""
+    manifest, root = heads
+    volume, mask = head(root, "h1")
+    save_head(root, "h5", volume, mask)
+    image = nib.load(root / "h1.nii.gz")
+    (root / "h5.nii.gz").unlink()
+    nib.save(image, root / "h5.nii")
+    manifest.loc[4, "image"] = "h5.nii"
+    expected = r"1 image\(s\) belong to two subjects.*\n  h5\.nii of h5 \(validation\) is the image of h1 \(train\)"
+    with pytest.raises(ValueError, match=expected):
+        prepare(manifest, of_heads(root), jobs=1)
+    with pytest.raises(ValueError, match="is not finished"):
+        open_store(of_heads(root).store)
+    prepare(manifest.assign(family=["f", "", "", "", "f", ""]), of_heads(root), jobs=1)
+    assert "warning: sub-h5_task-T1w_run-1 holds the same as an earlier image" in capsys.readouterr().out
+
+
+def test_labels_that_are_all_missing_are_told(heads: Dataset) -> None:
+    manifest, root = heads
+    with pytest.raises(ValueError, match=r"column sex holds n/a \(6\), the states are made of F, M"):
+        prepare(manifest.assign(sex="n/a"), of_heads(root), jobs=1)
+
+
+def test_images_among_runs_are_named(heads: Dataset) -> None:
+    manifest, root = heads
+    manifest.loc[2, "tr_s"] = 2.0
+    with pytest.raises(ValueError, match=r"correct the 1 runs \(with a repetition time\): h3\.nii\.gz"):
+        prepare(manifest, of_heads(root), jobs=1)
