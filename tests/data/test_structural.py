@@ -238,7 +238,7 @@ def test_zoomed_images_keep_fractions(heads: Dataset) -> None:
     """Whole numbers (uint8) become fractions, which no step rounds."""
     manifest, root = heads
     for subject in SEX:
-        volume, mask = head(root, subject)
+        volume = head(root, subject)[0]
         nib.save(nib.Nifti1Image((volume / 5).astype(np.uint8), AFFINE), root / f"{subject}.nii.gz")
     made = prepare(manifest, of_heads(root, zoom_to=(5, 6, 7)), jobs=1)
     for file in made.runs["file"]:
