@@ -21,7 +21,7 @@ from deeplight_core.config import (
     load_profile,
     project_root,
 )
-from deeplight_core.routes import PretrainingSettings, TrainingSettings
+from deeplight_core.routes import PretrainingSettings, Routes, TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -293,7 +293,12 @@ def sections(model: type[BaseModel] = Profile) -> Iterator[type[BaseModel]]:
                 yield from sections(kind)
 
 
-FIELDS = [(section.__name__, name) for section in dict.fromkeys(sections()) for name in section.model_fields]
+FIELDS = [
+    (section.__name__, name)
+    for section in dict.fromkeys(sections())
+    if section is not Routes  # whose fields are read by the names in `ROUTES`
+    for name in section.model_fields
+]
 
 
 @pytest.fixture(scope="session")
