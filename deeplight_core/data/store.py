@@ -28,7 +28,7 @@ from deeplight_core.data.manifest import SPLITS
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
 
-__all__ = ["FORMAT", "Store", "open_store", "read_info", "verify", "volume_reader", "write_volumes"]
+__all__ = ["FORMAT", "Store", "open_store", "read_info", "shared_images", "verify", "volume_reader", "write_volumes"]
 
 FORMAT = 2  # of the layout above
 
@@ -193,6 +193,20 @@ def open_store(path: str | Path) -> Store:
     except UNREADABLE as error:
         raise _damaged(path, error) from error
     return Store(path, info, mask, image.affine, index, runs)
+
+
+def shared_images(one: Store, other: Store) -> pd.DataFrame:
+    """Structural images that two stores have in common, whatever their grids: `run, other_run, subject, other_subject`.
+
+    Images are the same if they have the same values in their masks, before anything is done to them.
+    """
+    tables = []
+    for store, prefix in ((one, ""), (other, "other_")):
+        subjects = store.index.drop_duplicates("file").set_index("file")["subject"]
+        table = store.runs.reindex(columns=["content", "run", "file"]).dropna()
+        table = table.assign(subject=table["file"].map(subjects)).drop(columns="file")
+        tables.append(table.rename(columns={name: prefix + name for name in ("run", "subject")}))
+    return tables[0].merge(tables[1], on="content")[["run", "other_run", "subject", "other_subject"]]
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -96,6 +96,17 @@ def test_nobody_is_in_the_third_split_and_another(table: pd.DataFrame, tmp_path:
         read_manifest(changed(table, cells, tmp_path))
 
 
+def test_an_image_named_after_another_contrast_than_its_task_is_refused(tmp_path: Path) -> None:
+    rows = [("T1w", "sub-1_T1w.nii.gz"), ("T1w", "sub-2_T2w.nii.gz"), ("image", "sub-3_T2w.nii"), ("T2w", "4.nii")]
+    table = pd.DataFrame(
+        [["d", str(n), "", task, "1", image, "", "", "", "1", "train", "", ""] for n, (task, image) in enumerate(rows)],
+        columns=list(COLUMNS),
+    )
+    write_manifest(table, tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=r"1 problem.*\n  row 3: task = 'T1w', but sub-2_T2w.nii.gz is named T2w"):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_runs_are_split_only_where_that_is_asked_for(table: pd.DataFrame, tmp_path: Path) -> None:
     path = changed(table, {(8, "split"): "validation"}, tmp_path)
     assert read_manifest(path, split_unit="run")["split"][6] == "validation"

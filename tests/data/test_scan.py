@@ -312,12 +312,25 @@ def test_an_anatomical_image_of_several_volumes_is_left_out(bids: Path) -> None:
     assert pairs(left_out) == [("sub-01/anat/sub-01_run-2_T1w.nii.gz", "5 volumes; a structural image has one")]
 
 
+def test_an_image_whose_sidecar_contradicts_its_name_is_left_out(bids: Path) -> None:
+    named = {"01": "t2_space_sag", "02": "T1 MPRAGE", "03": "MPRAGE", "04": "T2 and T1"}
+    for subject, series in named.items():
+        image = save_bold(bids / f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz", shape=(7, 8, 9))
+        image.with_name(f"sub-{subject}_T1w.json").write_text(json.dumps({"SeriesDescription": series}))
+    found, left_out = scan_bids(bids, anat="T1w")
+    assert found["subject"].tolist() == ["02", "03", "04"]
+    (pair,) = pairs(left_out)
+    expected = "its sidecar says 't2_space_sag', its task is T1w; correct one of them"
+    assert pair == ("sub-01/anat/sub-01_T1w.nii.gz", expected)
+
+
 def test_a_copied_run_is_left_out_under_its_second_name(bids: Path) -> None:
     copy = "sub-02/ses-a/func/sub-02_ses-a_task-faces_bold.nii.gz"
     (bids / copy).write_bytes((bids / "sub-01/func/sub-01_task-faces_run-1_bold.nii.gz").read_bytes())
     found, left_out = scan_bids(bids, ["faces"])
     assert len(found) == 2
-    assert (copy, "same content as sub-01/func/sub-01_task-faces_run-1_bold.nii.gz") in pairs(left_out)
+    reason = "same content as sub-01/func/sub-01_task-faces_run-1_bold.nii.gz, of another subject (01)"
+    assert (copy, reason) in pairs(left_out)
 
 
 def test_images_of_one_size_are_no_copies(bids: Path) -> None:

@@ -23,7 +23,7 @@ from scipy.ndimage import zoom
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
-from deeplight_core.data.store import open_store
+from deeplight_core.data.store import open_store, shared_images
 from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 
@@ -314,3 +314,19 @@ def test_images_among_runs_are_named(heads: Dataset) -> None:
     manifest.loc[2, "tr_s"] = 2.0
     with pytest.raises(ValueError, match=r"correct the 1 runs \(with a repetition time\): h3\.nii\.gz"):
         prepare(manifest, of_heads(root), jobs=1)
+
+
+def test_images_that_two_cohorts_share_are_found(heads: Dataset) -> None:
+    """The second cohort has two people of the first under other names, on another grid, in other files."""
+    manifest, root = heads
+    first = prepare(manifest, of_heads(root), jobs=1)
+    for subject in ("h2", "h6"):
+        nib.save(nib.load(root / f"{subject}.nii.gz"), root / f"{subject}.nii")
+    again = manifest.assign(image=manifest["image"].replace({"h2.nii.gz": "h2.nii", "h6.nii.gz": "h6.nii"}))
+    again["subject"] = "x" + again["subject"]
+    for subject in ("h1", "h3", "h4", "h5"):
+        save_head(root, subject, head(root, subject)[0] + 1)
+    second = prepare(again, changed(of_heads(root, zoom_to=(5, 6, 7)), root, root.parent / "second"), jobs=1)
+    shared = shared_images(first, second)
+    assert shared[["subject", "other_subject"]].to_numpy().tolist() == [["h2", "xh2"], ["h6", "xh6"]]
+    assert shared["other_run"].tolist() == ["sub-xh2_task-T1w_run-1", "sub-xh6_task-T1w_run-1"]

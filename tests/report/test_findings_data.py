@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import DataSettings, PreprocessingSettings, Profile
+from deeplight_core.config import DataSettings, PreprocessingSettings, Profile, StructuralSettings
 from deeplight_core.data.store import Store
 from deeplight_core.report import findings
 from deeplight_core.report.quality import Design
@@ -70,6 +70,8 @@ def test_cleaning_names_the_steps_that_are_asked_for() -> None:
     )
     assert "Gaussian smoothing (6.0 mm FWHM), " in findings.cleaning_note(PreprocessingSettings(fwhm_mm=6), manifest())
     assert findings.cleaning_note(some, manifest(tr_s=np.nan)).startswith("These are structural images")
+    registered = some.model_copy(update={"structural": StructuralSettings(registration="affine")})
+    assert "masked, registered to MNI152 (affine) and" in findings.cleaning_note(registered, manifest(tr_s=np.nan))
 
 
 def test_counts_are_sums_over_runs_of_what_was_counted() -> None:

@@ -79,7 +79,8 @@ def repetition_note(manifest: pd.DataFrame) -> str:
 def cleaning_note(settings: PreprocessingSettings, manifest: pd.DataFrame) -> str:
     """The cleaning of every voxel, and the shift of labels."""
     if is_structural(manifest).all():
-        return "These are structural images: each is masked and scaled to values from 0 to 1."
+        registered = ", registered to MNI152 (affine)" if settings.structural.registration == "affine" else ""
+        return f"These are structural images: each is masked{registered} and scaled to values from 0 to 1."
     steps = {
         f"Gaussian smoothing ({settings.fwhm_mm} mm FWHM)": settings.fwhm_mm,
         "linear detrending": settings.detrend,
@@ -112,7 +113,7 @@ def kept_note(store: Store) -> str:
         f"Events ignored on purpose: {_listed(runs['ignored_events'])}. "
         f"Events with unknown names: {_listed(runs['unknown_events'])}.",
     ]
-    if runs["resampled"].any():
+    if runs["resampled"].any() and settings.resample_to:
         sentences.append(
             f"**{runs['resampled'].sum()} of {len(runs)} runs had another grid** (orientations "
             f"{', '.join(sorted(runs['orientation'].unique()))}) and were resampled: `preprocessing.resample_to` is "
