@@ -350,7 +350,6 @@ def finetune(
 @app.command()
 def sweep(
     profile: ProfileName,
-    transfers: Annotated[bool, typer.Option("--transfers", help="The profile's transfers instead.")] = False,
     names: Annotated[
         list[str] | None, typer.Option("--name", help="A control instead of the sweep; repeat for several.")
     ] = None,
@@ -358,15 +357,18 @@ def sweep(
 ) -> None:
     """Prepare the data, then do all trainings of a profile's sweep, several at a time; finished ones are found.
 
-    Example: `deeplight sweep autoencoder --transfers`
+    Of a profile with transfers, these are its pre-trainings and the sweeps of its transfers.
+
+    Example: `deeplight sweep autoencoder`
     """
     from deeplight_core import experiment
 
-    settings = _profile(profile)
-    profiles = [settings.transferred(name) for name in settings.transfers] if transfers else [settings]
-    for prepared in {p.name: p for p in (settings, *profiles)}.values():
-        experiment.prepare_data(prepared, jobs)
-    experiment.train_all(profiles, names or ["sweep"], jobs)
+    own = _profile(profile)
+    transfers = [own.transferred(name) for name in own.transfers]
+    for settings in (own, *transfers):
+        experiment.prepare_data(settings, jobs)
+    pretrainings = list(experiment.of_report(own).values()) if transfers else []
+    experiment.train_all(transfers or [own], names or ["sweep"], pretrainings, jobs)
 
 
 @app.command()

@@ -336,6 +336,12 @@ class ControlSettings(Section):
     """Contrasts of the simulated datasets for transfer gain (`make gain`)."""
     pretraining_units: list[Annotated[int, Field(ge=1)]] = Field([3, 10, 30], min_length=1)
     """Numbers of units to pre-train on, for transfer gain."""
+    blocks: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2, 3])
+    """Numbers of an autoencoder's first blocks to transfer, beside all of them."""
+    code_widths: list[Annotated[int, Field(ge=1)]] = Field([16, 64])
+    """Channels of an autoencoder's code, each tried with every penalty."""
+    penalties: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1e-6, 1e-5])
+    """Weights of the sum of all weights' absolute values in an autoencoder's loss."""
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"

@@ -9,7 +9,6 @@ A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ h
     scores.csv                        the results table; written last, so it marks a finished training
 """
 
-import math
 import platform
 import time
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from deeplight_core.analysis import scores
 from deeplight_core.config import Profile, digest
@@ -41,7 +39,7 @@ from deeplight_core.models import Head, build
 from deeplight_core.models.autoencoder import Reconstruction
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
-from deeplight_core.sweeps import Cell, changed, planned
+from deeplight_core.sweeps import Cell, changed, changes, planned
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
@@ -68,18 +66,17 @@ from deeplight_core.training.splits import Split, Splits, Which
 
 __all__ = [
     "Training",
-    "codes",
     "evaluate",
+    "examples_of",
     "finetune",
     "finetuning",
     "finished_trainings",
     "fold_values",
+    "of_report",
     "prepare_data",
     "prepare_part",
     "pretrain",
     "pretraining",
-    "reconstructions",
-    "reference_errors",
     "reported_rows",
     "series",
     "start_of",
@@ -88,6 +85,7 @@ __all__ = [
     "sweep_pretraining_curves",
     "sweep_results",
     "train_all",
+    "transfer_values",
 ]
 
 
@@ -409,7 +407,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
     )
 
 
-def _examples(training: Training, store: Store, units: list[str]) -> Examples:
+def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
     """A training's examples in some units: volumes, or its route's clips; windows in pre-training only."""
     data, which = training.profile.data, training.which
     route = ROUTES[training.route]
@@ -456,9 +454,9 @@ def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
     if devices * nodes == 1 and _found(training):
         return training
     store, split = open_store(training.profile.store), training.split
-    train, watched = (_examples(training, store, units) for units in (split.train, split.watched))
+    train, watched = (examples_of(training, store, units) for units in (split.train, split.watched))
     same = split.reported == split.watched
-    reported = watched if same else _examples(training, store, split.reported)
+    reported = watched if same else examples_of(training, store, split.reported)
     variant = VARIANTS.get(training.variant)
     if auxiliary := _auxiliary(training, train):
         train, watched, reported = (learnt_from.with_columns(of, auxiliary) for of in (train, watched, reported))
@@ -652,31 +650,39 @@ def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Traini
     return {cell: training for cell, training in found.items() if training}
 
 
-def train_all(profiles: list[Profile], names: Sequence[str] = ("sweep",), jobs: int | None = None) -> None:
+def train_all(
+    profiles: list[Profile],
+    names: Sequence[str] = ("sweep",),
+    pretrainings: Sequence[Training] = (),
+    jobs: int | None = None,
+) -> None:
     """Do all trainings of the profiles' sweeps or controls that are not done, each in one of several processes.
 
     Parameters
     ----------
     names : of `sweeps.planned`
+    pretrainings : others to do beside those that decoders start from
     jobs : worker processes; by default one per core
     """
     cells = [(changed(p, c.change, c.target), c) for p in profiles for name in names for c in planned(p, name)]
-    deep = [(p, c) for p, c in cells if VARIANTS[c.variant].start != "random"]
-    first = {start_of(p, c.variant, c.seed, c.fold).folder: (p, c) for p, c in deep}
-    in_processes(_pretrain_quietly, list(first.values()), jobs, "pre-trainings")
-    in_processes(_finetune_quietly, cells, jobs, "trainings")
+    starts = [start_of(p, c.variant, c.seed, c.fold) for p, c in cells if VARIANTS[c.variant].start != "random"]
+    first = {training.folder: training for training in [*pretrainings, *starts]}
+    in_processes(_execute_quietly, [t for t in first.values() if not t.finished], jobs, "pre-trainings")
+    decoders = {t.folder: t for t in (finetuning(p, c.variant, c.fraction, c.seed, c.fold) for p, c in cells)}
+    in_processes(_execute_quietly, [t for t in decoders.values() if not t.finished], jobs, "decoders")
 
 
-def _pretrain_quietly(item: tuple[Profile, Cell]) -> None:
-    profile, cell = item
+def _execute_quietly(training: Training) -> None:
     with redirect_stdout(StringIO()):
-        _execute(start_of(profile, cell.variant, cell.seed, cell.fold))
+        _execute(training)
 
 
-def _finetune_quietly(item: tuple[Profile, Cell]) -> None:
-    profile, cell = item
-    with redirect_stdout(StringIO()):
-        finetune(profile, cell.variant, cell.fraction, cell.seed, cell.fold)
+def of_report(profile: Profile, seed: int = 1) -> dict[str, Training]:
+    """The pre-trainings that the page on autoencoders shows: routes and, by the names of changes, codes."""
+    found = {name: pretraining(profile, seed, name) for name in ("autoencoder", "residual", "multitask", "variational")}
+    for change in (name for name in changes(profile) if name.startswith("code")):
+        found[change] = pretraining(changed(profile, change), seed, "autoencoder")
+    return found
 
 
 def fold_values(profile: Profile, measure: str, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
@@ -696,61 +702,19 @@ def fold_values(profile: Profile, measure: str, name: str = "sweep") -> tuple[pd
     return pd.DataFrame(rows, columns=columns), [cell.name for cell in cells if cell not in finished]
 
 
-def codes(training: Training) -> tuple[np.ndarray, pd.DataFrame]:
-    """A finished pre-training's features of all its examples, (N, F), and their rows with a column `held_out`."""
-    model, _ = load_model(training.folder)
-    store = open_store(training.profile.store)
-    held_out = {*training.split.reported}
-    seen = _examples(training, store, sorted({*training.units} | held_out))
-    found = encoded(model.encoder, Volumes(store, seen)).reshape(len(seen), -1)
-    return found, seen.table.assign(held_out=seen.table["unit"].isin(held_out).to_numpy())
-
-
-def reconstructions(training: Training, n: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first n held-out volumes of a finished autoencoder, as they are and reconstructed, and their mask.
-
-    Parameters
-    ----------
-    epoch : of a snapshot (0 = the final weights)
-
-    Returns
-    -------
-    (n, Z, Y, X) float32 twice, (Z, Y, X) bool
-    """
-    model, _ = load_model(training.folder)
-    head = model.eval().head
-    assert isinstance(head, Reconstruction)
-    if epoch:
-        model.load_state_dict(load_file(training.folder / f"epoch-{epoch}.safetensors"))
-    store = open_store(training.profile.store)
-    volumes = Volumes(store, _examples(training, store, training.split.reported)).batch(np.arange(n))["volumes"]
-    with torch.inference_mode():
-        found = head.reconstruct(model.encoder, volumes)
-    return volumes.numpy(), found.numpy(), head.mask.numpy()
-
-
-def reference_errors(training: Training) -> pd.DataFrame:
-    """Held-out reconstruction errors of an autoencoder, the mean volume, and PCA with as many components as the code.
-
-    Returns
-    -------
-    `subject` (the unit) and, as means over its held-out volumes, `autoencoder, mean, pca`; `n_components`
-    """
-    from sklearn.decomposition import PCA
-
-    model, _ = load_model(training.folder)
-    store, units = open_store(training.profile.store), training.split
-    train, held_out = (Volumes(store, _examples(training, store, of)) for of in (units.train, units.reported))
-    x, x_new = (data.masked(np.arange(len(data))).float().numpy() for data in (train, held_out))
-    n = min(math.prod(model.encoder.output_shape), len(x) - 1)
-    pca = PCA(n, svd_solver="randomized" if n < 0.2 * min(x.shape) else "full", random_state=0).fit(x)
-    errors = {
-        "autoencoder": training.predictions()["score of volume"].to_numpy(),
-        "mean": ((x_new - x.mean(axis=0)) ** 2).mean(axis=1),
-        "pca": ((x_new - pca.inverse_transform(pca.transform(x_new))) ** 2).mean(axis=1),
-    }
-    table = pd.DataFrame({"subject": held_out.examples.table["unit"].to_numpy(), **errors})
-    return table.groupby("subject", as_index=False).mean().assign(n_components=n)
+def transfer_values(
+    transfers: dict[str, Profile], measure: str, name: str = "sweep"
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """`fold_values` of all transfers whose data are there, with a column `transfer`; what is missing of each."""
+    tables, missing = [], {}
+    for title, profile in transfers.items():
+        if not (profile.store / "index.parquet").is_file():
+            missing[title] = ["its data"]
+            continue
+        values, lacking = fold_values(profile, measure, name)
+        tables.append(values.assign(transfer=title))
+        missing |= {title: lacking} if lacking else {}
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["transfer"]), missing
 
 
 def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:

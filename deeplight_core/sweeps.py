@@ -10,9 +10,10 @@ import numpy as np
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
 
-__all__ = ["CONTROLS", "LONGER", "Cell", "Change", "changed", "changes", "planned", "pretraining_of"]
+__all__ = ["CONTROLS", "LONGER", "OF_TRANSFERS", "Cell", "Change", "changed", "changes", "planned", "pretraining_of"]
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
+OF_TRANSFERS = ("blocks",)  # controls of decoders of another dataset
 LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
@@ -58,6 +59,8 @@ def changes(profile: Profile) -> dict[str, Change]:
     people : the same settings on people whom no page reports
     people-rate… : another learning rate for all variants, on these people
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
+    blocks… : only so many of the encoder's first blocks are transferred
+    code…-l1-… : another width of an autoencoder's code, and another L1 penalty
     """
     finetuning, controls = profile.finetuning, profile.controls
     longer = {"epochs": LONGER * finetuning.epochs, "min_steps": LONGER * finetuning.min_steps}
@@ -65,6 +68,11 @@ def changes(profile: Profile) -> dict[str, Change]:
         f"x{LONGER}": Change("", {"finetuning": longer}),
         "constant": Change("", {"finetuning": {**longer, "schedule": "constant", "evaluations": 30}}),
     }
+    found |= {f"blocks{k}": Change("", {"finetuning": {"blocks": k}}) for k in controls.blocks}
+    for width, penalty in product(controls.code_widths, controls.penalties):
+        widths = [*profile.routes.autoencoder.encoder.widths[:-1], width]
+        own = {"encoder": {"widths": widths}, "pretraining": {"l1": penalty}}
+        found[f"code{width}-l1-{penalty:g}"] = Change(f"code{width}-l1-{penalty:g}", {"routes": {"autoencoder": own}})
     if profile.simulation is None:
         return found
     if controls.tuning_manifest:
@@ -142,6 +150,8 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "rates":
         tried = [change for change in changes(profile) if change.startswith("people-")]
         cells = grid(_DEEP + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
+    elif name == "blocks":
+        cells = grid(["cae"], changes=["", *(f"blocks{k}" for k in controls.blocks)])
     elif name == "gain":
         data = [change for change in changes(profile) if change.startswith("contrast")]
         cells = [
@@ -150,5 +160,5 @@ def planned(profile: Profile, name: str) -> list[Cell]:
             if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
-        raise ValueError(f"there is no sweep {name!r}; there are sweep, {', '.join(CONTROLS)}")
+        raise ValueError(f"there is no sweep {name!r}; there are sweep, {', '.join((*CONTROLS, *OF_TRANSFERS))}")
     return list(dict.fromkeys(cells))

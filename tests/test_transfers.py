@@ -10,7 +10,7 @@ import torch
 from conftest import use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import experiment
+from deeplight_core import codes, experiment
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.sweeps import planned
@@ -133,17 +133,17 @@ def test_auxiliary_targets_are_columns_of_the_manifest(profiles: tuple[Profile, 
 def test_codes_and_reconstructions_are_those_of_the_model(profiles: tuple[Profile, Profile]) -> None:
     training = experiment.pretraining(profiles[0], 1, "autoencoder")
     store = open_store(profiles[0].store)
-    codes, table = experiment.codes(training)
-    assert len(codes) == len(table) == len(store.index)
+    features, table = codes.codes(training)
+    assert len(features) == len(table) == len(store.index)
     assert set(table.loc[table["held_out"], "unit"]) == {*training.split.reported}
-    original, found, mask = experiment.reconstructions(training, 2)
+    original, found, mask = codes.reconstructions(training, 2)
     assert original.shape == found.shape == (2, *store.shape[::-1])
     errors = ((original - found) ** 2)[:, mask].mean(axis=1)
     np.testing.assert_allclose(errors, training.predictions()["score of volume"][:2], rtol=1e-4)
-    first, last = (experiment.reconstructions(training, 2, epoch)[1] for epoch in (1, 2))
+    first, last = (codes.reconstructions(training, 2, epoch)[1] for epoch in (1, 2))
     assert np.array_equal(last, found)
     assert not np.array_equal(first, found)
-    reference = experiment.reference_errors(training)
+    reference = codes.reference_errors(training)
     assert set(reference["subject"]) == {*training.split.reported}
     assert (reference["pca"] <= reference["mean"] * 1.2).all()
     assert reference["autoencoder"].mean() == pytest.approx(training.predictions()["score of volume"].mean(), rel=0.3)

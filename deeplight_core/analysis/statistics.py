@@ -31,6 +31,7 @@ __all__ = [
     "shared_folds",
     "subject_means",
     "subjects_saved",
+    "t_interval",
 ]
 
 _RESAMPLES = 9999
@@ -135,7 +136,7 @@ def mean_intervals(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """
     rows = []
     for (variant, fraction), group in subject_means(results).groupby(["variant", "fraction"], sort=False):
-        low, high = _t_interval(group["score"].to_numpy(), confidence)
+        low, high = t_interval(group["score"].to_numpy(), confidence)
         rows.append((variant, fraction, group["n_subjects"].iloc[0], len(group), group["score"].mean(), low, high))
     return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "n", "mean", "low", "high"])
 
@@ -246,7 +247,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     difference = first - second
     n = len(difference)
     t, p = _t_test(difference)
-    low, high = _t_interval(difference, 0.95)
+    low, high = t_interval(difference, 0.95)
     row = {
         "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n_seeds": len(seeds), "n": n,
         "mean_a": first.mean(), "mean_b": second.mean(), "difference": difference.mean(), "low": low, "high": high,
@@ -525,7 +526,8 @@ def _t_test(difference: np.ndarray) -> tuple[float, float]:
     return float(test["T"].iloc[0]), float(test["p_val"].iloc[0])
 
 
-def _t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+def t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Interval of a mean by Student's t; NaN for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
     half = stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

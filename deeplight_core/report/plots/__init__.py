@@ -23,6 +23,7 @@ from deeplight_core.report.plots.decoding import (
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
 from deeplight_core.report.plots.model import model_diagram
 from deeplight_core.report.plots.speed import hours_bars, hours_by_gpus, loading_bars, loss_curves, step_bars
+from deeplight_core.report.plots.structural import code_histograms, code_projections, error_curves, reconstruction_grid
 from deeplight_core.report.plots.style import TASK_COLOURS, use_style
 
 __all__ = [
@@ -31,9 +32,12 @@ __all__ = [
     "activation_maps",
     "carpet",
     "class_counts",
+    "code_histograms",
+    "code_projections",
     "confusion_matrix",
     "design_timeline",
     "difference_bars",
+    "error_curves",
     "fraction_curves",
     "gain_lines",
     "hours_bars",
@@ -43,6 +47,7 @@ __all__ = [
     "mask_map",
     "model_diagram",
     "rate_lines",
+    "reconstruction_grid",
     "saved_subjects",
     "seed_differences",
     "step_bars",

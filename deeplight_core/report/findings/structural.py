@@ -1,0 +1,407 @@
+"""Sentences and tables of the pages about structural images and autoencoders (Atanaszov & Ritter 2019)."""
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.analysis import statistics
+from deeplight_core.config import Profile
+from deeplight_core.report.findings.cells import interval, listed, number, short_title, sizes, table
+from deeplight_core.routes import VARIANTS
+
+__all__ = [
+    "API",
+    "api_table",
+    "architectures_note",
+    "architectures_table",
+    "auc_comparisons",
+    "auc_note",
+    "auc_table",
+    "blocks_table",
+    "codes_note",
+    "codes_table",
+    "equal_note",
+    "kl_note",
+    "people_table",
+    "reference_note",
+    "separation_note",
+    "trained_note",
+    "transfer_title",
+    "transfers_note",
+    "widest",
+]
+
+_FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
+_SILENT = 1e-6  # a unit of the code whose activation never exceeds this
+_UNUSED_NATS = 0.01  # KL divergence of a unit of a variational code that says nothing
+
+API = (
+    (
+        "MRIDataset (paths, labels)",
+        "the manifest: one row per image",
+        "deeplight manifest --bids DATA --anat T1w -o t1.csv",
+    ),
+    (
+        "DataBunch (CSV → datasets and loaders)",
+        "the volume store",
+        "deeplight prepare t1.csv --store t1.store --keep all",
+    ),
+    (
+        "DataBunch: balanced split",
+        "classes in equal proportions",
+        "deeplight manifest … --label diagnosis --stratify diagnosis",
+    ),
+    (
+        "DataBunch: grouped split",
+        "always: people, and families, are never divided",
+        "deeplight manifest … --subjects participants.tsv",
+    ),
+    ("DataBunch: mask", "masks of the manifest; one common mask", "preprocessing.mask_coverage"),
+    ("DataBunch: zoom (z_factor)", "zoom to a shape, or resample to a grid", "deeplight prepare … --zoom-to 54 64 54"),
+    ("DataBunch: transforms (noise)", "noise on the input, in training only", "routes.autoencoder.head.noise"),
+    ("DataBunch: cache", "the store is one, memory-mapped", "training.loader.Volumes"),
+    ("DataBunch.normalize", "z-scores over the training images", "preprocessing.structural.z_score"),
+    ("DataBunch.build_dataloaders", "batches as a function of seed and step", "training.loader.BatchOrder"),
+    ("DataBunch.show_sample", "the data page", "notebooks/01_data.ipynb"),
+    ("DataBunch.print_stats", "the table of people and images below", "report.findings.people_table"),
+    ("DataBunch.save, load", "the store on disk, checked by hash", "data.store.open_store"),
+    ("number of training samples", "fractions of the people", "deeplight finetune … --fraction 0.3"),
+    ("labels_to_keep", "the states of the target", "data.target"),
+    ("get_adni, get_ppmi, get_idss", "simulated stand-ins; your own by a manifest", "profiles/autoencoder.yaml"),
+    (
+        "Learner (classifier, autoencoder, mixed)",
+        "heads: classes, reconstruction, with auxiliary targets",
+        "models.HEADS",
+    ),
+    ("Learner.fit(epochs, lr, wd, l1_reg, early stopping)", "settings of a training", "routes.autoencoder.pretraining"),
+    (
+        "Learner.predict (and confusion matrix)",
+        "predictions of every held-out image",
+        "deeplight evaluate TRAINING PROFILE",
+    ),
+    ("Learner.encode_data", "features of an encoder", "experiment.codes"),
+    ("Learner.plot_history", "learning curves", "report.plots.task_curves"),
+    ("Learner.plot_TSNE, plot_PCA", "projections below, by scikit-learn", "report.plots.code_projections"),
+    ("Learner.plot_bottleneck_histogram", "the histogram below", "report.plots.code_histograms"),
+    ("Learner.freeze_encoder, unfreeze_encoder", "groups of layers with epochs and rates", "finetuning.groups"),
+    ("Learner.reset_model", "another seed, or another folder", "deeplight finetune … --seed 2"),
+    (
+        "Learner.save, load, from_pretrained",
+        "safetensors and JSON in every training's folder",
+        "training.checkpoint.load_model",
+    ),
+    ("Learner: del", "processes end with their training", "deeplight sweep autoencoder"),
+    ("create_autoencoder", "a pre-training", "deeplight pretrain autoencoder --route autoencoder"),
+    ("create_classifier", "a decoder from scratch", "deeplight finetune … --variant cae-scratch"),
+    (
+        "create_classifier_from_encoder",
+        "a decoder that starts from a pre-training",
+        "deeplight finetune … --variant cae",
+    ),
+    ("ConvAutoEncoder", "encoder `cae`, head `reconstruction`", "models.autoencoder.ConvEncoder"),
+    ("StridedConvAutoEncoder", "encoder `srcae`, head `reconstruction`", "models.autoencoder.ResidualEncoder"),
+    ("EncoderClassifier", "encoder `cae`, head `classes` with a hidden layer", "finetuning.head.hidden"),
+)  # fmt: skip
+"""The report's library (section 4) beside this one: item, what does it here, the command, setting or function."""
+
+
+def api_table() -> Styler:
+    """The report's library, item by item, beside this one."""
+    theirs, here, how = zip(*API, strict=True)
+    return table({"in the report": list(theirs), "here": list(here), "command, setting or function": list(how)})
+
+
+# ---- people
+
+
+def people_table(index: pd.DataFrame, label: str) -> Styler:
+    """Numbers of images and of people in each split, by modality and class.
+
+    Parameters
+    ----------
+    index : a store's index; one row per image
+    label : the column of classes
+    """
+    counted_by = index.groupby(["task", label, "split"])
+    counts = pd.DataFrame({"images": counted_by.size(), "people": counted_by["subject"].nunique()}).reset_index()
+    names = {"task": "images", label: label, "split": "split", "n": "number of images", "people": "people"}
+    rows = counts.rename(columns={"images": "n"}).astype(str)
+    return table({title: rows[column].tolist() for column, title in names.items()})
+
+
+# ---- architectures
+
+
+def architectures_table(sizes_of: dict[str, tuple[int, int]]) -> Styler:
+    """Numbers of weights of autoencoders.
+
+    Parameters
+    ----------
+    sizes_of : title → weights of the encoder, and of encoder and decoder
+    """
+    encoders, wholes = zip(*sizes_of.values(), strict=True)
+    return table(
+        {
+            "autoencoder": list(sizes_of),
+            "weights of the encoder": [f"{n:,}" for n in encoders],
+            "with its decoder": [f"{n:,}" for n in wholes],
+        }
+    )
+
+
+def architectures_note(sizes_of: dict[str, tuple[int, int]]) -> str:
+    """The residual autoencoder's size, as the report states it and as its code has it (see `architectures_table`)."""
+    if len(sizes_of) < 2:
+        return ""
+    (_, convolutional), (_, residual) = sizes_of.values()
+    return (
+        f"The report says that the strided residual autoencoder has around {_FEWER:.0%} fewer weights. In its code it "
+        f"has {residual:,}, {residual / convolutional - 1:+.0%} against the convolutional one's {convolutional:,}."
+    )
+
+
+# ---- reconstructions
+
+
+def reference_note(title: str, errors: pd.DataFrame) -> str:
+    """An autoencoder's held-out error beside the mean image's and PCA's (`codes.reference_errors`)."""
+    means = errors[["autoencoder", "mean", "pca"]].mean()
+    n = int(errors["n_components"].iloc[0])
+    verdict = "below" if means["autoencoder"] < means["mean"] else "**not below**"
+    against = "less than" if means["autoencoder"] < means["pca"] else "more than"
+    return (
+        f"Mean squared error per voxel of held-out people, {title}: {number(means['autoencoder'], '.3g')}, which is "
+        f"{verdict} that of the mean training image ({number(means['mean'], '.3g')}) and {against} that of PCA with "
+        f"{n} components ({number(means['pca'], '.3g')}), as many as the code has units or the training images allow."
+    )
+
+
+def equal_note(errors: dict[str, pd.DataFrame]) -> str:
+    """Whether two autoencoders "performed equally well": the mean difference of their errors, with its interval.
+
+    Parameters
+    ----------
+    errors : title → `subject` and `autoencoder`, as `codes.reference_errors` gives it; two of the same people
+    """
+    if len(errors) < 2:
+        return ""
+    (one, a), (other, b) = ((title, rows.set_index("subject")["autoencoder"]) for title, rows in errors.items())
+    difference = (a - b).to_numpy()
+    mean, (low, high) = difference.mean(), statistics.t_interval(difference, 0.95)
+    equal = low <= 0 <= high
+    verdict = "no difference can be shown" if equal else f"the {one if mean < 0 else other} one is better"
+    return (
+        f'The report says that the two "performed equally well". Here the difference of their errors, {one} − {other}, '
+        f"is {interval(mean, low, high, '+.2g')} over {len(difference)} held-out people: **{verdict}**."
+    )
+
+
+# ---- codes
+
+
+def code_of(name: str) -> tuple[int, float]:
+    """Width in channels and weight of the L1 penalty of a change's name (`sweeps.changes`)."""
+    width, penalty = name.removeprefix("code").split("-l1-")
+    return int(width), float(penalty)
+
+
+def codes_table(codes: dict[str, np.ndarray], errors: dict[str, float]) -> Styler:
+    """Codes of several widths and penalties: units, silent ones, held-out error.
+
+    Parameters
+    ----------
+    codes : name of a change → (N, U) features of held-out images
+    errors : name → mean held-out error
+    """
+    named = {name: code_of(name) for name in codes}
+    silent = [float((np.abs(features) <= _SILENT).all(axis=0).mean()) for features in codes.values()]
+    return table(
+        {
+            "channels": [str(named[name][0]) for name in codes],
+            "penalty": [f"{named[name][1]:g}" for name in codes],
+            "units": [str(features.shape[1]) for features in codes.values()],
+            "silent units": [f"{share:.0%}" for share in silent],
+            "mean activation": [number(float(np.abs(features).mean()), ".3g") for features in codes.values()],
+            "held-out error": [number(errors[name], ".4f") for name in codes],
+        }
+    )
+
+
+def widest(codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The widest code without and with the largest penalty, by title."""
+    width = max(code_of(name)[0] for name in codes)
+    named = {code_of(name)[1]: features for name, features in codes.items() if code_of(name)[0] == width}
+    ends = dict.fromkeys((min(named), max(named)))
+    return {f"{width} channels, {f'penalty {p:g}' if p else 'no penalty'}": named[p] for p in ends}
+
+
+def codes_note(codes: dict[str, np.ndarray], errors: dict[str, float]) -> str:
+    """The report's claims on L1: a sparser code, and room for a larger one (see `codes_table`)."""
+    named = {name: code_of(name) for name in codes}
+    if len({width for width, _ in named.values()}) < 2 or len({penalty for _, penalty in named.values()}) < 2:
+        return "The report's claims need two widths and two penalties."
+    narrow, wide = min(width for width, _ in named.values()), max(width for width, _ in named.values())
+
+    def of(width: int, penalised: bool) -> list[str]:
+        return [name for name, (w, penalty) in named.items() if w == width and (penalty > 0) == penalised]
+
+    def silent(names: list[str]) -> float:
+        return float(np.mean([(np.abs(codes[name]) <= _SILENT).all(axis=0).mean() for name in names]))
+
+    plain, penalised = of(narrow, False) + of(wide, False), of(narrow, True) + of(wide, True)
+    sparser = silent(penalised) > silent(plain)
+    best = {width: min(of(width, True), key=errors.__getitem__) for width in (narrow, wide)}
+    gain = {width: errors[of(width, False)[0]] - errors[best[width]] for width in (narrow, wide)}
+    room = errors[best[wide]] < min(errors[name] for name in codes if name != best[wide])
+    return (
+        f"With the penalty {silent(penalised):.0%} of the units are silent, without it {silent(plain):.0%}: the code "
+        f"{'becomes' if sparser else '**does not become**'} sparser. The best penalty changes the held-out error by "
+        f"{-gain[narrow]:+.4f} with {narrow} channels and by {-gain[wide]:+.4f} with {wide}; the report's claim that a "
+        f"penalty makes room for a larger code {'holds here' if room else '**does not hold here**'}."
+    )
+
+
+def kl_note(kl_of_units: np.ndarray) -> str:
+    """Whether a variational code is used, or its posterior has collapsed.
+
+    Parameters
+    ----------
+    kl_of_units : (U,) nats
+    """
+    used = float((kl_of_units > _UNUSED_NATS).mean())
+    said = f"Of the variational code's {len(kl_of_units)} units {used:.0%} are used (more than {_UNUSED_NATS} nats)."
+    return said + (" **Its posterior has collapsed: the code says nothing.**" if used == 0 else "")
+
+
+# ---- transfer
+
+
+def auc_comparisons(values: pd.DataFrame, against: str = "cae-scratch") -> pd.DataFrame:
+    """Every variant's AUC against one variant's over the folds, corrected over all tests of the table.
+
+    Parameters
+    ----------
+    values : as `experiment.fold_values` gives them, one measure
+    """
+    others = [v for v in VARIANTS if v in set(values["variant"]) - {against}]
+    if against not in set(values["variant"]) or not others:
+        return pd.DataFrame()
+    n_tests = len(others) * values["fraction"].nunique()
+    compared = {v: statistics.compare_fold_values(values, v, against, n_tests) for v in others}
+    return pd.concat([tests.assign(variant=v) for v, tests in compared.items()], ignore_index=True)
+
+
+def auc_table(profile: Profile, values: pd.DataFrame, against: str = "cae-scratch") -> Styler | None:
+    """AUC of every variant with its interval, and its lead over one variant; None without results."""
+    if values.empty:
+        return None
+    means = statistics.fold_intervals(values)
+    tests = auc_comparisons(values, against)
+    leads = {
+        (row["variant"], row["fraction"]): interval(row["difference"], row["low"], row["high"], "+.2f")
+        + (" ★" if row["p_bonferroni"] < 0.05 else "")
+        for row in tests.to_dict("records")
+    }
+    order = means.sort_values(["fraction", "mean"], ascending=[True, False])
+    rows = order.to_dict("records")
+    return table(
+        {
+            **sizes(profile, order),
+            "decoder": [short_title(row["variant"]) for row in rows],
+            "AUC": [interval(row["mean"], row["low"], row["high"], ".2f") for row in rows],
+            f"lead over {short_title(against)}": [leads.get((row["variant"], row["fraction"]), "–") for row in rows],
+        }
+    )
+
+
+def auc_note(values: pd.DataFrame, against: str = "cae-scratch") -> str:
+    """Whether pre-training helps, and whether a linear model is as good."""
+    tests = auc_comparisons(values, against)
+    if tests.empty:
+        return "Nothing can be compared yet."
+    deep = tests[[VARIANTS[v].start == "checkpoint" and VARIANTS[v].learner == "deep" for v in tests["variant"]]]
+    helped = deep[(deep["p_bonferroni"] < 0.05) & deep["better"]]
+    means = statistics.fold_intervals(values)
+    linear = means[[VARIANTS[v].learner in ("voxels", "regional") for v in means["variant"]]]
+    fine = means[[VARIANTS[v].learner == "deep" for v in means["variant"]]]
+    said = (
+        f"Pre-training helps significantly in {len(helped)} of {len(deep)} comparisons"
+        + (f" ({listed(sorted({short_title(v) for v in helped['variant']}))})" if len(helped) else "")
+        + "."
+    )
+    if len(linear) and len(fine):
+        best, of_deep = (of.sort_values("mean").iloc[-1] for of in (linear, fine))
+        as_good = best["mean"] >= of_deep["mean"]
+        said += (
+            f" The best linear model ({short_title(best['variant'])}, AUC {best['mean']:.2f}) is "
+            f"**{'as good as or better than' if as_good else 'not as good as'}** the best network "
+            f"({short_title(of_deep['variant'])}, {of_deep['mean']:.2f})."
+        )
+    return said
+
+
+def blocks_table(values: pd.DataFrame) -> Styler | None:
+    """AUC by the number of the encoder's first blocks that are transferred; None without results.
+
+    Parameters
+    ----------
+    values : as `experiment.transfer_values` gives them for the control `blocks`
+    """
+    if values.empty:
+        return None
+    whole = values["fraction"].max()
+    names = {change: change.removeprefix("blocks") or "all" for change in values["change"].unique()}
+    rows: dict[str, list[str]] = {"blocks": sorted(names.values())}
+    for transfer, of_transfer in values[values["fraction"] == whole].groupby("transfer", sort=False):
+        cells = {}
+        for change, own in of_transfer.groupby("change"):
+            row = statistics.fold_intervals(own).iloc[0]
+            cells[names[str(change)]] = interval(row["mean"], row["low"], row["high"], ".2f")
+        rows[str(transfer)] = [cells.get(name, "missing") for name in rows["blocks"]]
+    return table(rows)
+
+
+def trained_note(trained: dict[str, str], planned: list[str]) -> str:
+    """Which of the planned pre-trainings are missing; nothing if none is."""
+    missing = [name for name in planned if name not in trained]
+    return (
+        f"**{len(missing)} of {len(planned)} pre-trainings have not been run**: {listed(missing)}." if missing else ""
+    )
+
+
+def transfers_note(transfers: dict[str, Profile], missing: dict[str, list[str]]) -> str:
+    """What is missing of the transfers; nothing if nothing is."""
+    said = []
+    for name, lacking in missing.items():
+        more = [f"{len(lacking) - 5} more"] if len(lacking) > 5 else []
+        said.append(f"*{transfer_title(transfers[name])}*: {listed([*lacking[:5], *more])}")
+    return f"**Not all has been run.** Missing are {'; '.join(said)}." if said else ""
+
+
+def transfer_title(profile: Profile) -> str:
+    """From which dataset and image to which, and what is decoded."""
+    data, origin = profile.data, profile.origin
+
+    def name(of: Profile) -> str:
+        return of.cohort.dataset if of.cohort else of.data.root.rstrip("/").rpartition("/")[2]
+
+    states = [state for _, state in data.states("target")]
+    what = " or ".join(states or data.columns("target"))
+    source, target = (" and ".join(of) for of in (origin.data.tasks("source"), data.tasks("target")))
+    return f"{name(origin)} {source} → {name(profile)} {target}: {what}"
+
+
+def separation_note(separations: dict[str, tuple[float, float]], label: str) -> str:
+    """How well codes separate classes, in training and held out.
+
+    Parameters
+    ----------
+    separations : title → silhouette over the images trained on, and over the held-out ones
+    """
+    said = [f"{title} {number(seen, '+.2f')} and {number(new, '+.2f')}" for title, (seen, new) in separations.items()]
+    return (
+        f"Separation of *{label}* in the whole code (silhouette: 1 is apart, 0 is mixed) among images trained on and "
+        f"among held-out ones: {'; '.join(said)}."
+        if said
+        else ""
+    )
