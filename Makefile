@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain test test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,9 @@ help: ## list the targets
 reproduce: ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
 controls: ## beyond the paper: baselines, initialisation, permuted labels, targets, seeds, steps, learning rates
 gain: ## transfer gain against the number of pre-training subjects and the contrast
-reproduce controls gain: $(VENV)/ready
+autoencoders: ## structural images: autoencoders, and transfer between cohorts (PROFILE=autoencoder)
+autoencoders: PROFILE = autoencoder
+reproduce controls gain autoencoders: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
 		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \

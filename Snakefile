@@ -201,7 +201,8 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
         sys.exit(f"snakemake: {error}")
 
 REAL = PROFILE.name if not PROFILE.simulated else "haxby"
-BUILT_IN = PROFILE.name if PROFILE.simulated else "demo"
+STRUCTURAL = PROFILE.name if PROFILE.transfers else "autoencoder"
+BUILT_IN = PROFILE.name if PROFILE.simulated and not PROFILE.transfers else "demo"
 
 MADE_OF_DATA = made_of_data(PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
@@ -231,26 +232,41 @@ PAPERMILL = (
 )
 
 
-rule book:
-    input:
+OF_TRANSFERS = ["06_autoencoder", "06_transfer"]  # the pages of a profile with transfers
+if PROFILE.transfers:
+    NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS])
+else:
+    NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
-        [BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else [],
+        *([BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else []),
         BOOKS + "/04_statistics.ipynb",
         BOOKS + "/paper_and_this_run.ipynb",
-        expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
-        expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
-        [notebook_of(cell) for cell in SWEEP],
-        [f"{RUNS}/batches/{name}" for name in BATCHES],
+        *expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
+        *expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
+        *(notebook_of(cell) for cell in SWEEP),
+        *(f"{RUNS}/batches/{name}" for name in BATCHES),
+    ]
+
+
+rule book:
+    input:
+        NOTEBOOKS,
         pages=[p for p in sorted(Path("book").rglob("*")) if p.is_file()] + ["_config.yml", "_toc.yml", "CHANGELOG.md"],
-        other=[p for n in (REAL, BUILT_IN) if n != PROFILE.name for p in Path(f"runs/{n}/notebooks").glob("04_statistics.ipynb")],
+        other=[
+            p
+            for n, page in ((REAL, "04_statistics"), (BUILT_IN, "04_statistics"), (STRUCTURAL, "06_transfer"))
+            if n != PROFILE.name
+            for p in Path(f"runs/{n}/notebooks").glob(f"{page}.ipynb")
+        ],
     output:
         RUNS + "/book/_build/html/index.html",
     params:
         built_in=BUILT_IN,
         real=REAL,
+        structural=STRUCTURAL,
     shell:
         "mkdir -p {RUNS}/logs; deeplight book {RUNS}/book --built-in {params.built_in} --real {params.real} "
-        "&& {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
+        "--structural {params.structural} && {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
         "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"
 
 
@@ -479,6 +495,35 @@ rule control_page:
         settings=lambda w: settings.digest([list(cell) for cell in planned(PROFILE, w.name)]),
     shell:
         PAPERMILL
+
+
+if PROFILE.transfers:
+
+    rule transfers:
+        input:
+            INDEX,
+        output:
+            touch(f"{RUNS}/trained/transfers"),
+        params:
+            settings=settings.digest(code_hash(), PROFILE),
+        threads: workflow.cores or 1
+        shell:
+            "deeplight sweep {RESOLVED} --name sweep --name blocks --jobs {threads}"
+
+    rule transfer_page:
+        input:
+            f"{RUNS}/trained/transfers",
+            "notebooks/{name}.ipynb",
+        output:
+            BOOKS + "/{name}.ipynb",
+        wildcard_constraints:
+            name="|".join(OF_TRANSFERS),
+        params:
+            notebook=lambda w: w.name,
+            parameters="",
+            settings=settings.digest(PROFILE),
+        shell:
+            PAPERMILL
 
 
 rule statistics:

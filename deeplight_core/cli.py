@@ -414,6 +414,7 @@ def book(
     folder: Annotated[Path, typer.Argument(help="Folder for the book's source; replaced if it exists.")],
     built_in: Annotated[str, typer.Option(help="Profile on the built-in dataset.")] = "demo",
     real: Annotated[str, typer.Option(help="Profile on real data.")] = "haxby",
+    structural: Annotated[str, typer.Option(help="Profile on structural images.")] = "autoencoder",
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -421,7 +422,7 @@ def book(
     """
     from deeplight_core.report.book import stage
 
-    stage(project_root(), folder, built_in, real)
+    stage(project_root(), folder, built_in, real, structural)
 
 
 def main() -> None:

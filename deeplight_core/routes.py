@@ -349,7 +349,6 @@ VARIANTS = {
     "cae-variational": Variant("pre-trained by a variational autoencoder", "variational", start="checkpoint"),
     "cae-frozen": Variant("autoencoder's features, linear", "autoencoder", "probe", start="checkpoint"),
     "cae-multitask-frozen": Variant("multi-task features, linear", "multitask", "probe", start="checkpoint"),
-    "cae-permuted": Variant("convolutional encoder, labels mixed up", "autoencoder", permuted=True),
     "voxels": Variant("linear model of voxels", "autoencoder", "voxels"),
     "regional": Variant("linear model of regional grey matter", "autoencoder", "regional"),
 }

@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from deeplight_core.config import Profile
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, Cell, changed, changes, planned, pretraining_of
+from deeplight_core.sweeps import CONTROLS, OF_TRANSFERS, Cell, changed, changes, planned, pretraining_of
 
 
 def profile(**sections: object) -> Profile:
@@ -80,7 +80,24 @@ def test_every_variant_is_in_a_grid() -> None:
     he = profile(routes={"supervised": {"encoder": {"initialisation": "he"}}})
     every = {c.variant for name in ("sweep", *CONTROLS) for c in planned(Profile(), name)}
     every |= {c.variant for c in planned(he, "initialisation")}
+    structural = load_profile("autoencoder")
+    every |= {c.variant for name in ("sweep", *OF_TRANSFERS) for c in planned(structural, name)}
     assert every == set(VARIANTS) - {"ridge"}  # of numbers, which a profile asks for by itself
+
+
+def test_blocks_are_transferred_one_after_the_other() -> None:
+    cells = planned(profile(controls={"blocks": [0, 2]}), "blocks")
+    assert {(c.variant, c.change) for c in cells} == {("cae", ""), ("cae", "blocks0"), ("cae", "blocks2")}
+    assert changed(profile(), "blocks2").finetuning.blocks == 2
+    assert pretraining_of(profile(), cells[-1]) == ("", "autoencoder", "", 3, 0)
+
+
+def test_codes_are_tried_in_every_width_with_every_penalty() -> None:
+    tried = profile(controls={"code_widths": [16, 64], "penalties": [0, 1e-5]})
+    codes = [change for change in changes(tried) if change.startswith("code")]
+    assert codes == ["code16-l1-0", "code16-l1-1e-05", "code64-l1-0", "code64-l1-1e-05"]
+    own = changed(tried, codes[-1]).routes.autoencoder
+    assert (own.encoder.widths, own.pretraining.l1) == ((8, 16, 32, 64), 1e-5)
 
 
 def test_unknown_grids_are_refused() -> None:

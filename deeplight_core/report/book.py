@@ -3,6 +3,7 @@
     <folder>/_config.yml, _toc.yml, CHANGELOG.md, book/    copies
     <folder>/notebooks/                         executed notebooks of a profile on the built-in dataset
     <folder>/real/                              executed notebooks of a profile on real data
+    <folder>/structural/                        executed notebooks of a profile on structural images
     <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
 
 A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
@@ -39,6 +40,10 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
+_STRUCTURAL = {
+    "06_autoencoder": "Autoencoders of structural images",
+    "06_transfer": "Transfer between cohorts",
+}
 _OWN_PARAMETERS = ("route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
     "results.csv": "scores of every held-out subject in every training of the sweep, by volume and by block",
@@ -50,13 +55,13 @@ _TABLES = {
 }
 
 
-def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
+def stage(root: Path, folder: Path, built_in: str, real: str, structural: str) -> None:
     """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
     ----------
     root : the repository
-    built_in, real : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the two parts
+    built_in, real, structural : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the three parts
 
     Raises
     ------
@@ -91,15 +96,26 @@ def stage(root: Path, folder: Path, built_in: str, real: str) -> None:
             text = f"{headline}\n{figure}"
         else:
             text = absent
-        for page, title in PAGES.items():
-            path = folder / part / f"{page}.md"
-            there = path.parent.glob("*.ipynb") if path.stem == "none" else path.parent.glob(f"{path.stem}.ipynb")
-            if not any(there):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f"# {title}\n\n{absent}", encoding="utf-8")
+        _fill(folder / part, PAGES, absent)
         (generated / f"{part}.md").write_text(text, encoding="utf-8")
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
+
+    for notebook in (root / "runs" / structural).glob("notebooks/06_*.ipynb"):
+        _page(notebook, folder / "structural" / notebook.name, structural)
+    command = make_command("autoencoders", structural)
+    absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
+    _fill(folder / "structural", _STRUCTURAL, absent)
+
+
+def _fill(folder: Path, pages: dict[str, str], absent: str) -> None:
+    """Write a page for every notebook that has not been run."""
+    for page, title in pages.items():
+        path = folder / f"{page}.md"
+        there = path.parent.glob("*.ipynb") if path.stem == "none" else path.parent.glob(f"{path.stem}.ipynb")
+        if not any(there):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"# {title}\n\n{absent}", encoding="utf-8")
 
 
 def _downloads(folder: Path, part: str) -> str:
@@ -147,7 +163,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
     page = " \\\n    ".join(filter(None, lines))
     control = "gain" if name == "controls_gain.ipynb" else "controls"
-    target = control if name.startswith("controls_") else "reproduce"
+    target = control if name.startswith("controls_") else "autoencoders" if name.startswith("06_") else "reproduce"
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"
         f"`{make_command(target, profile)}` makes this page and all that it needs. This page alone, afterwards:\n\n"

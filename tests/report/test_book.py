@@ -43,7 +43,7 @@ def write(path: Path, parameters: dict[str, object], template: str, outputs: lis
 
 
 def staged(project: Path) -> Path:
-    book.stage(project, project / "out", "tiny", "haxby")
+    book.stage(project, project / "out", "tiny", "haxby", "structure")
     return project / "out"
 
 
@@ -74,6 +74,7 @@ def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> Non
         text = (out / f"real/{page}.md").read_text()
         assert "has not been run here" in text
         assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
+    assert "make autoencoders PROFILE=structure" in (out / "structural/06_transfer.md").read_text()
 
 
 def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) -> None:
