@@ -189,8 +189,9 @@ def likeness(volume: np.ndarray, affine: np.ndarray) -> float:
 def grey_matter(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Probability of grey matter (X, Y, Z) in a brain: the middle one of three tissues by intensity.
 
-    A mixture of three Gaussians (`sklearn.mixture.GaussianMixture`). Grey matter is in the middle whether fluid is
-    darkest (T1) or brightest (T2).
+    A mixture of three Gaussians of one SD (`sklearn.mixture.GaussianMixture`). Grey matter is in the middle whether
+    fluid is darkest (T1) or brightest (T2). The coil's field is not corrected: where it brightens a T1w image, grey
+    matter counts as white.
 
     Parameters
     ----------
@@ -201,7 +202,9 @@ def grey_matter(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
     values = volume[mask].astype(np.float64)
     seen = values[:: max(1, len(values) // _SEEN_VOXELS), None]
     start = np.quantile(seen, [0.1, 0.45, 0.85])[:, None]
-    mixture = GaussianMixture(3, means_init=start, max_iter=300, tol=1e-4, random_state=0).fit(seen)
+    mixture = GaussianMixture(3, covariance_type="tied", means_init=start, max_iter=300, tol=1e-4, random_state=0).fit(
+        seen
+    )
     different, where = np.unique(values, return_inverse=True)
     middle = np.argsort(mixture.means_[:, 0])[1]
     probability = np.zeros(volume.shape, np.float32)

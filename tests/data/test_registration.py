@@ -97,11 +97,9 @@ def test_registered_images_lie_on_the_template(
     assert "grey matter (the middle one of three tissues) over 300 regions and the brain" in said
     assert made.coverage()[~made.mask].max() == 0
     assert np.median(made.coverage()[made.mask]) == 1
-    grey = load_mni152_gm_template(resolution=2)
     regional = made.regional()
     assert regional.index.tolist() == made.runs["file"].tolist()
-    from_atlas = structural.regional_means(grey.get_fdata(), grey.affine)
-    assert np.corrcoef(regional.iloc[0], from_atlas)[0, 1] > 0.6  # the same brain's grey matter, by other means
+    assert regional.shape == (2, 301)
     unfinished(made.path)
     before = contents(made.path / "runs")
     prepare(manifest, of_brains(root, registration="affine", resolution_mm=6, regions="grey"), jobs=1)
@@ -160,6 +158,14 @@ def test_grey_matter_is_the_middle_tissue(intensities: tuple[int, ...]) -> None:
     grey = structural.grey_matter(volume, tissue > 0)
     assert ((grey > 0.5) == (tissue == 2))[tissue > 0].mean() > 0.97
     assert grey[tissue == 0].max() == 0
+
+
+def test_grey_matter_of_the_template_is_that_of_its_map() -> None:
+    """MNI152's own map was made by other means, from many people."""
+    brain, mask, affine = structural._mni152()
+    atlas = load_mni152_gm_template(resolution=2)
+    means = structural.regional_means(structural.grey_matter(np.float32(brain), mask), affine)
+    assert np.corrcoef(means, structural.regional_means(atlas.get_fdata(), atlas.affine))[0, 1] > 0.9
 
 
 def test_maps_of_grey_matter_are_taken_as_they_are(quick: None, project: Path, brains: Dataset) -> None:
