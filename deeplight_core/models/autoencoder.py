@@ -11,7 +11,7 @@ Where report and code (ben0it8/trans-MRI @ec273bb) differ, or leave something op
 - auxiliary targets are told by one linear layer each from the code's means over places, so that this layer fits any
   grid; the code has one target and flattens. The mean squared error is of in-mask voxels, the code's of all;
 - the code ignores alpha; here the loss is α · error + (1 - α) · auxiliary losses, as in the report;
-- batch normalisation, of which there is none, goes between convolution and activation;
+- batch normalisation, of which there is none, goes between convolution and activation, and replaces the bias;
 - the variational autoencoder, which the report wishes for, is Kingma & Welling's (2014). See `Variational`.
 
 The convolutional decoder un-pools at the places where the encoder found its maxima, so it knows more than the code.
@@ -109,8 +109,8 @@ class _Convolutional(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(part.weight)
-                assert part.bias is not None
-                nn.init.zeros_(part.bias)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
 
 class _ConvolutionalEncoder(_Convolutional, Encoder):
@@ -154,7 +154,7 @@ class ConvEncoder(_ConvolutionalEncoder):
         self._set_output_shape(settings.widths[-1], code, 3 * 2**n_poolings)
         pairs, paddings = pairwise((1, *settings.widths)), [1] * n_poolings + [0]
         self._set_layers(
-            _normalised(nn.Conv3d(*in_out, 3, padding=padding), settings)
+            _normalised(nn.Conv3d(*in_out, 3, padding=padding, bias=settings.normalisation == "none"), settings)
             for in_out, padding in zip(pairs, paddings, strict=True)
         )
 
@@ -183,9 +183,11 @@ class ConvMirror(_Convolutional, Mirror):
     def __init__(self, settings: ConvEncoderSettings) -> None:
         super().__init__()
         self.settings = settings
-        outer, *inner = (nn.ConvTranspose3d(*out_in[::-1], 3, padding=1) for out_in in pairwise((1, *settings.widths)))
-        inner[-1].padding = (0, 0, 0)
-        self._set_layers([*(_normalised(layer, settings) for layer in reversed(inner)), outer])
+        bias, (last, *pairs) = settings.normalisation == "none", pairwise((1, *settings.widths))
+        inner = [nn.ConvTranspose3d(*out_in[::-1], 3, padding=1, bias=bias) for out_in in reversed(pairs)]
+        inner[0].padding = (0, 0, 0)
+        outer = nn.ConvTranspose3d(*last[::-1], 3, padding=1)
+        self._set_layers([*(_normalised(layer, settings) for layer in inner), outer])
 
     def forward(self, features: Tensor, context: list[tuple[Tensor, Size]]) -> Tensor:
         """(B, C, z, y, x) → (B, Z, Y, X)."""
