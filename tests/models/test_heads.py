@@ -97,3 +97,47 @@ def test_glorot_normal_and_no_bias(head: type[Classes] | type[Numbers]) -> None:
     made.initialise()
     assert made.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
     assert (made.bias == 0).all()
+
+
+def test_places_are_pooled_and_a_hidden_layer_stands_before_the_output() -> None:
+    torch.manual_seed(0)
+    head = Classes(Same(4, 2, 3, 1), [["t", "a"], ["t", "b"]], ReadoutSettings(dropout=0, pooling="mean", hidden=3))
+    head.initialise()
+    given = features(5, 4, 2, 3, 1)
+    hidden = given.flatten(2).mean(dim=2) @ head.hidden.weight.T + head.hidden.bias
+    torch.testing.assert_close(head(given), hidden.clamp(min=0) @ head.weight.T + head.bias)
+    assert {*Classes(SAME, [["t", "a"]], EXACT).state_dict()} == {"weight", "bias"}  # as in earlier checkpoints
+
+
+def test_dropout_acts_on_the_hidden_layer() -> None:
+    torch.manual_seed(0)
+    head = Classes(Same(4), [["t", "a"]], ReadoutSettings(dropout=0.5, hidden=400)).train()
+    for layer in (head.hidden, head):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, float(layer is head.hidden))
+    torch.nn.init.ones_(head.weight)
+    n_kept = head(features(50, 4)) / 2
+    assert abs(n_kept.mean() - 200) < 4 * (100 / 50) ** 0.5
+
+
+def test_balanced_classes_weigh_the_same_in_the_loss() -> None:
+    states, labels = [["t", name] for name in "abc"], torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    torch.manual_seed(0)
+    head = Classes(SAME, states, ReadoutSettings(dropout=0, class_weights="balanced"))
+    head.weigh(labels.numpy())
+    torch.testing.assert_close(head.class_weights, torch.tensor([8 / 12, 8 / 4, 1.0]))
+    assert head.class_weights[labels].mean() == 1
+    batch = {"volumes": features(8, 5), "targets": labels}
+    plain = Classes(SAME, states, EXACT)
+    plain.load_state_dict({name: tensor for name, tensor in head.state_dict().items() if name != "class_weights"})
+    outcome = head.outcome(SAME, batch)
+    torch.testing.assert_close(outcome.each, plain.outcome(SAME, batch).each * head.class_weights[labels])
+    torch.testing.assert_close(outcome.loss, outcome.each.mean())
+    other = Classes(SAME, states, head.settings)
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.class_weights, head.class_weights)
+
+
+def test_numbers_have_no_classes_to_weigh() -> None:
+    with pytest.raises(ValueError, match="numbers age have no classes to weigh"):
+        Numbers(SAME, ["age"], ReadoutSettings(class_weights="balanced"))
