@@ -171,3 +171,35 @@ def test_the_table_names_all_of_it(profiles: tuple[Profile, Profile], tmp_path: 
     assert set(tables["route"]) == {"autoencoder", "multitask"}
     tables.to_csv(tmp_path / "results.csv", index=False)
     assert len(pd.read_csv(tmp_path / "results.csv")) == len(tables)
+
+
+def test_codes_are_counted_projected_and_separated(profiles: tuple[Profile, Profile]) -> None:
+    training = experiment.pretraining(profiles[0], 1, "autoencoder")
+    assert codes.n_weights(training) == (31392, 62769)
+    rows, mask = codes.reconstruction_rows(training, 2)
+    assert list(rows) == ["original", "after epoch 1", "at the end"]
+    assert all(volumes.shape == (2, *mask.shape) for volumes in rows.values())
+    random = np.random.default_rng(0)
+    features = np.concatenate([random.normal(0, 0.1, (12, 5)), random.normal(3, 0.1, (12, 5))])
+    for places in codes.projections(features).values():
+        near, far = places[:12], places[12:]
+        assert np.linalg.norm(near - near.mean(axis=0), axis=1).max() < np.linalg.norm(
+            near.mean(axis=0) - far.mean(axis=0)
+        )
+    table = pd.DataFrame({"diagnosis": ["AD"] * 12 + ["CN"] * 12, "held_out": [False, True] * 12})
+    assert min(codes.separation(features, table, "diagnosis")) > 0.9
+    alone = table.assign(held_out=[False] * 23 + [True])
+    assert np.isnan(codes.separation(features, alone, "diagnosis")[1])
+
+
+def test_values_of_transfers_name_what_is_missing(profiles: tuple[Profile, Profile]) -> None:
+    source, target = profiles
+    elsewhere = target.model_copy(update={"name": "nowhere"})
+    values, missing = experiment.transfer_values({"other": target, "nowhere": elsewhere}, "auc")
+    assert set(values["transfer"]) == {"other"}
+    assert missing == {"nowhere": ["its data"]}
+    report = experiment.of_report(source)
+    assert {name for name, t in report.items() if t.finished} == {"autoencoder", "multitask", "code16-l1-0"}
+    assert report["code16-l1-0"].folder == report["autoencoder"].folder  # the route's own width, and no penalty
+    missing = experiment.transfer_values({"other": target}, "auc", "blocks")[1]["other"]
+    assert missing == [f"blocks{k}-cae-1-seed1-fold{fold}" for k in range(4) for fold in (1, 2)]

@@ -510,3 +510,41 @@ def test_gain_lines_have_a_panel_for_each_size_and_a_line_for_each_contrast():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["contrast 1%", "contrast 2.5%"]
     alone = plots.gain_lines(gain[gain["contrast"] == 1]).axes[0]
     assert alone.get_lines()[0].get_xdata() == pytest.approx([0, 1])  # nothing to stand beside
+
+
+# ---- structural images
+
+
+def test_reconstructions_have_a_row_each_and_are_blank_outside_the_mask():
+    volumes = np.random.default_rng(0).random((3, 8, 9, 7)).astype(np.float32)
+    mask = np.zeros((8, 9, 7), bool)
+    mask[1:7, 2:8, 1:6] = True
+    figure = plots.reconstruction_grid({"original": volumes, "at the end": volumes / 2}, mask)
+    axes = np.array(figure.axes).reshape(2, 6)
+    assert [line[0].get_ylabel() for line in axes] == ["original", "at the end"]
+    first, second = (np.asarray(line[2].images[0].get_array().filled(np.nan)) for line in axes)
+    np.testing.assert_allclose(second[mask[2]], first[mask[2]] / 2)
+    assert np.isnan(first[~mask[2]]).all()
+
+
+def test_histograms_of_codes_share_their_bins():
+    random = np.random.default_rng(0)
+    codes = {"plain": random.normal(1, 0.3, (20, 50)), "penalty": np.zeros((20, 50))}
+    figure = plots.code_histograms(codes)
+    edges = [[bar.get_x() for bar in axes.patches] for axes in figure.axes]
+    assert edges[0] == pytest.approx(edges[1])
+    assert max(bar.get_height() for bar in figure.axes[1].patches) == pytest.approx(1)
+
+
+def test_projections_tell_held_out_images_apart():
+    table = pd.DataFrame({"diagnosis": ["AD", "CN"] * 5, "held_out": [False] * 6 + [True] * 4})
+    figure = plots.code_projections({"PCA": np.random.default_rng(0).normal(size=(10, 2))}, table, "diagnosis")
+    assert len(figure.axes[0].collections[0].get_offsets()) == 10
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["AD", "CN", "trained on", "held out"]
+
+
+def test_error_curves_have_a_line_for_each_part():
+    table = pd.DataFrame({"split": ["train", "validation"] * 2, "epoch": [1, 1, 2, 2], "score": [0.4, 0.5, 0.2, 0.3]})
+    figure = plots.error_curves({"autoencoding": table})
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata()) == 2]
+    assert sorted(drawn) == [[0.4, 0.2], [0.5, 0.3]]

@@ -79,7 +79,7 @@ API = (
         "predictions of every held-out image",
         "deeplight evaluate TRAINING PROFILE",
     ),
-    ("Learner.encode_data", "features of an encoder", "experiment.codes"),
+    ("Learner.encode_data", "features of an encoder", "codes.codes"),
     ("Learner.plot_history", "learning curves", "report.plots.task_curves"),
     ("Learner.plot_TSNE, plot_PCA", "projections below, by scikit-learn", "report.plots.code_projections"),
     ("Learner.plot_bottleneck_histogram", "the histogram below", "report.plots.code_histograms"),
@@ -361,12 +361,12 @@ def blocks_table(values: pd.DataFrame) -> Styler | None:
     return table(rows)
 
 
-def trained_note(trained: dict[str, str], planned: list[str]) -> str:
+def trained_note(finished: dict[str, bool]) -> str:
     """Which of the planned pre-trainings are missing; nothing if none is."""
-    missing = [name for name in planned if name not in trained]
-    return (
-        f"**{len(missing)} of {len(planned)} pre-trainings have not been run**: {listed(missing)}." if missing else ""
-    )
+    missing = [name for name, done in finished.items() if not done]
+    have = "has" if len(missing) == 1 else "have"
+    said = f"**{len(missing)} of {len(finished)} pre-trainings {have} not been run**: {listed(missing)}."
+    return said if missing else ""
 
 
 def transfers_note(transfers: dict[str, Profile], missing: dict[str, list[str]]) -> str:
