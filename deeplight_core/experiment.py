@@ -34,7 +34,7 @@ from deeplight_core.data.plan import plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.simulate import simulate
-from deeplight_core.data.store import Store, open_store
+from deeplight_core.data.store import Store, open_store, shared_images
 from deeplight_core.models import Head, build
 from deeplight_core.models.autoencoder import Reconstruction
 from deeplight_core.models.heads import Classes, Numbers
@@ -133,7 +133,8 @@ class Training:
     @property
     def label(self) -> str:
         """The training's name in progress lines."""
-        size = f"{100 * self.fraction:g}% ({len(self.units)} {self.profile.data.split_unit}s)"
+        n, unit = len(self.units), self.profile.data.split_unit
+        size = f"{100 * self.fraction:g}% ({n} {unit}{'' if n == 1 else 's'})"
         fold = f", fold {self.fold}" if self.fold else ""
         return f"{self.stage} {self.variant or self.route} {size}, seed {self.seed}{fold}"
 
@@ -271,7 +272,7 @@ def start_of(profile: Profile, variant: str, seed: int, fold: int = 0, splits: S
     Raises
     ------
     ValueError
-        If other data hold somebody whom the decoder is tested on.
+        If other data hold somebody whom the decoder is tested on, by name or by the image itself.
     """
     splits, route = splits or Splits(profile, open_store(profile.store)), VARIANTS[variant].route
     if profile.pretrained_by is None:
@@ -283,6 +284,14 @@ def start_of(profile: Profile, variant: str, seed: int, fold: int = 0, splits: S
         raise ValueError(
             f"{len(both)} of the tested {profile.data.split_unit}s also served the pre-training of profile "
             f"{profile.origin.name}: {', '.join(both[:10])}; leave them out of one of the two manifests"
+        )
+    shared = shared_images(there, splits.store)
+    shared = shared[shared["subject"].isin(training.units) & shared["other_subject"].isin(reported)]
+    if len(shared):
+        pairs = ", ".join(f"{a} = {b}" for a, b in zip(shared["run"][:5], shared["other_run"], strict=False))
+        raise ValueError(
+            f"{len(shared)} tested image(s) also served the pre-training of profile {profile.origin.name}, under other "
+            f"names: {pairs}; leave them out of one of the two manifests"
         )
     return training
 

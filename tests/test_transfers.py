@@ -120,6 +120,20 @@ def test_nobody_is_tested_who_served_the_pretraining(profiles: tuple[Profile, Pr
         experiment.finetuning(again, "cae", 1.0, 1, 1)
 
 
+def test_nobody_is_tested_whose_image_served_the_pretraining_under_another_name(
+    profiles: tuple[Profile, Profile], folder: Path
+) -> None:
+    _, there = profiles
+    renamed = pd.read_csv("two.csv", keep_default_na=False)
+    renamed.assign(dataset="three", subject="x" + renamed["subject"]).to_csv("three.csv", index=False)
+    origin = there.model_dump(mode="json") | {"pretrained_by": None}
+    data = {"root": "two", "manifest": "three.csv"}
+    here = there.overridden({"name": "three", "data": data, "pretrained_by": origin})
+    experiment.prepare_data(here, 1)
+    with pytest.raises(ValueError, match=r"\d tested image\(s\) also served the pre-training of profile source-other"):
+        experiment.finetuning(here, "cae", 1.0, 1, 1)
+
+
 def test_auxiliary_targets_are_columns_of_the_manifest(profiles: tuple[Profile, Profile]) -> None:
     model, record = load_model(experiment.pretraining(profiles[0], 1, "multitask").folder)
     assert model.head.targets == [
