@@ -251,7 +251,7 @@ def _placed(
         elif abs(fit) < _UNLIKE and task in _CONTRASTS:
             facts["doubt"] = "fits the template badly"
     if settings.regions != "none":
-        grey = grey_matter(volume, mask) if settings.regions == "grey" else brain
+        grey = grey_matter(volume, mask, header.affine) if settings.regions == "grey" else brain
         facts["regions"] = regional_means(grey, header.affine).tolist()
     return header, facts
 
@@ -361,7 +361,7 @@ def _image_notes(runs: pd.DataFrame, settings: StructuralSettings) -> list[str]:
         done = "registered to MNI152 (affine)" if settings.registration == "affine" else "compared with MNI152"
         lines.append(f"{len(runs)} images were {done}; {fits}")
     if settings.regions != "none" and "doubt" in runs:
-        what = "grey matter (the middle one of three tissues)" if settings.regions == "grey" else "values"
+        what = "grey matter (by intensity, and where the template has it)" if settings.regions == "grey" else "values"
         lines.append(f"means of their {what} over 300 regions and the brain are in regions.parquet")
     if settings.zoom_to and (other := runs["orientation"] != runs["orientation"].iloc[0]).any():
         first = runs["orientation"].iloc[0]

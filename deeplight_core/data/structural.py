@@ -33,6 +33,9 @@ _STEPS = ((8.0, "RigidTransform3D", 50), (8.0, "AffineTransform3D", 100), (4.0, 
 _BINS = 32  # of the joint histogram, in each direction
 _EDGE = 2  # voxels of 4 mm at the brain's edge, where fluid, bone and brain mix
 _SEEN_VOXELS = 20_000  # of a brain, from which the tissues' intensities are estimated
+_ROUNDS, _FIELD_ORDER = 40, 3  # of expectation maximisation; of the field's polynomial
+_BLUR_VOXELS, _LEAST_SHARE = 1.5, 0.02  # of the template's tissues: people differ from it
+_DARKEST = 1e-3  # of the brightest voxel; the logarithm needs a least value
 
 
 def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
@@ -186,30 +189,77 @@ def likeness(volume: np.ndarray, affine: np.ndarray) -> float:
 # ---- grey matter
 
 
-def grey_matter(volume: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Probability of grey matter (X, Y, Z) in a brain: the middle one of three tissues by intensity.
+@lru_cache(maxsize=1)
+def _tissue_maps() -> tuple[np.ndarray, np.ndarray]:
+    """Shares of fluid, grey and white matter in MNI152, (3, X, Y, Z), a little blurred, and their affine."""
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
-    A mixture of three Gaussians of one SD (`sklearn.mixture.GaussianMixture`). Grey matter is in the middle whether
-    fluid is darkest (T1) or brightest (T2). The coil's field is not corrected: where it brightens a T1w image, grey
-    matter counts as white.
+    grey, white = load_mni152_gm_template(resolution=2), load_mni152_wm_template(resolution=2)
+    _, mask, affine = _mni152()
+    brain = resample(mask.astype(np.float32), affine, (grey.shape, grey.affine), "linear")
+    tissues = [gaussian_filter(image, _BLUR_VOXELS) for image in (brain, grey.get_fdata(), white.get_fdata())]
+    fluid = np.clip(tissues[0] - tissues[1] - tissues[2], 0, None)
+    return np.stack([fluid, *tissues[1:]]) + _LEAST_SHARE, grey.affine
+
+
+def _expected_tissues(places_mm: np.ndarray) -> np.ndarray:
+    """The template's shares of fluid, grey and white matter at places (N, 3) of MNI152: (N, 3), which sum to 1."""
+    maps, affine = _tissue_maps()
+    at = apply_affine(np.linalg.inv(affine), places_mm).T
+    shares = np.stack([map_coordinates(tissue, at, order=1, cval=_LEAST_SHARE) for tissue in maps], axis=1)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _powers(places_mm: np.ndarray) -> np.ndarray:
+    """The polynomials (N, K) of a smooth field at places (N, 3), without the constant."""
+    n = range(_FIELD_ORDER + 1)
+    x, y, z = (places_mm / 100).T
+    powers = [x**i * y**j * z**k for i in n for j in n for k in n if 0 < i + j + k <= _FIELD_ORDER]
+    return np.stack(powers, axis=1)
+
+
+def grey_matter(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Probability of grey matter (X, Y, Z) in a brain in MNI152, of any contrast.
+
+    Fluid, grey and white matter are three Gaussians of the logarithm of intensity, expected where the template has
+    them; a polynomial of third order takes the coil's smooth field away. They are found together, by expectation
+    maximisation (Van Leemput et al. 1999, IEEE Trans Med Imaging 18:897; Ashburner & Friston 2005, NeuroImage 26:839).
 
     Parameters
     ----------
     volume : (X, Y, Z); mask : (X, Y, Z) bool, the brain
+    affine : (4, 4) from its voxels to MNI152
     """
-    from sklearn.mixture import GaussianMixture
-
-    values = volume[mask].astype(np.float64)
-    seen = values[:: max(1, len(values) // _SEEN_VOXELS), None]
-    start = np.quantile(seen, [0.1, 0.45, 0.85])[:, None]
-    mixture = GaussianMixture(3, covariance_type="tied", means_init=start, max_iter=300, tol=1e-4, random_state=0).fit(
-        seen
-    )
-    different, where = np.unique(values, return_inverse=True)
-    middle = np.argsort(mixture.means_[:, 0])[1]
+    values = np.maximum(volume[mask].astype(np.float64), _DARKEST * volume[mask].max())
+    logarithm, places = np.log(values), apply_affine(affine, np.argwhere(mask))
+    every = max(1, len(values) // _SEEN_VOXELS)
+    seen, expected, powers = logarithm[::every], _expected_tissues(places[::every]), _powers(places[::every])
+    shares, field = expected, np.zeros(len(seen))
+    for _ in range(_ROUNDS):
+        mean, variance = _gaussians(seen - field, shares)
+        shares = _posterior(seen - field, expected, mean, variance)
+        precision = (shares / variance).sum(axis=1)
+        wanted = seen - (shares / variance) @ mean / precision
+        root = np.sqrt(precision)
+        weights = np.linalg.lstsq(powers * root[:, None], wanted * root, rcond=None)[0]
+        field = powers @ weights
+    corrected = logarithm - _powers(places) @ weights
     probability = np.zeros(volume.shape, np.float32)
-    probability[mask] = mixture.predict_proba(different[:, None])[where, middle]
+    probability[mask] = _posterior(corrected, _expected_tissues(places), mean, variance)[:, 1]
     return probability
+
+
+def _gaussians(values: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and variances (3,) of values (N,) that belong to tissues by shares (N, 3)."""
+    n = shares.sum(axis=0)
+    mean = values @ shares / n
+    return mean, ((values[:, None] - mean) ** 2 * shares).sum(axis=0) / n + 1e-4
+
+
+def _posterior(values: np.ndarray, expected: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 3) of tissues, given values (N,) and what is expected at their places (N, 3)."""
+    joint = expected * np.exp(-((values[:, None] - mean) ** 2) / (2 * variance)) / np.sqrt(variance) + 1e-12
+    return np.asarray(joint / joint.sum(axis=1, keepdims=True))
 
 
 @lru_cache(maxsize=1)
