@@ -35,7 +35,9 @@ def n_weights(training: Training) -> tuple[int, int]:
 
 
 def reconstructions(training: Training, n: int, epoch: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first n held-out volumes of a finished autoencoder, as they are and reconstructed, and their mask.
+    """The first n held-out volumes of a finished autoencoder, or all if there are fewer, as they are and reconstructed.
+
+    With them comes their mask.
 
     Parameters
     ----------
@@ -51,7 +53,8 @@ def reconstructions(training: Training, n: int, epoch: int = 0) -> tuple[np.ndar
     if epoch:
         model.load_state_dict(load_file(training.folder / f"epoch-{epoch}.safetensors"))
     store = open_store(training.profile.store)
-    volumes = Volumes(store, examples_of(training, store, training.split.reported)).batch(np.arange(n))["volumes"]
+    held_out = Volumes(store, examples_of(training, store, training.split.reported))
+    volumes = held_out.batch(np.arange(min(n, len(held_out))))["volumes"]
     with torch.inference_mode():
         found = head.reconstruct(model.encoder, volumes)
     return volumes.numpy(), found.numpy(), head.mask.numpy()
@@ -60,11 +63,8 @@ def reconstructions(training: Training, n: int, epoch: int = 0) -> tuple[np.ndar
 def reconstruction_rows(training: Training, n: int = 3, n_epochs: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The first n held-out volumes, as they are, after some epochs, and at the end, by title; and their mask."""
     epochs = sorted(int(path.stem.removeprefix("epoch-")) for path in training.folder.glob("epoch-*.safetensors"))
-    shown = (
-        [epochs[i] for i in np.unique(np.geomspace(1, len(epochs), n_epochs + 1).astype(int)[:-1] - 1)]
-        if epochs
-        else []
-    )
+    places = np.unique(np.geomspace(1, max(1, len(epochs)), n_epochs + 1).astype(int)[:-1] - 1)
+    shown = [epochs[i] for i in places if i < len(epochs)]
     original, last, mask = reconstructions(training, n)
     rows = {"original": original}
     rows |= {f"after epoch {epoch}": reconstructions(training, n, epoch)[1] for epoch in shown}

@@ -59,6 +59,39 @@ def test_the_same_workflow_reads_real_data(profile, dataset, project, warm):
         assert "tests count runs" in text
 
 
+def test_autoencoders_and_transfer_have_their_pages(project, warm):
+    profile = yaml.safe_load((project / "profiles/autoencoder.yaml").read_text(encoding="utf-8"))
+    few = {"shape": [24, 27, 25], "people": {"AD": 5, "CN": 5}, "scans": {"T1w": {"AD": 6, "CN": 5}}}
+    profile["cohort"] |= few
+    profile["data"]["n_validation"] = 2
+    for route in ("autoencoder", "multitask", "variational", "residual"):
+        profile["routes"][route]["pretraining"] = {"epochs": 2, "batch_size": 4, "threads": 1, "snapshots": True}
+    profile["finetuning"] |= {"epochs": 1, "min_steps": 2}
+    profile["sweep"] = {"variants": ["cae", "cae-scratch", "cae-frozen", "regional"], "fractions": [1.0], "folds": 2}
+    profile["controls"] = {"blocks": [0], "code_widths": [16, 24], "penalties": [0, 1e-5]}
+    idss = profile["transfers"]["idss"]
+    idss["cohort"] |= {"shape": [26, 25, 24], "people": {"CVD": 5, "AD": 5}, "scans": {"T1w": {"CVD": 5, "AD": 5}}}
+    profile |= {"name": "images", "transfers": {"idss": idss}}
+    (project / "profiles/images.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    done = run(workflow("images"), project, **warm)
+    assert done.returncode == 0, done.stdout[-4000:]
+    values = pd.read_csv(project / "runs/images/transfer.csv")
+    assert values.groupby("variant")["fold"].apply(list).to_dict() == {
+        variant: [1, 2] for variant in ("cae", "cae-scratch", "cae-frozen", "regional")
+    }
+    html = project / "runs/images/book/_build/html/structural"
+    text = (html / "06_autoencoder.html").read_text(encoding="utf-8")
+    for said in ("Simulated data", "62,769", "91,688", "held-out people", "silent units", "StridedConvAutoEncoder"):
+        assert said in text, said
+    assert text.count("<img") >= 6
+    text = (html / "06_transfer.html").read_text(encoding="utf-8")
+    assert "adni-like T1w → idss-like T1w: CVD or AD" in text
+    assert "Not all has been run" not in text
+    assert (
+        "has not been run here" in (project / "runs/images/book/_build/html/notebooks/04_statistics.html").read_text()
+    )
+
+
 def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
     small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]
