@@ -142,7 +142,7 @@ def test_transfer_is_tested_against_scratch_and_linear_models() -> None:
     assert "**as good as or better than** the best network (pre-trained by autoencoding, 0.8" in note
     assert "**not as good as**" in findings.auc_note(values({"cae-scratch": 0.0, "cae": 0.2, "voxels": 0.05}))
     table = texts(findings.auc_table(Profile(), found))
-    starred = table[table["lead over convolutional encoder, from scratch"].str.contains("★")]
+    starred = table[table["lead over scratch"].str.contains("★")]
     assert set(starred["decoder"]) == {"pre-trained by autoencoding", "linear model of voxels"}
     assert findings.auc_note(values({"cae": 0.1})) == "Nothing can be compared yet."
     assert findings.auc_table(Profile(), found.iloc[:0]) is None

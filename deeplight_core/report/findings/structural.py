@@ -33,6 +33,7 @@ __all__ = [
 
 _FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
 _SILENT = 1e-6  # a unit of the code whose activation never exceeds this
+_BRIEF = {"cae-scratch": "scratch"}  # in the heads of tables
 _UNUSED_NATS = 0.01  # KL divergence of a unit of a variational code that says nothing
 
 API = (
@@ -309,7 +310,9 @@ def auc_table(profile: Profile, values: pd.DataFrame, against: str = "cae-scratc
             **sizes(profile, order),
             "decoder": [short_title(row["variant"]) for row in rows],
             "AUC": [interval(row["mean"], row["low"], row["high"], ".2f") for row in rows],
-            f"lead over {short_title(against)}": [leads.get((row["variant"], row["fraction"]), "–") for row in rows],
+            f"lead over {_BRIEF.get(against, against)}": [
+                leads.get((row["variant"], row["fraction"]), "–") for row in rows
+            ],
         }
     )
 
