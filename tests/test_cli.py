@@ -14,7 +14,7 @@ from deeplight_core import cli
 from deeplight_core.config import project_root
 from deeplight_core.data.store import open_store, verify
 
-COMMANDS = ("simulate", "cohort", "manifest", "prepare", "verify", "pretrain", "finetune", "evaluate", "book")
+COMMANDS = ("simulate", "cohort", "manifest", "prepare", "verify", "pretrain", "finetune", "sweep", "evaluate", "book")
 
 
 def call(monkeypatch, *arguments: str) -> int:

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import codes, experiment
+from deeplight_core import cli, codes, experiment
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.sweeps import planned
@@ -35,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "sweep": {
         "variants": ["cae", "cae-multitask", "cae-scratch", "cae-frozen", "voxels"], "fractions": [1.0], "folds": 2,
     },
+    "controls": {"code_widths": [16], "penalties": [0.0], "blocks": [0]},
     "transfers": {
         "other": {
             "cohort": {
@@ -216,4 +218,20 @@ def test_values_of_transfers_name_what_is_missing(profiles: tuple[Profile, Profi
     assert {name for name, t in report.items() if t.finished} == {"autoencoder", "multitask", "code16-l1-0"}
     assert report["code16-l1-0"].folder == report["autoencoder"].folder  # the route's own width, and no penalty
     missing = experiment.transfer_values({"other": target}, "auc", "blocks")[1]["other"]
-    assert missing == [f"blocks{k}-cae-1-seed1-fold{fold}" for k in range(4) for fold in (1, 2)]
+    assert missing == [f"blocks0-cae-1-seed1-fold{fold}" for fold in (1, 2)]
+
+
+def test_one_command_does_what_is_left(
+    profiles: tuple[Profile, Profile], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_threads(monkeypatch)
+    (folder / "profiles" / "source.yaml").write_text(yaml.safe_dump(SETTINGS))
+    names = ["--name", "sweep", "--name", "blocks"]
+    monkeypatch.setattr("sys.argv", ["deeplight", "sweep", "source", *names, "--jobs", "1"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    said = capsys.readouterr().out
+    assert "pre-trainings: 2/2" in said  # residual and variational
+    assert "decoders: 2/2" in said  # none of the blocks
+    assert all(training.finished for training in experiment.of_report(profiles[0]).values())
+    assert experiment.transfer_values({"other": profiles[1]}, "auc", "blocks")[1] == {}

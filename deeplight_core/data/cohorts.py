@@ -188,7 +188,7 @@ def _smooth(axes: list[np.ndarray], spacing_mm: float, random: np.random.Generat
 
 def people(settings: CohortSettings) -> pd.DataFrame:
     """One row per person: `subject, age, sex, diagnosis`; diagnoses are in random order."""
-    diagnoses = [diagnosis for diagnosis, n in settings.people.items() for _ in range(n)]
+    diagnoses = [diagnosis for diagnosis, n in sorted(settings.people.items()) for _ in range(n)]
     order = generator(settings.seed, "people").permutation(len(diagnoses))
     name = re.sub(r"[^A-Za-z0-9]", "", settings.dataset)
     rows = []

@@ -29,17 +29,22 @@ class Splits:
 
     def __init__(self, profile: Profile, store: Store) -> None:
         self._data, self._sweep, self.store = profile.data, profile.sweep, store
-        self.of = cache(self._of)
+        self.of, self._rows = cache(self._of), cache(self._rows_of)
+
+    def _rows_of(self, which: Which, unlabelled: bool) -> pd.DataFrame:
+        """The index rows that are examples."""
+        rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
+        if unlabelled:
+            return learnt_from.of_anything(rows, self._data.tasks(which)).table
+        if states := self._data.states(which):
+            return learnt_from.of_states(rows, states).table
+        if columns := self._data.columns(which):
+            return learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
+        return rows
 
     def _units(self, which: Which, unlabelled: bool) -> pd.DataFrame:
         """`unit, family, split` of every unit that has examples; in structural data also `class`, if they have one."""
-        rows = self.store.index[self.store.index["task"].isin(self._data.tasks(which))]
-        if unlabelled:
-            rows = learnt_from.of_anything(rows, self._data.tasks(which)).table
-        elif states := self._data.states(which):
-            rows = learnt_from.of_states(rows, states).table
-        elif columns := self._data.columns(which):
-            rows = learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
+        rows = self._rows(which, unlabelled)
         columns = ["unit", "family", "split"]
         if self.store.is_structural and not unlabelled and self._data.states(which):
             rows, columns = rows.assign(**{"class": rows["state"]}), [*columns, "class"]
@@ -47,8 +52,10 @@ class Splits:
 
     def draw(self, units: list[str], fraction: float, seed: int) -> list[str]:
         """A seeded fraction of the target's units, sorted; structural images keep the classes' proportions."""
-        table = self._units("target", unlabelled=False)
-        classes = dict(zip(table["unit"], table["class"], strict=True)) if "class" in table else None
+        classes = None
+        if self.store.is_structural and self._data.states("target"):
+            table = self._units("target", unlabelled=False)
+            classes = dict(zip(table["unit"], table["class"], strict=True))
         return sorted(learnt_from.draw_units(units, fraction, seed, classes))
 
     def _of(self, which: Which, fold: int, unlabelled: bool = False) -> Split:
@@ -68,11 +75,10 @@ class Splits:
 
     def _check_states(self, which: Which, name: str, units: list[str], fold: int) -> None:
         """Raise an error if units that are to tell states apart hold a single one."""
-        states = self._data.states(which)
-        if len(states) < 2:
+        if len(self._data.states(which)) < 2:
             return
-        rows = learnt_from.of_states(self.store.index, states, units=units).table
-        if len(found := rows[["task", "state"]].drop_duplicates()) == 1:
+        rows = self._rows(which, False)
+        if len(found := rows.loc[rows["unit"].isin(units), ["task", "state"]].drop_duplicates()) == 1:
             where = (
                 f", in fold {fold}; ask for fewer folds, or another data.split_seed" if fold else "; divide them anew"
             )

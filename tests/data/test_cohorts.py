@@ -83,6 +83,11 @@ def test_first_people_are_of_all_diagnoses() -> None:
     assert people(ADNI)["subject"].is_monotonic_increasing
 
 
+def test_the_order_of_the_settings_is_no_part_of_them() -> None:
+    turned = SETTINGS.model_copy(update={"people": dict(reversed(SETTINGS.people.items()))})
+    pd.testing.assert_frame_equal(plan(turned, 1), plan(SETTINGS, 1))
+
+
 @pytest.fixture(scope="module")
 def brain_mm() -> np.ndarray:
     """(N, 3) places in the template's brain."""
