@@ -361,13 +361,13 @@ def sweep(
 
     Example: `deeplight sweep autoencoder`
     """
-    from deeplight_core import experiment
+    from deeplight_core import codes, experiment
 
     own = _profile(profile)
     transfers = [own.transferred(name) for name in own.transfers]
     for settings in (own, *transfers):
         experiment.prepare_data(settings, jobs)
-    pretrainings = list(experiment.of_report(own).values()) if transfers else []
+    pretrainings = list(codes.of_report(own).values()) if transfers else []
     experiment.train_all(transfers or [own], names or ["sweep"], pretrainings, jobs)
 
 

@@ -7,9 +7,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
+from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
-from deeplight_core.experiment import Training, examples_of
-from deeplight_core.models.autoencoder import Reconstruction, Variational
+from deeplight_core.experiment import Training, examples_of, pretraining
+from deeplight_core.models.reconstruction import Reconstruction, Variational
+from deeplight_core.sweeps import changed, changes
 from deeplight_core.training.checkpoint import load_model
 from deeplight_core.training.inference import features as encoded
 from deeplight_core.training.loader import Volumes
@@ -18,12 +20,21 @@ __all__ = [
     "codes",
     "kl_of_units",
     "n_weights",
+    "of_report",
     "projections",
     "reconstruction_rows",
     "reconstructions",
     "reference_errors",
     "separation",
 ]
+
+
+def of_report(profile: Profile, seed: int = 1) -> dict[str, Training]:
+    """The pre-trainings that the page on autoencoders shows: routes and, by the names of changes, codes."""
+    found = {name: pretraining(profile, seed, name) for name in ("autoencoder", "residual", "multitask", "variational")}
+    for change in (name for name in changes(profile) if name.startswith("code")):
+        found[change] = pretraining(changed(profile, change), seed, "autoencoder")
+    return found
 
 
 def n_weights(training: Training) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib.metadata import distributions
 from io import StringIO
 from pathlib import Path
@@ -36,10 +35,10 @@ from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store, shared_images
 from deeplight_core.models import Head, build
-from deeplight_core.models.autoencoder import Reconstruction
 from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.reconstruction import Reconstruction
 from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
-from deeplight_core.sweeps import Cell, changed, changes, planned
+from deeplight_core.sweeps import changed, planned
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
@@ -61,31 +60,22 @@ from deeplight_core.training.inference import features as encoded
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
-from deeplight_core.training.metrics import COLUMNS as METRICS
 from deeplight_core.training.splits import Split, Splits, Which
 
 __all__ = [
     "Training",
     "evaluate",
     "examples_of",
+    "execute",
     "finetune",
     "finetuning",
-    "finished_trainings",
-    "fold_values",
-    "of_report",
     "prepare_data",
     "prepare_part",
     "pretrain",
     "pretraining",
-    "reported_rows",
     "series",
     "start_of",
-    "sweep_curves",
-    "sweep_predictions",
-    "sweep_pretraining_curves",
-    "sweep_results",
     "train_all",
-    "transfer_values",
 ]
 
 
@@ -366,14 +356,14 @@ def pretrain(
     profile: Profile, seed: int, route: str = "supervised", fold: int = 0, devices: int = 1, nodes: int = 1
 ) -> Training:
     """Pre-train by a route on the training units' source data; for several devices see `devices.session`."""
-    return _execute(pretraining(profile, seed, route, fold), devices, nodes)
+    return execute(pretraining(profile, seed, route, fold), devices, nodes)
 
 
 def finetune(
     profile: Profile, variant: str, fraction: float, seed: int, fold: int = 0, devices: int = 1, nodes: int = 1
 ) -> Training:
     """Train a variant on the target data of a fraction of the training units."""
-    return _execute(finetuning(profile, variant, fraction, seed, fold), devices, nodes)
+    return execute(finetuning(profile, variant, fraction, seed, fold), devices, nodes)
 
 
 def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.DataFrame:
@@ -458,7 +448,7 @@ def _architecture(training: Training, store: Store, auxiliary: list[dict[str, An
     }
 
 
-def _execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
+def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
     """Do a training, unless it is finished. All its processes call this; the first one writes."""
     if devices * nodes == 1 and _found(training):
         return training
@@ -631,34 +621,6 @@ def _describe(training: Training, store: Store, precision: str, n_processes: int
     write_whole(training.folder / "environment.txt", lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
-def _bench(profile: Profile, cells: list[Cell]) -> dict[tuple[str, str], tuple[Profile, Splits]]:
-    """(change, target) → profile and splits, for those of the cells whose store exists; opens each store once."""
-    store = cache(open_store)
-    found = {}
-    for change, target in dict.fromkeys((cell.change, cell.target) for cell in cells):
-        own = changed(profile, change, target)
-        if own.name == profile.name or (own.store / "index.parquet").is_file():
-            found[change, target] = own, Splits(own, store(own.store))
-    return found
-
-
-def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, Splits]]) -> Training | None:
-    if (cell.change, cell.target) not in bench:
-        return None
-    variant, (profile, splits) = VARIANTS[cell.variant], bench[cell.change, cell.target]
-    if variant.start != "random" and not start_of(profile, cell.variant, cell.seed, cell.fold, splits).finished:
-        return None
-    training = finetuning(profile, cell.variant, cell.fraction, cell.seed, cell.fold, splits)
-    return training if training.finished else None
-
-
-def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Training]:
-    """The finished trainings among the cells."""
-    bench = _bench(profile, cells)
-    found = {cell: _if_finished(cell, bench) for cell in cells}
-    return {cell: training for cell, training in found.items() if training}
-
-
 def train_all(
     profiles: list[Profile],
     names: Sequence[str] = ("sweep",),
@@ -676,103 +638,11 @@ def train_all(
     cells = [(changed(p, c.change, c.target), c) for p in profiles for name in names for c in planned(p, name)]
     starts = [start_of(p, c.variant, c.seed, c.fold) for p, c in cells if VARIANTS[c.variant].start != "random"]
     first = {training.folder: training for training in [*pretrainings, *starts]}
-    in_processes(_execute_quietly, [t for t in first.values() if not t.finished], jobs, "pre-trainings")
+    in_processes(_quietly, [t for t in first.values() if not t.finished], jobs, "pre-trainings")
     decoders = {t.folder: t for t in (finetuning(p, c.variant, c.fraction, c.seed, c.fold) for p, c in cells)}
-    in_processes(_execute_quietly, [t for t in decoders.values() if not t.finished], jobs, "decoders")
+    in_processes(_quietly, [t for t in decoders.values() if not t.finished], jobs, "decoders")
 
 
-def _execute_quietly(training: Training) -> None:
+def _quietly(training: Training) -> None:
     with redirect_stdout(StringIO()):
-        _execute(training)
-
-
-def of_report(profile: Profile, seed: int = 1) -> dict[str, Training]:
-    """The pre-trainings that the page on autoencoders shows: routes and, by the names of changes, codes."""
-    found = {name: pretraining(profile, seed, name) for name in ("autoencoder", "residual", "multitask", "variational")}
-    for change in (name for name in changes(profile) if name.startswith("code")):
-        found[change] = pretraining(changed(profile, change), seed, "autoencoder")
-    return found
-
-
-def fold_values(profile: Profile, measure: str, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """A measure of a group (such as `auc`) in each fold of a sweep, and the names of the missing trainings.
-
-    Columns `variant, change, fraction, seed, fold, n_subjects, n_test, target, measure, value`.
-    """
-    cells = planned(profile, name)
-    finished, rows = finished_trainings(profile, cells), []
-    for cell, training in finished.items():
-        predictions = training.predictions()
-        table = scores.group_scores(predictions, n_resamples=0).query("measure == @measure")
-        which = {key: getattr(cell, key) for key in ("variant", "change", "fraction", "seed", "fold")}
-        which |= {"n_subjects": len(training.units), "n_test": predictions["subject"].nunique()}
-        rows += [which | row for row in table[["target", "measure", "value"]].to_dict("records")]
-    columns = ["variant", "change", "fraction", "seed", "fold", "n_subjects", "n_test", "target", "measure", "value"]
-    return pd.DataFrame(rows, columns=columns), [cell.name for cell in cells if cell not in finished]
-
-
-def transfer_values(
-    transfers: dict[str, Profile], measure: str, name: str = "sweep"
-) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """`fold_values` of all transfers whose data are there, with a column `transfer`; what is missing of each."""
-    tables, missing = [], {}
-    for title, profile in transfers.items():
-        if not (profile.store / "index.parquet").is_file():
-            missing[title] = ["its data"]
-            continue
-        values, lacking = fold_values(profile, measure, name)
-        tables.append(values.assign(transfer=title))
-        missing |= {title: lacking} if lacking else {}
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["transfer"]), missing
-
-
-def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:
-    """Metrics of the pre-training with the sweep's first seed and first fold; no rows if unfinished."""
-    training = pretraining(profile, profile.sweep.seeds[0], fold=1 if profile.sweep.folds else 0)
-    return training.metrics() if training.finished else pd.DataFrame(columns=list(METRICS))
-
-
-def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
-    """Predictions of the sweep's finished trainings at a fraction, with the first seed; adds a column `variant`."""
-    cells = [c for c in planned(profile, "sweep") if (c.fraction, c.seed) == (fraction, profile.sweep.seeds[0])]
-    finished = finished_trainings(profile, cells)
-    tables = [training.predictions().assign(variant=cell.variant) for cell, training in finished.items()]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variant"])
-
-
-def reported_rows(profile: Profile, which: Which) -> pd.DataFrame:
-    """Index rows that have a state, of the units that the sweep reports in its fixed split or in any fold."""
-    splits = Splits(profile, open_store(profile.store))
-    folds = range(1, (profile.sweep.folds or 0) * profile.sweep.repeats + 1) if profile.sweep.folds else [0]
-    units = sorted({unit for fold in folds for unit in splits.of(which, fold).reported})
-    return learnt_from.of_states(splits.store.index, profile.data.states(which), units=units).table
-
-
-def sweep_curves(profile: Profile, name: str = "sweep") -> pd.DataFrame:
-    """The metrics of a sweep's finished deep trainings in one table (see `Training.metrics`).
-
-    Adds the columns `training` (its folder's name), `variant, fraction, n_subjects, seed, change`. There is no `fold`,
-    as in the out-of-fold results: each subject's curve is from the folds that held it out.
-    """
-    deep = [cell for cell in planned(profile, name) if VARIANTS[cell.variant].learner == "deep"]
-    own = ["variant", "fraction", "seed", "change"]
-    tables = []
-    for cell, training in finished_trainings(profile, deep).items():
-        which: dict[str, Any] = {"training": training.folder.name, "n_subjects": len(training.units)}
-        tables.append(training.metrics().assign(**which, **{key: getattr(cell, key) for key in own}))
-    columns = [*METRICS, "training", "n_subjects", *own]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-
-
-def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """The results of a sweep's finished trainings in one table, and the names of the missing ones.
-
-    Adds a column `change`, which names the settings that a control changed (see `sweeps.changes`).
-    """
-    cells = planned(profile, name)
-    finished = finished_trainings(profile, cells)
-    tables = [training.results().assign(change=cell.change) for cell, training in finished.items()]
-    missing = [cell.name for cell in cells if cell not in finished]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(
-        columns=[*scores.COLUMNS, "change"]
-    ), missing
+        execute(training)

@@ -11,7 +11,7 @@ import yaml
 from conftest import use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import cli, codes, experiment
+from deeplight_core import cli, codes, collect, experiment
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.sweeps import planned
@@ -100,7 +100,7 @@ def test_decoders_of_another_grid_start_from_the_origins_encoder(profiles: tuple
 
 def test_every_fold_has_its_values(profiles: tuple[Profile, Profile]) -> None:
     _, target = profiles
-    values, missing = experiment.fold_values(target, "auc")
+    values, missing = collect.fold_values(target, "auc")
     assert missing == []
     assert values.groupby("variant")["fold"].apply(list).tolist() == [[1, 2]] * 5
     assert values["value"].between(0, 1).all()
@@ -181,7 +181,7 @@ def test_a_regional_model_needs_regional_means(profiles: tuple[Profile, Profile]
 
 
 def test_the_table_names_all_of_it(profiles: tuple[Profile, Profile], tmp_path: Path) -> None:
-    tables, missing = experiment.sweep_results(profiles[1])
+    tables, missing = collect.sweep_results(profiles[1])
     assert missing == []
     assert set(tables["dataset"]) == {"two"}
     assert set(tables["route"]) == {"autoencoder", "multitask"}
@@ -211,13 +211,13 @@ def test_codes_are_counted_projected_and_separated(profiles: tuple[Profile, Prof
 def test_values_of_transfers_name_what_is_missing(profiles: tuple[Profile, Profile]) -> None:
     source, target = profiles
     elsewhere = target.model_copy(update={"name": "nowhere"})
-    values, missing = experiment.transfer_values({"other": target, "nowhere": elsewhere}, "auc")
+    values, missing = collect.transfer_values({"other": target, "nowhere": elsewhere}, "auc")
     assert set(values["transfer"]) == {"other"}
     assert missing == {"nowhere": ["its data"]}
-    report = experiment.of_report(source)
+    report = codes.of_report(source)
     assert {name for name, t in report.items() if t.finished} == {"autoencoder", "multitask", "code16-l1-0"}
     assert report["code16-l1-0"].folder == report["autoencoder"].folder  # the route's own width, and no penalty
-    missing = experiment.transfer_values({"other": target}, "auc", "blocks")[1]["other"]
+    missing = collect.transfer_values({"other": target}, "auc", "blocks")[1]["other"]
     assert missing == [f"blocks0-cae-1-seed1-fold{fold}" for fold in (1, 2)]
 
 
@@ -233,5 +233,5 @@ def test_one_command_does_what_is_left(
     said = capsys.readouterr().out
     assert "pre-trainings: 2/2" in said  # residual and variational
     assert "decoders: 2/2" in said  # none of the blocks
-    assert all(training.finished for training in experiment.of_report(profiles[0]).values())
-    assert experiment.transfer_values({"other": profiles[1]}, "auc", "blocks")[1] == {}
+    assert all(training.finished for training in codes.of_report(profiles[0]).values())
+    assert collect.transfer_values({"other": profiles[1]}, "auc", "blocks")[1] == {}

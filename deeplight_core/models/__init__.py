@@ -1,14 +1,15 @@
-"""Models, one file per paper: an encoder of `ENCODERS` with a head of `HEADS`.
+"""Models: an encoder of `ENCODERS` with a head of `HEADS`.
 
 A new encoder or head is a class with a `name`, entered here; the battery of tests demands the rest.
 """
 
 from typing import Any
 
-from deeplight_core.models.autoencoder import ConvEncoder, Reconstruction, ResidualEncoder, Variational
+from deeplight_core.models.autoencoder import ConvEncoder, ResidualEncoder
 from deeplight_core.models.deeplight import SliceEncoder
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
+from deeplight_core.models.reconstruction import Reconstruction, Variational
 
 __all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Mirror", "Model", "Outcome", "build"]
 

@@ -266,7 +266,7 @@ def side_by_side(
     Parameters
     ----------
     pretraining : metrics of the pre-training (`epoch, split, task, subject, score`)
-    curves : metrics of the fine-tunings (`experiment.sweep_curves`)
+    curves : metrics of the fine-tunings (`collect.sweep_curves`)
     results : the results table
     n_source : number of states of the source
     constant : `scores.constant_answer` of the source and of the target, which a decoder has to beat

@@ -170,7 +170,7 @@ def steps_note(profile: Profile, metrics: pd.DataFrame) -> str:
 
     Parameters
     ----------
-    metrics : of `experiment.sweep_curves`
+    metrics : of `collect.sweep_curves`
     """
     held_out = common_steps(metrics[(metrics["split"] == "validation") & metrics["variant"].isin(_DEEP)])
     curves = held_out.groupby(["fraction", "variant", "step"])["score"].mean()

@@ -282,7 +282,7 @@ def auc_comparisons(values: pd.DataFrame, against: str = "cae-scratch") -> pd.Da
 
     Parameters
     ----------
-    values : as `experiment.fold_values` gives them, one measure
+    values : as `collect.fold_values` gives them, one measure
     """
     others = [v for v in VARIANTS if v in set(values["variant"]) - {against}]
     if against not in set(values["variant"]) or not others:
@@ -348,7 +348,7 @@ def blocks_table(values: pd.DataFrame) -> Styler | None:
 
     Parameters
     ----------
-    values : as `experiment.transfer_values` gives them for the control `blocks`
+    values : as `collect.transfer_values` gives them for the control `blocks`
     """
     if values.empty:
         return None
