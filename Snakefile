@@ -52,6 +52,8 @@ if DATA:
             sys.exit(f"snakemake: the data folder {DATA} does not exist")
         DATA = Path(DATA).absolute()
     PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(DATA)})})
+if str(config.get("transfers", "no")) == "yes" and not PROFILE.transfers:
+    sys.exit(f"snakemake: profile {NAME} has no transfers; `make autoencoders` takes one that has, such as autoencoder or ixi")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
@@ -68,6 +70,15 @@ FIRST_SEED = PROFILE.sweep.seeds[0]
 FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
 # The controls' trainings that are not in the sweep, by name. Only those asked for are run; pages show the finished ones.
 OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
+
+
+def of_structural():
+    """Options of the manifest of structural images: their suffix and the columns that are decoded."""
+    suffixes = [task for task in PROFILE.data.tasks() if task in ("T1w", "T2w")]
+    decoded = [p.data for p in (PROFILE, *map(PROFILE.transferred, PROFILE.transfers))]
+    labels = {own.label: None for own in decoded if own.label} | {c: None for own in decoded for c in own.columns("target")}
+    listed = f"--subjects '{PROFILE.data.root}/participants.tsv'" + "".join(f" --label {label}" for label in labels)
+    return f"--anat {suffixes[0]} {listed if labels else ''}" if suffixes else ""
 
 
 def wanted(option):
@@ -200,7 +211,7 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
     except ValueError as error:
         sys.exit(f"snakemake: {error}")
 
-REAL = PROFILE.name if not PROFILE.simulated else "haxby"
+REAL = PROFILE.name if not PROFILE.simulated and not PROFILE.transfers else "haxby"
 STRUCTURAL = PROFILE.name if PROFILE.transfers else "autoencoder"
 BUILT_IN = PROFILE.name if PROFILE.simulated and not PROFILE.transfers else "demo"
 
@@ -232,15 +243,20 @@ PAPERMILL = (
 )
 
 
-OF_TRANSFERS = ["06_autoencoder", "06_transfer"]  # the pages of a profile with transfers
-if PROFILE.transfers:
+OF_TRANSFERS = ["06_autoencoder", "06_transfer", "06_faults"]  # the pages of a profile with transfers
+TRANSFERS = {name: PROFILE.transferred(name) for name in PROFILE.transfers}
+# A store's data page is made once, whoever reads it.
+OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.store != PROFILE.store}
+if TRANSFERS:
     NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS])
+    NOTEBOOKS += [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
         *([BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else []),
         BOOKS + "/04_statistics.ipynb",
         BOOKS + "/paper_and_this_run.ipynb",
+        *([BOOKS + "/06_volumes.ipynb"] if PROFILE.data.states("source") else []),
         *expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
         *expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
         *(notebook_of(cell) for cell in SWEEP),
@@ -289,12 +305,13 @@ elif not PROFILE.manifest_path.is_file():  # an existing one is the user's, and 
             n=PROFILE.data.n_validation,
             n_test=PROFILE.data.n_test,
             seed=PROFILE.data.split_seed,
+            structural=of_structural(),
         threads: 0
         resources:
             cpus_per_task=1,
         shell:
             "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
-            "--test {params.n_test} --seed {params.seed} --output {output}"
+            "--test {params.n_test} --seed {params.seed} {params.structural} --output {output}"
 
 
 rule plan:
@@ -497,22 +514,39 @@ rule control_page:
         PAPERMILL
 
 
-if PROFILE.transfers:
+if TRANSFERS:
+
+    use rule data as transfer_data with:
+        input:
+            "notebooks/01_data.ipynb",
+        output:
+            BOOKS + "/data/{name}.ipynb",
+        wildcard_constraints:
+            name="|".join(OWN_STORES.values()),
+        params:
+            notebook="01_data",
+            parameters=lambda w: f"-p transfer {w.name}",
+            settings=lambda w: made_of_data(TRANSFERS[w.name]),
 
     rule transfers:
         input:
             INDEX,
+            [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()],
         output:
-            touch(f"{RUNS}/trained/transfers"),
+            touch(RUNS + "/trained/{name}"),
+        wildcard_constraints:
+            name="transfers|faults",
         params:
             settings=settings.digest(code_hash(), PROFILE),
+            sweeps=lambda w: "--name faults" if w.name == "faults" else "--name sweep --name blocks",
         threads: workflow.cores or 1
         shell:
-            "deeplight sweep {RESOLVED} --name sweep --name blocks --jobs {threads}"
+            "deeplight sweep {RESOLVED} {params.sweeps} --jobs {threads}"
 
     rule transfer_page:
         input:
             f"{RUNS}/trained/transfers",
+            f"{RUNS}/trained/faults" if wanted("controls") else [],
             "notebooks/{name}.ipynb",
         output:
             BOOKS + "/{name}.ipynb",
@@ -522,6 +556,22 @@ if PROFILE.transfers:
             notebook=lambda w: w.name,
             parameters="",
             settings=settings.digest(PROFILE),
+        shell:
+            PAPERMILL
+
+else:
+
+    rule volumes:
+        input:
+            INDEX,
+            pretraining_notebook("", "reconstruction", "", FIRST_SEED, FOLDS[0]) if wanted("controls") else [],
+            "notebooks/06_volumes.ipynb",
+        output:
+            BOOKS + "/06_volumes.ipynb",
+        params:
+            notebook="06_volumes",
+            parameters="",
+            settings="",
         shell:
             PAPERMILL
 

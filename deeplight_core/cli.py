@@ -362,13 +362,17 @@ def sweep(
     Example: `deeplight sweep autoencoder`
     """
     from deeplight_core import codes, experiment
+    from deeplight_core.sweeps import changed, planned
 
     own = _profile(profile)
     transfers = [own.transferred(name) for name in own.transfers]
-    for settings in (own, *transfers):
+    decoded, asked = transfers or [own], names or ["sweep"]
+    needed = [own, *(settings.origin for settings in decoded), *decoded]
+    needed += [changed(p, cell.change, cell.target) for p in decoded for name in asked for cell in planned(p, name)]
+    for settings in {settings.store: settings for settings in reversed(needed)}.values():
         experiment.prepare_data(settings, jobs)
     pretrainings = list(codes.of_report(own).values()) if transfers else []
-    experiment.train_all(transfers or [own], names or ["sweep"], pretrainings, jobs)
+    experiment.train_all(decoded, asked, pretrainings, jobs)
 
 
 @app.command()

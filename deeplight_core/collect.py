@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deeplight_core.analysis import scores
@@ -16,6 +17,7 @@ from deeplight_core.training.metrics import COLUMNS as METRICS
 from deeplight_core.training.splits import Splits, Which
 
 __all__ = [
+    "evaluation_values",
     "finished_trainings",
     "fold_values",
     "reported_rows",
@@ -55,36 +57,57 @@ def finished_trainings(profile: Profile, cells: list[Cell]) -> dict[Cell, Traini
     return {cell: training for cell, training in found.items() if training}
 
 
-def fold_values(profile: Profile, measure: str, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
-    """A measure of a group (such as `auc`) in each fold of a sweep, and the names of the missing trainings.
+def fold_values(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, list[str]]:
+    """What a sweep found in each fold, and the names of the missing trainings.
+
+    Measures of a group (`scores.group_scores`) and, for numbers, the mean absolute error over subjects.
 
     Columns `variant, change, fraction, seed, fold, n_subjects, n_test, target, measure, value`.
     """
     cells = planned(profile, name)
     finished, rows = finished_trainings(profile, cells), []
     for cell, training in finished.items():
-        predictions = training.predictions()
-        table = scores.group_scores(predictions, n_resamples=0).query("measure == @measure")
+        predictions, errors = training.predictions(), training.results().query("measure == 'absolute_error'")
+        group = scores.group_scores(predictions, n_resamples=0)
+        mean = errors.groupby(["target", "measure"])["score"].mean().rename("value").reset_index()
         which = {key: getattr(cell, key) for key in ("variant", "change", "fraction", "seed", "fold")}
         which |= {"n_subjects": len(training.units), "n_test": predictions["subject"].nunique()}
-        rows += [which | row for row in table[["target", "measure", "value"]].to_dict("records")]
+        for table in (group[["target", "measure", "value"]], mean):
+            rows += [which | row for row in table.to_dict("records")]
     columns = ["variant", "change", "fraction", "seed", "fold", "n_subjects", "n_test", "target", "measure", "value"]
     return pd.DataFrame(rows, columns=columns), [cell.name for cell in cells if cell not in finished]
 
 
-def transfer_values(
-    transfers: dict[str, Profile], measure: str, name: str = "sweep"
-) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+def transfer_values(transfers: dict[str, Profile], name: str = "sweep") -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """`fold_values` of all transfers whose data are there, with a column `transfer`; what is missing of each."""
     tables, missing = [], {}
     for title, profile in transfers.items():
         if not (profile.store / "index.parquet").is_file():
             missing[title] = ["its data"]
             continue
-        values, lacking = fold_values(profile, measure, name)
+        values, lacking = fold_values(profile, name)
         tables.append(values.assign(transfer=title))
         missing |= {title: lacking} if lacking else {}
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["transfer"]), missing
+
+
+def evaluation_values(profile: Profile) -> pd.DataFrame:
+    """Accuracy of the pre-trained decoder (`cae`) in each fold, evaluated in three ways, as `fold_values` has it.
+
+    variant : `last` epoch, as everywhere; the epoch that was `best` on the very images it is tested on; or labels
+        `shuffled` before they are compared with the answers
+    """
+    random, rows = np.random.default_rng(0), []
+    cells = [cell for cell in planned(profile, "faults") if not cell.change]
+    for cell, training in finished_trainings(profile, cells).items():
+        curve = training.metrics().query("split != 'train'").groupby("epoch")["score"].mean()
+        answered = training.predictions()
+        shuffled = (random.permutation(answered["state"]) == answered["predicted_state"]).mean()
+        which: dict[str, Any] = {"fraction": cell.fraction, "seed": cell.seed, "fold": cell.fold}
+        which |= {"n_subjects": len(training.units), "n_test": answered["subject"].nunique(), "measure": "accuracy"}
+        found = {"last": curve.iloc[-1], "best": curve.max(), "shuffled": shuffled}
+        rows += [{"variant": way, **which, "value": value} for way, value in found.items()]
+    return pd.DataFrame(rows)
 
 
 def sweep_pretraining_curves(profile: Profile) -> pd.DataFrame:

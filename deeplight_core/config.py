@@ -33,6 +33,7 @@ __all__ = [
     "ColumnTarget",
     "ControlSettings",
     "DataSettings",
+    "FaultSettings",
     "FinetuningSettings",
     "LaterVersionError",
     "PreprocessingSettings",
@@ -67,6 +68,7 @@ def _state_map(value: Any) -> Any:
 StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 def _variant(name: str) -> str:
@@ -185,7 +187,7 @@ Counts = dict[Literal["AD", "CN", "CVD", "HC", "PD"], Annotated[int, Field(ge=1)
 class CohortSettings(Section):
     """A simulated cohort of structural images (see `cohorts`)."""
 
-    dataset: str = Field("cohort", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    dataset: str = Field("cohort", pattern=_NAME)
     """Its name; its letters and digits begin the names of its people."""
     people: Counts = Field({"AD": 60, "CN": 60}, min_length=1)
     """Number of people of each diagnosis: AD, PD and CVD are diseases, CN and HC have none."""
@@ -231,6 +233,9 @@ class StructuralSettings(Section):
     it is a map of grey matter already; for images in MNI152, registered or not."""
     z_score: bool = False
     """Give the model z-scores, from each voxel's mean and SD over the training images."""
+    rounded: bool = False
+    """Round every voxel to 0 or 1 after resampling: a fault of other software, to be planted on purpose (see
+    ControlSettings.faults)."""
 
 
 class PreprocessingSettings(Section):
@@ -291,8 +296,8 @@ class FinetuningSettings(TrainingSettings):
     (None = all; Yosinski et al. 2014)."""
 
     def of(self, variant: str) -> "FinetuningSettings":
-        """The settings of one variant, with its own learning rate."""
-        rate = self.learning_rates.get(variant, self.learning_rate)
+        """The settings of one variant, with its own learning rate; permuted labels change none."""
+        rate = self.learning_rates.get(variant.removesuffix("-permuted"), self.learning_rate)
         return self.model_copy(update={"learning_rate": rate, "learning_rates": {}})
 
 
@@ -309,6 +314,21 @@ class SweepSettings(Section):
     """Number of folds of cross-validation, which replaces the manifest's split (None = use the manifest's split)."""
     repeats: int = Field(1, ge=1)
     """Number of times the units are divided into folds."""
+
+
+class FaultSettings(Section):
+    """A suspected cause of failure, planted on purpose, or a suspected remedy."""
+
+    title: str
+    """What it is, in tables and figures."""
+    kind: Literal["seen", "suspected", "remedy"]
+    """Seen in other software's code, suspected to matter, or suspected to help."""
+    variant: VariantName = "cae"
+    """The decoder it is planted in."""
+    fraction: Fraction = 1.0
+    """The share of the training units it gets."""
+    overrides: dict[str, Any] = Field({})
+    """Other settings (see `Profile.overridden`); those of `pretrained_by` change the pre-training."""
 
 
 class ControlSettings(Section):
@@ -342,9 +362,8 @@ class ControlSettings(Section):
     """Channels of an autoencoder's code, each tried with every penalty."""
     penalties: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1e-6, 1e-5])
     """Weights of the sum of all weights' absolute values in an autoencoder's loss."""
-
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+    faults: dict[Annotated[str, Field(pattern=_NAME)], FaultSettings] = Field({})
+    """Suspected causes of failure, each planted alone in a decoder that starts from an autoencoder."""
 
 
 def _named_profile(value: Any) -> Any:

@@ -345,6 +345,9 @@ VARIANTS = {
     "linear-permuted": Variant("logistic regression; labels permuted", learner="logistic", permuted=True),
     "cae-scratch": Variant("convolutional encoder, from scratch", "autoencoder"),
     "cae": Variant("pre-trained by autoencoding", "autoencoder", start="checkpoint"),
+    "cae-permuted": Variant(
+        "pre-trained by autoencoding; labels permuted", "autoencoder", start="checkpoint", permuted=True
+    ),
     "cae-multitask": Variant("pre-trained with auxiliary targets", "multitask", start="checkpoint"),
     "cae-variational": Variant("pre-trained by a variational autoencoder", "variational", start="checkpoint"),
     "cae-frozen": Variant("autoencoder's features, linear", "autoencoder", "probe", start="checkpoint"),

@@ -10,10 +10,21 @@ import numpy as np
 from deeplight_core.config import Profile
 from deeplight_core.routes import VARIANTS
 
-__all__ = ["CONTROLS", "LONGER", "OF_TRANSFERS", "Cell", "Change", "changed", "changes", "planned", "pretraining_of"]
+__all__ = [
+    "CONTROLS",
+    "LONGER",
+    "OF_TRANSFERS",
+    "Cell",
+    "Change",
+    "changed",
+    "changes",
+    "faulted",
+    "planned",
+    "pretraining_of",
+]
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
-OF_TRANSFERS = ("blocks",)  # controls of decoders of another dataset
+OF_TRANSFERS = ("blocks", "faults")  # controls of decoders of another dataset
 LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
@@ -60,6 +71,7 @@ def changes(profile: Profile) -> dict[str, Change]:
     people-rate… : another learning rate for all variants, on these people
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
     blocks… : only so many of the encoder's first blocks are transferred
+    fault-… : a planted fault, or a remedy
     code…-l1-… : another width of an autoencoder's code, and another L1 penalty
     """
     finetuning, controls = profile.finetuning, profile.controls
@@ -69,6 +81,7 @@ def changes(profile: Profile) -> dict[str, Change]:
         "constant": Change("", {"finetuning": {**longer, "schedule": "constant", "evaluations": 30}}),
     }
     found |= {f"blocks{k}": Change("", {"finetuning": {"blocks": k}}) for k in controls.blocks}
+    found |= {f"fault-{name}": Change("", fault.overrides) for name, fault in controls.faults.items()}
     for width, penalty in product(controls.code_widths, controls.penalties):
         widths = [*profile.routes.autoencoder.encoder.widths[:-1], width]
         own = {"encoder": {"widths": widths}, "pretraining": {"l1": penalty}}
@@ -102,6 +115,12 @@ def changed(profile: Profile, change: str, target: str = "") -> Profile:
     if change:
         profile = profile.overridden(changes(profile)[change].overrides)
     return profile.for_target(target)
+
+
+def faulted(profile: Profile) -> Profile:
+    """The transfer of a profile in which faults are planted (see `ControlSettings.faults`); itself if there is none."""
+    transfers = (profile.transferred(name) for name in profile.transfers)
+    return next((transfer for transfer in transfers if transfer.controls.faults), profile)
 
 
 def pretraining_of(profile: Profile, cell: Cell) -> tuple[str, str, str, int, int] | None:
@@ -151,7 +170,13 @@ def planned(profile: Profile, name: str) -> list[Cell]:
         tried = [change for change in changes(profile) if change.startswith("people-")]
         cells = grid(_DEEP + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
     elif name == "blocks":
-        cells = grid(["cae"], changes=["", *(f"blocks{k}" for k in controls.blocks)])
+        changes_of = [f"blocks{k}" for k in controls.blocks]
+        cells = grid(["cae"], [max(sweep.fractions)], changes=["", *changes_of]) if changes_of else []
+    elif name == "faults":
+        planted = [(f"fault-{name}", fault) for name, fault in controls.faults.items()]
+        cells = grid(["cae"], [1.0]) if planted else []
+        for change, fault in planted:
+            cells += grid([fault.variant], [fault.fraction], changes=[change])
     elif name == "gain":
         data = [change for change in changes(profile) if change.startswith("contrast")]
         cells = [

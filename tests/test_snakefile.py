@@ -102,7 +102,7 @@ def prepared(project: Path, *notebooks: str) -> None:
 def test_one_machine_plans_nothing_of_a_cluster(project):
     counts, jobs = plan(project, options="controls=no")
     pages = {"control_page": len(CONTROLS), "statistics": 1, "paper_and_this_run": 1, "measured": 3, "book": 1}
-    assert counts == {"data": 1, "pretraining": 1, "finetuning": 6, **pages, "total": 22}
+    assert counts == {"data": 1, "pretraining": 1, "finetuning": 6, "volumes": 1, **pages, "total": 23}
     assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
 
 
@@ -153,7 +153,7 @@ def test_pretraining_has_all_gpus_of_this_machine_for_itself(project):
 
 def test_pretraining_on_several_nodes_comes_before_its_notebooks(project):
     counts, jobs = plan(project, *CLUSTER, options="controls=yes devices=4 nodes=2")
-    assert counts["train"] == 2  # the seeds of the controls
+    assert counts["train"] == 3  # the seeds of the controls, and the autoencoder of volumes
     for seed, notebook in (("1", "02_pretraining"), ("2", "pretraining/as-is/supervised-own-seed2")):
         train = jobs[f"runs/smoke/trained/supervised-seed{seed}"]
         assert (
@@ -233,7 +233,7 @@ def test_a_manifest_is_made_with_the_splits_of_the_profile(project):
     data = {"manifest": "mine/m.csv", "root": "mine", "layout": "bids", "n_validation": 3, "n_test": 2}
     (project / "profiles/mine.yaml").write_text(yaml.safe_dump({"name": "mine", "data": data}))
     said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
-    assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 --output mine/m.csv", said)
+    assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 +--output mine/m.csv", said)
 
 
 def test_a_wrong_number_is_one_message(project):

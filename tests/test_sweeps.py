@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from deeplight_core.config import Profile, load_profile
+from deeplight_core.config import Profile, differences, load_profile
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, OF_TRANSFERS, Cell, changed, changes, planned, pretraining_of
+from deeplight_core.sweeps import CONTROLS, OF_TRANSFERS, Cell, changed, changes, faulted, planned, pretraining_of
 
 
 def profile(**sections: object) -> Profile:
@@ -81,8 +81,23 @@ def test_every_variant_is_in_a_grid() -> None:
     every = {c.variant for name in ("sweep", *CONTROLS) for c in planned(Profile(), name)}
     every |= {c.variant for c in planned(he, "initialisation")}
     structural = load_profile("autoencoder")
-    every |= {c.variant for name in ("sweep", *OF_TRANSFERS) for c in planned(structural, name)}
+    every |= {c.variant for name in ("sweep", *OF_TRANSFERS) for c in planned(faulted(structural), name)}
     assert every == set(VARIANTS) - {"ridge"}  # of numbers, which a profile asks for by itself
+
+
+def test_every_fault_is_planted_alone() -> None:
+    decoded = faulted(load_profile("autoencoder"))
+    cells = [cell for cell in planned(decoded, "faults") if cell.fold == 1]
+    assert {cell.change for cell in cells} == {"", *(f"fault-{name}" for name in decoded.controls.faults)}
+    of = {cell.change.removeprefix("fault-"): (cell, changed(decoded, cell.change)) for cell in cells}
+    assert of["labels"][0].variant == "cae-permuted"
+    assert of["few"][0].fraction < 1
+    assert of["rounded"][1].store != decoded.store
+    assert of["short"][1].origin.routes.autoencoder.pretraining.learning_rate == 1e-3
+    unlike = {name: differences(decoded, own).index.tolist() for name, (_, own) in of.items()}
+    assert unlike["weights"] == ["finetuning.head.class_weights"]
+    assert unlike["labels"] == unlike["short"] == []
+    assert faulted(profile()) == profile()
 
 
 def test_blocks_are_transferred_one_after_the_other() -> None:

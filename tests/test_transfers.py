@@ -100,8 +100,10 @@ def test_decoders_of_another_grid_start_from_the_origins_encoder(profiles: tuple
 
 def test_every_fold_has_its_values(profiles: tuple[Profile, Profile]) -> None:
     _, target = profiles
-    values, missing = collect.fold_values(target, "auc")
+    values, missing = collect.fold_values(target)
     assert missing == []
+    assert set(values["measure"]) == {"auc", "balanced_accuracy"}
+    values = values[values["measure"] == "auc"]
     assert values.groupby("variant")["fold"].apply(list).tolist() == [[1, 2]] * 5
     assert values["value"].between(0, 1).all()
     assert set(values["n_test"]) == {4, 6} or set(values["n_test"]) == {5}
@@ -211,13 +213,13 @@ def test_codes_are_counted_projected_and_separated(profiles: tuple[Profile, Prof
 def test_values_of_transfers_name_what_is_missing(profiles: tuple[Profile, Profile]) -> None:
     source, target = profiles
     elsewhere = target.model_copy(update={"name": "nowhere"})
-    values, missing = collect.transfer_values({"other": target, "nowhere": elsewhere}, "auc")
+    values, missing = collect.transfer_values({"other": target, "nowhere": elsewhere})
     assert set(values["transfer"]) == {"other"}
     assert missing == {"nowhere": ["its data"]}
     report = codes.of_report(source)
     assert {name for name, t in report.items() if t.finished} == {"autoencoder", "multitask", "code16-l1-0"}
     assert report["code16-l1-0"].folder == report["autoencoder"].folder  # the route's own width, and no penalty
-    missing = collect.transfer_values({"other": target}, "auc", "blocks")[1]["other"]
+    missing = collect.transfer_values({"other": target}, "blocks")[1]["other"]
     assert missing == [f"blocks0-cae-1-seed1-fold{fold}" for fold in (1, 2)]
 
 
@@ -234,4 +236,4 @@ def test_one_command_does_what_is_left(
     assert "pre-trainings: 2/2" in said  # residual and variational
     assert "decoders: 2/2" in said  # none of the blocks
     assert all(training.finished for training in codes.of_report(profiles[0]).values())
-    assert collect.transfer_values({"other": profiles[1]}, "auc", "blocks")[1] == {}
+    assert collect.transfer_values({"other": profiles[1]}, "blocks")[1] == {}

@@ -30,6 +30,7 @@ class Measure:
     unit : "share" (of 1, written in percent), empty (a plain number), or a column's unit, filled in by
         `dataclasses.replace(MEASURES["absolute_error"], unit="years")`
     axis : the title of an axis of such values, if not `title`
+    bounds : between which all values lie, infinite where there are none
     of_group : truths and answers of a sample → the value of any of its examples; None for a measure of examples
     """
 
@@ -39,6 +40,7 @@ class Measure:
     guess: float | Literal["1/states"] | None
     unit: str = ""
     axis: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     of_group: Callable[[np.ndarray, np.ndarray], _Value] | None = None
 
     def chance(self, n_states: int = 0) -> float | None:
@@ -165,18 +167,26 @@ def _varies(values: np.ndarray) -> bool:
     return len(values) > 0 and bool((values != values[0]).any())
 
 
-ACCURACY = Measure("accuracy", "accuracy", True, "1/states", "share", axis="decoding accuracy")
+ACCURACY = Measure("accuracy", "accuracy", True, "1/states", "share", axis="decoding accuracy", bounds=(0, 1))
 MEASURES = {
     measure.name: measure
     for measure in (
         ACCURACY,
-        Measure("balanced_accuracy", "balanced accuracy", True, "1/states", "share", of_group=_balanced_accuracy),
-        Measure("contrast_accuracy", "contrast accuracy", True, 0.5, "share"),
-        Measure("absolute_error", "absolute error", False, None),
-        Measure("reconstruction_error", "reconstruction error", False, None),
-        Measure("r2", "R²", True, 0.0, of_group=_r2),
-        Measure("r", "correlation", True, 0.0, of_group=_r),
-        Measure("auc", "AUC", True, 0.5, of_group=_auc),
+        Measure(
+            "balanced_accuracy",
+            "balanced accuracy",
+            True,
+            "1/states",
+            "share",
+            bounds=(0, 1),
+            of_group=_balanced_accuracy,
+        ),
+        Measure("contrast_accuracy", "contrast accuracy", True, 0.5, "share", bounds=(0, 1)),
+        Measure("absolute_error", "absolute error", False, None, bounds=(0, math.inf)),
+        Measure("reconstruction_error", "reconstruction error", False, None, bounds=(0, math.inf)),
+        Measure("r2", "R²", True, 0.0, bounds=(-math.inf, 1), of_group=_r2),
+        Measure("r", "correlation", True, 0.0, bounds=(-1, 1), of_group=_r),
+        Measure("auc", "AUC", True, 0.5, bounds=(0, 1), of_group=_auc),
     )
 }
 """By name; one target is scored by one measure of examples."""

@@ -325,7 +325,9 @@ def compare_fold_values(values: pd.DataFrame, a: str, b: str, n_tests: int = 0) 
 
 
 def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
-    """Means over folds of a measure of a group, with 95% intervals that count what folds share (see `compare_folds`).
+    """Means over folds of a measure, with 95% intervals that count what folds share (see `compare_folds`).
+
+    Intervals end where the measure does.
 
     Parameters
     ----------
@@ -336,14 +338,14 @@ def fold_intervals(values: pd.DataFrame) -> pd.DataFrame:
     `variant, fraction, n_subjects, n_folds, mean, low, high`
     """
     per_fold = values.groupby(["variant", "fraction", "fold"], sort=False)[["value", "n_subjects", "n_test"]].mean()
-    rows = []
+    (lowest, highest), rows = _measure(values).bounds, []
     for (variant, fraction), of_fold in per_fold.dropna().groupby(["variant", "fraction"], sort=False):
         n_train = of_fold["n_subjects"].mean()
         error = _resampled_error(of_fold["value"].to_numpy(), of_fold["n_test"].mean() / n_train)
         mean, reach = of_fold["value"].mean(), stats.t.ppf(0.975, max(1, len(of_fold) - 1)) * error
         rows.append(
             {"variant": variant, "fraction": fraction, "n_subjects": round(n_train), "n_folds": len(of_fold),
-             "mean": mean, "low": mean - reach, "high": mean + reach}
+             "mean": mean, "low": np.maximum(mean - reach, lowest), "high": np.minimum(mean + reach, highest)}
         )  # fmt: skip
     return pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "n_folds", "mean", "low", "high"])
 

@@ -210,9 +210,9 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
 
         def write(path: Path) -> None:
             if structural:
-                record.update(
-                    _write_image(path, on_grid(grid, image, place, row, settings), label, row, profile, planned)
-                )
+                placed = on_grid(grid, image, place, row, settings)
+                placed = placed.round() if settings.structural.rounded else placed
+                record.update(_write_image(path, placed, label, row, profile, planned))
             else:
                 record.update(_write_series(path, folder, row, profile, planned, device))
             record["sha256"] = file_sha256(path)

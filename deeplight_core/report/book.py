@@ -35,6 +35,7 @@ PAGES = {
     "controls_seeds": "Repeated trainings",
     "controls_steps": "Were the trainings long enough?",
     "controls_rates": "One learning rate for all?",
+    "06_volumes": "Autoencoding fMRI volumes",
     "controls_gain": "What does it take for pre-training to help?",
     "full_run": "What the full run takes",
     "performance": "Speed",
@@ -43,8 +44,11 @@ PAGES = {
 _STRUCTURAL = {
     "06_autoencoder": "Autoencoders of structural images",
     "06_transfer": "Transfer between cohorts",
+    "06_faults": "Why theirs did not converge",
+    "01_data": "Structural images",
+    "data/none": "The cohorts",
 }
-_OWN_PARAMETERS = ("route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
+_OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
     "results.csv": "scores of every held-out subject in every training of the sweep, by volume and by block",
     **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
@@ -101,8 +105,10 @@ def stage(root: Path, folder: Path, built_in: str, real: str, structural: str) -
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
 
-    for notebook in (root / "runs" / structural).glob("notebooks/06_*.ipynb"):
-        _page(notebook, folder / "structural" / notebook.name, structural)
+    source = root / "runs" / structural / "notebooks"
+    if (source / "06_transfer.ipynb").is_file():
+        for notebook in [*source.glob("*.ipynb"), *source.glob("data/*.ipynb")]:
+            _page(notebook, folder / "structural" / notebook.relative_to(source), structural)
     command = make_command("autoencoders", structural)
     absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
     _fill(folder / "structural", _STRUCTURAL, absent)
@@ -162,8 +168,9 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
         own += f" -y '{json.dumps({'overrides': overrides})}'"
     lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
     page = " \\\n    ".join(filter(None, lines))
-    control = "gain" if name == "controls_gain.ipynb" else "controls"
-    target = control if name.startswith("controls_") else "autoencoders" if name.startswith("06_") else "reproduce"
+    made_by = {"controls_gain": "gain", "06_volumes": "controls", "06_faults": "controls", "06_": "autoencoders",
+               "controls_": "controls"}  # fmt: skip
+    target = next((target for start, target in made_by.items() if name.startswith(start)), "reproduce")
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"
         f"`{make_command(target, profile)}` makes this page and all that it needs. This page alone, afterwards:\n\n"

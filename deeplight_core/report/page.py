@@ -11,15 +11,15 @@ from deeplight_core.report.plots import use_style
 __all__ = ["begin", "say", "show"]
 
 
-def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "") -> Profile:
+def begin(profile: str, overrides: dict[str, Any] | None = None, target: str = "", transfer: str = "") -> Profile:
     """Load a page's settings, make the folder of its tables, and say which data it shows.
 
-    For the arguments see `config.load_profile` and `Profile.for_target`.
+    For the arguments see `config.load_profile`, `Profile.for_target` and `Profile.transferred`.
     """
     if shell := get_ipython():
         shell.run_line_magic("config", 'InlineBackend.figure_formats = ["retina"]')
     use_style()
-    settings = load_profile(profile, overrides).for_target(target)
+    settings = load_profile(profile, overrides).transferred(transfer).for_target(target)
     settings.folder.mkdir(parents=True, exist_ok=True)
     say(settings.provenance)
     return settings

@@ -294,11 +294,14 @@ def unit_statistics(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 def permuted(examples: Examples, seed: int) -> Examples:
     """The examples with their targets in random order: as frequent as before, but meaningless.
 
-    Labels are permuted within each run; numbers, which belong to units, between units.
+    Labels are permuted within each run, those of structural images between images; numbers, which belong to units,
+    between units.
     """
     random = np.random.default_rng([seed, 0x9E12])
     if examples.targets.ndim == 1:
         labels = pd.Series(examples.targets).groupby(examples.table["file"].to_numpy(), sort=False)
+        if labels.ngroups == len(examples):
+            return replace(examples, targets=random.permutation(examples.targets))
         return replace(examples, targets=labels.transform(random.permutation).to_numpy())
     names, unit = np.unique(examples.table["unit"], return_inverse=True)
     first = np.unique(unit, return_index=True)[1]

@@ -1,5 +1,19 @@
 """Sentences and tables of the pages, made from settings and results. Pure functions: they read and write no file."""
 
+from deeplight_core.report.findings.autoencoder import (
+    api_table,
+    architectures_note,
+    architectures_table,
+    codes_note,
+    codes_table,
+    equal_note,
+    kl_note,
+    people_table,
+    reference_note,
+    separation_note,
+    trained_note,
+    widest,
+)
 from deeplight_core.report.findings.controls import (
     baselines_note,
     baselines_table,
@@ -109,26 +123,6 @@ from deeplight_core.report.findings.speed import (
     sweep_speed,
     training_speed,
 )
-from deeplight_core.report.findings.structural import (
-    api_table,
-    architectures_note,
-    architectures_table,
-    auc_comparisons,
-    auc_note,
-    auc_table,
-    blocks_table,
-    codes_note,
-    codes_table,
-    equal_note,
-    kl_note,
-    people_table,
-    reference_note,
-    separation_note,
-    trained_note,
-    transfer_title,
-    transfers_note,
-    widest,
-)
 from deeplight_core.report.findings.training import (
     best_and_worst_note,
     confusion_note,
@@ -140,6 +134,19 @@ from deeplight_core.report.findings.training import (
     scores_note,
     tasks_note,
 )
+from deeplight_core.report.findings.transfer import (
+    blocks_table,
+    decoders_note,
+    decoders_table,
+    decoders_tests,
+    evaluation_note,
+    fault_tests,
+    faults_note,
+    faults_table,
+    main_values,
+    transfer_title,
+    transfers_note,
+)
 
 __all__ = [
     "WAYS",
@@ -150,9 +157,6 @@ __all__ = [
     "architectures_table",
     "arithmetic_note",
     "assumed_table",
-    "auc_comparisons",
-    "auc_note",
-    "auc_table",
     "baselines_note",
     "baselines_table",
     "best_and_worst_note",
@@ -173,6 +177,9 @@ __all__ = [
     "data_note",
     "data_origin",
     "decoder_note",
+    "decoders_note",
+    "decoders_table",
+    "decoders_tests",
     "decoding_speed",
     "design_note",
     "difference_note",
@@ -181,9 +188,13 @@ __all__ = [
     "durations_table",
     "effects_table",
     "equal_note",
+    "evaluation_note",
     "exchanges_note",
     "exchanges_table",
     "facts_table",
+    "fault_tests",
+    "faults_note",
+    "faults_table",
     "feeding_note",
     "feeding_table",
     "finetuning_note",
@@ -207,6 +218,7 @@ __all__ = [
     "linear_note",
     "linear_tests",
     "loading_speed",
+    "main_values",
     "make_command",
     "many_gpus_note",
     "many_gpus_table",

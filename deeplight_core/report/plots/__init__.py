@@ -23,7 +23,14 @@ from deeplight_core.report.plots.decoding import (
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
 from deeplight_core.report.plots.model import model_diagram
 from deeplight_core.report.plots.speed import hours_bars, hours_by_gpus, loading_bars, loss_curves, step_bars
-from deeplight_core.report.plots.structural import code_histograms, code_projections, error_curves, reconstruction_grid
+from deeplight_core.report.plots.structural import (
+    code_histograms,
+    code_projections,
+    error_bars,
+    error_curves,
+    fault_curves,
+    reconstruction_grid,
+)
 from deeplight_core.report.plots.style import TASK_COLOURS, use_style
 
 __all__ = [
@@ -37,7 +44,9 @@ __all__ = [
     "confusion_matrix",
     "design_timeline",
     "difference_bars",
+    "error_bars",
     "error_curves",
+    "fault_curves",
     "fraction_curves",
     "gain_lines",
     "hours_bars",

@@ -1,5 +1,7 @@
 """Figures of structural images: reconstructions, codes, projections."""
 
+import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,20 +11,23 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from deeplight_core.report.plots.style import colour_of
+from deeplight_core.report.plots.style import bars, colour_of
 
-__all__ = ["code_histograms", "code_projections", "error_curves", "reconstruction_grid"]
+__all__ = ["code_histograms", "code_projections", "error_bars", "error_curves", "fault_curves", "reconstruction_grid"]
 
 
-def reconstruction_grid(rows: Mapping[str, np.ndarray], mask: np.ndarray) -> Figure:
+def reconstruction_grid(rows: Mapping[str, np.ndarray], mask: np.ndarray, z_scores: bool = False) -> Figure:
     """Axial slices of volumes, one row each: originals and reconstructions.
 
     Parameters
     ----------
     rows : titles and (n, Z, Y, X) volumes, n the same in all; every image's middle and a lower slice are shown
     mask : (Z, Y, X) bool; voxels outside are left blank
+    z_scores : whether values lie around 0, not between 0 and 1
     """
+    cmap, low, high = ("RdBu_r", -3, 3) if z_scores else ("gray", 0, 1)
     n = len(next(iter(rows.values())))
     inside = np.flatnonzero(mask.any(axis=(1, 2)))
     slices = [int(inside[int(share * (len(inside) - 1))]) for share in (0.35, 0.6)]
@@ -32,13 +37,28 @@ def reconstruction_grid(rows: Mapping[str, np.ndarray], mask: np.ndarray) -> Fig
     for line, (title, volumes) in zip(axes, rows.items(), strict=True):
         for i, axis in enumerate(line):
             image = np.where(mask, volumes[i // 2], np.nan)[slices[i % 2]]
-            axis.imshow(image, origin="lower", cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(image, origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
             axis.set_axis_off()
         line[0].set_axis_on()
         line[0].set(xticks=[], yticks=[])
         line[0].grid(visible=False)
         line[0].set_ylabel(title, rotation=0, ha="right", va="center")
         sns.despine(ax=line[0], left=True, bottom=True)
+    return figure
+
+
+def error_bars(errors: pd.DataFrame) -> Figure:
+    """Held-out reconstruction errors of the mean volume, an autoencoder and PCA: bars are means, points people.
+
+    Parameters
+    ----------
+    errors : as `codes.reference_errors` gives them
+    """
+    titles = {"mean": "mean volume", "autoencoder": "autoencoder", "pca": f"PCA, {errors['n_components'].iloc[0]}"}
+    table = errors.rename(columns=titles).melt("subject", list(titles.values()), "model", "error")
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    bars(axes, table, "model", "error", {title: colour_of("", i) for i, title in enumerate(titles.values())})
+    axes.set(xlabel="", ylabel="mean squared error")
     return figure
 
 
@@ -59,6 +79,38 @@ def error_curves(curves: Mapping[str, pd.DataFrame]) -> Figure:
     )  # fmt: skip
     axes.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
     _legend_below(figure, axes)
+    return figure
+
+
+def fault_curves(metrics: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Loss by step of decoders with faults, one panel each, beside those without (grey); means over folds and people.
+
+    Parameters
+    ----------
+    metrics : `change, step, split, loss`, as `collect.sweep_curves` gives them for the control `faults`
+    titles : change → title of its panel; "" is the decoder without faults
+    """
+    losses = metrics[metrics["loss"] > 0].groupby(["change", "split", "step"], as_index=False)["loss"].mean()
+    shown = [change for change in titles if change and change in set(losses["change"])]
+    rows = math.ceil(len(shown) / 3)
+    figure, panels = plt.subplots(rows, 3, figsize=(8, 2.5 * rows), sharey=True, squeeze=False)
+    for axis, change in zip(panels.flat, shown, strict=False):
+        for of, colour in (("", "#999999"), (change, colour_of("", 3))):
+            for split, of_split in losses[losses["change"] == of].groupby("split"):
+                axis.plot(of_split["step"], of_split["loss"], color=colour, linestyle="--" if split == "train" else "-")
+        axis.set_title(textwrap.fill(titles[change], 28), fontsize="medium")
+        axis.set(yscale="log", xlabel="steps")
+    for axis in panels.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis in panels[:, 0]:
+        axis.set_ylabel("cross-entropy")
+    dashes: dict[str, Any] = {"held out": "-", "trained on": "--"}
+    lines = [
+        Line2D([], [], color=colour, linestyle=dashes[images], label=f"{name}, {images}")
+        for colour, name in (("#999999", "no fault"), (colour_of("", 3), "this fault"))
+        for images in dashes
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2)
     return figure
 
 

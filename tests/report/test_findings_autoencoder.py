@@ -1,5 +1,4 @@
 import importlib
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import typer
 from deeplight_core.cli import app
 from deeplight_core.config import Profile
 from deeplight_core.report import findings
-from deeplight_core.report.findings.structural import API
+from deeplight_core.report.findings.autoencoder import API
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,60 +117,11 @@ def test_a_collapsed_posterior_is_named() -> None:
     assert "**Its posterior has collapsed" in findings.kl_note(np.zeros(3))
 
 
-# ---- transfer
-
-
-def values(leads: dict[str, float], n_folds: int = 5) -> pd.DataFrame:
-    random = np.random.default_rng(1)
-    base = 0.6 + random.normal(0, 0.01, n_folds)
-    rows = [
-        (variant, "", fraction, 1, fold + 1, 40, 10, "state", "auc", base[fold] + lead + random.normal(0, 0.004))
-        for variant, lead in leads.items() for fraction in (0.5, 1.0) for fold in range(n_folds)
-    ]  # fmt: skip
-    columns = ["variant", "change", "fraction", "seed", "fold", "n_subjects", "n_test", "target", "measure", "value"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def test_transfer_is_tested_against_scratch_and_linear_models() -> None:
-    found = values({"cae-scratch": 0.0, "cae": 0.2, "cae-multitask": 0.0, "voxels": 0.25})
-    tests = findings.auc_comparisons(found)
-    assert set(tests["variant"]) == {"cae", "cae-multitask", "voxels"}
-    assert (tests["p_bonferroni"] >= tests["p"] * 6 * 0.999).all() or (tests["p_bonferroni"] == 1).any()
-    note = findings.auc_note(found)
-    assert "in 2 of 4 comparisons (pre-trained by autoencoding)" in note
-    assert "**as good as or better than** the best network (pre-trained by autoencoding, 0.8" in note
-    assert "**not as good as**" in findings.auc_note(values({"cae-scratch": 0.0, "cae": 0.2, "voxels": 0.05}))
-    table = texts(findings.auc_table(Profile(), found))
-    starred = table[table["lead over scratch"].str.contains("★")]
-    assert set(starred["decoder"]) == {"pre-trained by autoencoding", "linear model of voxels"}
-    assert findings.auc_note(values({"cae": 0.1})) == "Nothing can be compared yet."
-    assert findings.auc_table(Profile(), found.iloc[:0]) is None
-
-
-def test_blocks_have_a_column_for_each_transfer() -> None:
-    found = values({"cae": 0.1}).assign(transfer="there")
-    few = found.assign(change="blocks0", value=found["value"] - 0.1)
-    table = texts(findings.blocks_table(pd.concat([found, few])))
-    assert table["blocks"].tolist() == ["0", "all"]
-    assert all(re.match(r"0\.\d\d \[", cell) for cell in table["there"])
-    assert findings.blocks_table(found.iloc[:0]) is None
-
-
-def test_what_is_missing_is_named() -> None:
+def test_missing_pretrainings_are_named() -> None:
     assert findings.trained_note({"autoencoder": True}) == ""
     assert "1 of 2 pre-trainings has not been run**: residual" in findings.trained_note(
         {"autoencoder": True, "residual": False}
     )
-    source = Profile.model_validate(
-        {"name": "a", "data": {"root": "x/one", "source": {"T1w": {}}, "target": {"T1w": ["AD", "CN"]}}}
-    )
-    target = source.overridden(
-        {"name": "b", "pretrained_by": source.model_dump(mode="json"), "data": {"root": "x/two"}}
-    )
-    assert findings.transfer_title(target) == "one T1w → two T1w: AD or CN"
-    note = findings.transfers_note({"two": target}, {"two": [f"m{i}" for i in range(7)]})
-    assert "m0, m1, m2, m3, m4 and 2 more" in note
-    assert findings.transfers_note({"two": target}, {}) == ""
 
 
 def test_separation_is_said_for_both_parts() -> None:

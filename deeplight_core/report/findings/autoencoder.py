@@ -1,23 +1,17 @@
-"""Sentences and tables of the pages about structural images and autoencoders (Atanaszov & Ritter 2019)."""
+"""Sentences and tables of the pages about autoencoders (Atanaszov & Ritter 2019)."""
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
-from deeplight_core.config import Profile
-from deeplight_core.report.findings.cells import interval, listed, number, short_title, sizes, table
-from deeplight_core.routes import VARIANTS
+from deeplight_core.report.findings.cells import interval, listed, number, table
 
 __all__ = [
     "API",
     "api_table",
     "architectures_note",
     "architectures_table",
-    "auc_comparisons",
-    "auc_note",
-    "auc_table",
-    "blocks_table",
     "codes_note",
     "codes_table",
     "equal_note",
@@ -26,14 +20,11 @@ __all__ = [
     "reference_note",
     "separation_note",
     "trained_note",
-    "transfer_title",
-    "transfers_note",
     "widest",
 ]
 
 _FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
 _SILENT = 1e-6  # a unit of the code whose activation never exceeds this
-_BRIEF = {"cae-scratch": "scratch"}  # in the heads of tables
 _UNUSED_NATS = 0.01  # KL divergence of a unit of a variational code that says nothing
 
 API = (
@@ -274,126 +265,6 @@ def kl_note(kl_of_units: np.ndarray) -> str:
     return said + (" **Its posterior has collapsed: the code says nothing.**" if used == 0 else "")
 
 
-# ---- transfer
-
-
-def auc_comparisons(values: pd.DataFrame, against: str = "cae-scratch") -> pd.DataFrame:
-    """Every variant's AUC against one variant's over the folds, corrected over all tests of the table.
-
-    Parameters
-    ----------
-    values : as `collect.fold_values` gives them, one measure
-    """
-    others = [v for v in VARIANTS if v in set(values["variant"]) - {against}]
-    if against not in set(values["variant"]) or not others:
-        return pd.DataFrame()
-    n_tests = len(others) * values["fraction"].nunique()
-    compared = {v: statistics.compare_fold_values(values, v, against, n_tests) for v in others}
-    return pd.concat([tests.assign(variant=v) for v, tests in compared.items()], ignore_index=True)
-
-
-def auc_table(profile: Profile, values: pd.DataFrame, against: str = "cae-scratch") -> Styler | None:
-    """AUC of every variant with its interval, and its lead over one variant; None without results."""
-    if values.empty:
-        return None
-    means = statistics.fold_intervals(values)
-    tests = auc_comparisons(values, against)
-    leads = {
-        (row["variant"], row["fraction"]): interval(row["difference"], row["low"], row["high"], "+.2f")
-        + (" ★" if row["p_bonferroni"] < 0.05 else "")
-        for row in tests.to_dict("records")
-    }
-    order = means.sort_values(["fraction", "mean"], ascending=[True, False])
-    rows = order.to_dict("records")
-    return table(
-        {
-            **sizes(profile, order),
-            "decoder": [short_title(row["variant"]) for row in rows],
-            "AUC": [interval(row["mean"], row["low"], row["high"], ".2f") for row in rows],
-            f"lead over {_BRIEF.get(against, against)}": [
-                leads.get((row["variant"], row["fraction"]), "–") for row in rows
-            ],
-        }
-    )
-
-
-def auc_note(values: pd.DataFrame, against: str = "cae-scratch") -> str:
-    """Whether pre-training helps, and whether a linear model is as good."""
-    tests = auc_comparisons(values, against)
-    if tests.empty:
-        return "Nothing can be compared yet."
-    deep = tests[[VARIANTS[v].start == "checkpoint" and VARIANTS[v].learner == "deep" for v in tests["variant"]]]
-    helped = deep[(deep["p_bonferroni"] < 0.05) & deep["better"]]
-    means = statistics.fold_intervals(values)
-    linear = means[[VARIANTS[v].learner in ("voxels", "regional") for v in means["variant"]]]
-    fine = means[[VARIANTS[v].learner == "deep" for v in means["variant"]]]
-    said = (
-        f"Pre-training helps significantly in {len(helped)} of {len(deep)} comparisons"
-        + (f" ({listed(sorted({short_title(v) for v in helped['variant']}))})" if len(helped) else "")
-        + "."
-    )
-    if len(linear) and len(fine):
-        best, of_deep = (of.sort_values("mean").iloc[-1] for of in (linear, fine))
-        as_good = best["mean"] >= of_deep["mean"]
-        said += (
-            f" The best linear model ({short_title(best['variant'])}, AUC {best['mean']:.2f}) is "
-            f"**{'as good as or better than' if as_good else 'not as good as'}** the best network "
-            f"({short_title(of_deep['variant'])}, {of_deep['mean']:.2f})."
-        )
-    return said
-
-
-def blocks_table(values: pd.DataFrame) -> Styler | None:
-    """AUC by the number of the encoder's first blocks that are transferred; None without results.
-
-    Parameters
-    ----------
-    values : as `collect.transfer_values` gives them for the control `blocks`
-    """
-    if values.empty:
-        return None
-    whole = values["fraction"].max()
-    names = {change: change.removeprefix("blocks") or "all" for change in values["change"].unique()}
-    rows: dict[str, list[str]] = {"blocks": sorted(names.values())}
-    for transfer, of_transfer in values[values["fraction"] == whole].groupby("transfer", sort=False):
-        cells = {}
-        for change, own in of_transfer.groupby("change"):
-            row = statistics.fold_intervals(own).iloc[0]
-            cells[names[str(change)]] = interval(row["mean"], row["low"], row["high"], ".2f")
-        rows[str(transfer)] = [cells.get(name, "missing") for name in rows["blocks"]]
-    return table(rows)
-
-
-def trained_note(finished: dict[str, bool]) -> str:
-    """Which of the planned pre-trainings are missing; nothing if none is."""
-    missing = [name for name, done in finished.items() if not done]
-    have = "has" if len(missing) == 1 else "have"
-    said = f"**{len(missing)} of {len(finished)} pre-trainings {have} not been run**: {listed(missing)}."
-    return said if missing else ""
-
-
-def transfers_note(transfers: dict[str, Profile], missing: dict[str, list[str]]) -> str:
-    """What is missing of the transfers; nothing if nothing is."""
-    said = []
-    for name, lacking in missing.items():
-        more = [f"{len(lacking) - 5} more"] if len(lacking) > 5 else []
-        said.append(f"*{transfer_title(transfers[name])}*: {listed([*lacking[:5], *more])}")
-    return f"**Not all has been run.** Missing are {'; '.join(said)}." if said else ""
-
-
-def transfer_title(profile: Profile) -> str:
-    """From which dataset and image to which, and what is decoded."""
-    data, origin = profile.data, profile.origin
-
-    def name(of: Profile) -> str:
-        return of.cohort.dataset if of.cohort else of.data.root.rstrip("/").rpartition("/")[2]
-
-    states = [state for _, state in data.states("target")]
-    what = " or ".join(states or data.columns("target"))
-    source, target = (" and ".join(of) for of in (origin.data.tasks("source"), data.tasks("target")))
-    return f"{name(origin)} {source} → {name(profile)} {target}: {what}"
-
-
 def separation_note(separations: dict[str, tuple[float, float]], label: str) -> str:
     """How well codes separate classes, in training and held out.
 
@@ -408,3 +279,11 @@ def separation_note(separations: dict[str, tuple[float, float]], label: str) -> 
         if said
         else ""
     )
+
+
+def trained_note(finished: dict[str, bool]) -> str:
+    """Which of the planned pre-trainings are missing; nothing if none is."""
+    missing = [name for name, done in finished.items() if not done]
+    have = "has" if len(missing) == 1 else "have"
+    said = f"**{len(missing)} of {len(finished)} pre-trainings {have} not been run**: {listed(missing)}."
+    return said if missing else ""
