@@ -19,7 +19,7 @@ help: ## list the targets
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
 reproduce: ## the main job: data, pre-training, sweep, statistics, book (PROFILE=demo; smoke is the quick look)
-controls: ## beyond the paper: baselines, initialisation, permuted labels, targets, seeds, steps, learning rates
+controls: ## beyond the paper: baselines, initialisation, permuted labels, targets, seeds, steps, learning rates (PROFILE=autoencoder: planted faults)
 gain: ## transfer gain against the number of pre-training subjects and the contrast
 autoencoders: ## structural images: autoencoders, and transfer between cohorts (PROFILE=autoencoder)
 autoencoders: PROFILE = autoencoder

@@ -1,5 +1,7 @@
 """Autoencoding of structural images, and decoders of another cohort that start from it."""
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import torch
 import yaml
 from conftest import use_threads
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from deeplight_core import cli, codes, collect, experiment
 from deeplight_core.config import Profile
+from deeplight_core.data import cohorts
 from deeplight_core.data.store import open_store
+from deeplight_core.report.findings.autoencoder import API
+from deeplight_core.routes import ConvEncoderSettings, ResidualEncoderSettings
 from deeplight_core.sweeps import planned
 from deeplight_core.training.checkpoint import load_model
 
@@ -47,6 +53,11 @@ SETTINGS: dict[str, Any] = {
         }
     },
 }  # fmt: skip
+
+
+def importable(how: str) -> bool:
+    """Whether an item of the table is a function or class."""
+    return how.split(".")[0] in ("training", "report", "codes", "models") or how == "data.store.open_store"
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +248,123 @@ def test_one_command_does_what_is_left(
     assert "decoders: 2/2" in said  # none of the blocks
     assert all(training.finished for training in codes.of_report(profiles[0]).values())
     assert collect.transfer_values({"other": profiles[1]}, "blocks")[1] == {}
+
+
+# ---- the report's library, item by item
+
+
+def command(how: str, source: Profile, folder: Path, out: Path) -> list[str]:
+    """A command of the table as one that can be run on the tests' cohort."""
+    root = folder / "one"
+    whole = {
+        "manifest": f"--bids {root} --anat T1w --subjects {root}/participants.tsv -o {out}/t1.csv",
+        "prepare": f"{out}/t1.csv --store {out}/t1.store",
+        "finetune": "source --variant cae-scratch --fraction 1.0",
+    }
+    words = {
+        "DATA": str(root), "t1.csv": f"{out}/t1.csv", "t1.store": f"{out}/t1.store", "autoencoder": "source",
+        "participants.tsv": f"{root}/participants.tsv", "PROFILE": "source",
+        "TRAINING": str(experiment.finetuning(source, "cae-scratch", 1.0, 1).folder),
+    }  # fmt: skip
+    verb, *rest = how.removeprefix("deeplight ").split()
+    route = rest[-1:] if rest[-2:-1] == ["--route"] else []
+    filled = " ".join(words.get(word, word) for word in rest).replace("…", whole.get(verb, ""))
+    return [verb, *filled.split()[: -1 if route else None], *route]
+
+
+@pytest.mark.parametrize("how", [how for _, _, how in API if how.startswith("deeplight ")])
+def test_every_command_of_the_table_does_its_work(
+    how: str, profiles: tuple[Profile, Profile], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_threads(monkeypatch)
+    (folder / "profiles" / "source.yaml").write_text(yaml.safe_dump(SETTINGS))
+    if " prepare " in f" {how} ":
+        cohorts.manifest_of(profiles[0]).to_csv(tmp_path / "t1.csv", index=False)
+        (tmp_path / "t1.source.json").write_text(
+            json.dumps({"root": str(folder / "one"), "layout": "bids", "split_unit": "subject", "states": {"T1w": {}}})
+        )
+    if " evaluate " in f" {how} ":
+        experiment.finetune(profiles[0], "cae-scratch", 1.0, 1)
+    done = CliRunner().invoke(cli.app, command(how, profiles[0], folder, tmp_path))
+    assert done.exit_code == 0, done.output
+    made = {"manifest": "t1.csv", "prepare": "t1.store/index.parquet"}.get(how.split()[1])
+    assert made is None or (tmp_path / made).is_file()
+
+
+@pytest.mark.parametrize(
+    ("how", "overrides", "which"),
+    [
+        ("preprocessing.mask_coverage", {"preprocessing": {"mask_coverage": 0.9}}, "data"),
+        ("preprocessing.structural.z_score", {"preprocessing": {"structural": {"z_score": True}}}, "data"),
+        ("routes.autoencoder.head.noise", {"routes": {"autoencoder": {"head": {"noise": 0.1}}}}, "pretraining"),
+        (
+            "routes.autoencoder.pretraining",
+            {"routes": {"autoencoder": {"pretraining": {"weight_decay": 0.1, "l1": 1e-4, "learning_rate": 1e-2}}}},
+            "pretraining",
+        ),
+        ("data.target", {"data": {"target": {"T1w": ["CN"]}}}, "finetuning"),
+        ("finetuning.groups", {"finetuning": {"groups": [{"layers": "encoder", "from_epoch": 2}]}}, "finetuning"),
+        ("finetuning.head.hidden", {"finetuning": {"head": {"hidden": 8, "pooling": "flatten"}}}, "finetuning"),
+    ],
+)  # fmt: skip
+def test_every_setting_of_the_table_changes_what_is_computed(
+    how: str, overrides: dict[str, Any], which: str, profiles: tuple[Profile, Profile], tmp_path: Path
+) -> None:
+    """In its store, its autoencoder, or its decoder."""
+    source, brief = profiles[0], {"epochs": 2, "steps_per_epoch": 1}
+    base = source.overridden({"routes": {"autoencoder": {"pretraining": brief}}, "finetuning": brief})
+    base = base.overridden({"data": {"store": str(source.store)}})
+    own = base.overridden(overrides)
+    value: Any = own
+    for part in how.split("."):
+        value = getattr(value, part)
+    assert value is not None
+    if which == "data":
+        own = own.overridden({"data": {"store": str(tmp_path / "store")}})
+        before, after = experiment.prepare_data(base, 1), experiment.prepare_data(own, 1)
+        assert before.identity != after.identity
+        return
+    if which == "pretraining":
+        one, other = (experiment.pretrain(of, 1, "autoencoder") for of in (base, own))
+    else:
+        one, other = (experiment.finetune(of, "cae-scratch", 1.0, 1) for of in (base, own))
+    weights = [load_file(training.folder / "model.safetensors") for training in (one, other)]
+    same_names = weights[0].keys() == weights[1].keys()
+    assert not (same_names and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]))
+
+
+def called(how: str, profiles: tuple[Profile, Profile]) -> Any:
+    """The result of a function or class of the table."""
+    module, _, name = how.rpartition(".")
+    function = getattr(importlib.import_module(f"deeplight_core.{module}"), name)
+    training, store = experiment.pretraining(profiles[0], 1, "autoencoder"), open_store(profiles[0].store)
+    if how == "models.HEADS":
+        return {"classes", "reconstruction"} <= set(function)
+    features, rows = codes.codes(training)
+    examples = experiment.examples_of(training, store, training.units)
+    arguments: dict[str, Any] = {
+        "training.loader.Volumes": (store, examples),
+        "training.loader.BatchOrder": (examples.table["file"].to_numpy(), 4, 1),
+        "report.findings.people_table": (store.index, "diagnosis"),
+        "data.store.open_store": (store.path,),
+        "codes.codes": (training,),
+        "report.plots.error_curves": ({"one": training.metrics()},),
+        "report.plots.code_projections": (codes.projections(features), rows, "diagnosis"),
+        "report.plots.code_histograms": ({"one": features},),
+        "training.checkpoint.load_model": (training.folder,),
+        "models.autoencoder.ConvEncoder": (store.shape, ConvEncoderSettings()),
+        "models.autoencoder.ResidualEncoder": (store.shape, ResidualEncoderSettings()),
+    }
+    return function(*arguments[how])
+
+
+@pytest.mark.parametrize("how", [how for _, _, how in API if importable(how)])
+def test_every_function_of_the_table_can_be_called(how: str, profiles: tuple[Profile, Profile]) -> None:
+    assert called(how, profiles) is not None
+
+
+def test_nothing_of_the_table_is_left_out() -> None:
+    settings = {"preprocessing", "routes", "finetuning", "data.target"}
+    rest = [how for _, _, how in API if not how.startswith("deeplight ") and not importable(how)]
+    rest = [how for how in rest if not any(how.startswith(name) for name in settings)]
+    assert rest == ["notebooks/01_data.ipynb", "profiles/autoencoder.yaml"]  # run by the workflow's tests

@@ -72,7 +72,7 @@ API = (
         "deeplight evaluate TRAINING PROFILE",
     ),
     ("Learner.encode_data", "features of an encoder", "codes.codes"),
-    ("Learner.plot_history", "learning curves", "report.plots.task_curves"),
+    ("Learner.plot_history", "learning curves", "report.plots.error_curves"),
     ("Learner.plot_TSNE, plot_PCA", "projections below, by scikit-learn", "report.plots.code_projections"),
     ("Learner.plot_bottleneck_histogram", "the histogram below", "report.plots.code_histograms"),
     ("Learner.freeze_encoder, unfreeze_encoder", "groups of layers with epochs and rates", "finetuning.groups"),
