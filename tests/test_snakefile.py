@@ -106,6 +106,18 @@ def test_one_machine_plans_nothing_of_a_cluster(project):
     assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
 
 
+def test_autoencoders_are_refused_a_profile_without_transfers(project):
+    with pytest.raises(AssertionError, match="profile smoke has no transfers; `make autoencoders` takes one that has"):
+        snakemake(project, "--dry-run", "--cores", "1", "--config", "profile=smoke", "transfers=yes")
+
+
+def test_a_manifest_of_images_has_what_is_decoded(project):
+    (project / "ixi").mkdir()
+    said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=ixi", "data=ixi")
+    root = project / "ixi"
+    assert f"--anat T1w --subjects '{root}/participants.tsv' --label sex --label age --output" in said
+
+
 def test_the_manifest_of_a_cohort_is_made_from_its_settings(project):
     smoke = yaml.safe_load((project / "profiles/smoke.yaml").read_text())
     own = {

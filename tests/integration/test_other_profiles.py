@@ -71,11 +71,15 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     profile["controls"] = {"blocks": [0], "code_widths": [16, 24], "penalties": [0, 1e-5]}
     idss = profile["transfers"]["idss"]
     idss["cohort"] |= {"shape": [26, 25, 24], "people": {"CVD": 5, "AD": 5}, "scans": {"T1w": {"CVD": 5, "AD": 5}}}
+    idss.pop("sweep")
+    faults = idss["controls"]["faults"]
+    faults["rounded"]["overrides"]["name"] = "images-rounded"
+    idss["controls"]["faults"] = {name: faults[name] for name in ("labels", "rounded", "short")}
     profile |= {"name": "images", "transfers": {"idss": idss}}
     (project / "profiles/images.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    done = run(workflow("images"), project, **warm)
+    done = run(workflow("images", controls="yes"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
-    values = pd.read_csv(project / "runs/images/transfer.csv")
+    values = pd.read_csv(project / "runs/images/transfer.csv").query("measure == 'auc'")
     assert values.groupby("variant")["fold"].apply(list).to_dict() == {
         variant: [1, 2] for variant in ("cae", "cae-scratch", "cae-frozen", "regional")
     }
@@ -87,6 +91,12 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     text = (html / "06_transfer.html").read_text(encoding="utf-8")
     assert "adni-like T1w → idss-like T1w: CVD or AD" in text
     assert "Not all has been run" not in text
+    text = (html / "06_faults.html").read_text(encoding="utf-8")
+    for said in ("labels of other images", "voxels rounded to 0 and 1", "fact: seen in their code", "shuffled labels"):
+        assert said in text, said
+    assert "Not all has been run" not in text
+    assert "<img" in text
+    assert "idss-like" in (html / "data/idss.html").read_text(encoding="utf-8")
     assert (
         "has not been run here" in (project / "runs/images/book/_build/html/notebooks/04_statistics.html").read_text()
     )
