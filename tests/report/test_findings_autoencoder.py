@@ -127,3 +127,16 @@ def test_missing_pretrainings_are_named() -> None:
 def test_separation_is_said_for_both_parts() -> None:
     assert "one +0.30 and +0.10" in findings.separation_note({"one": (0.3, 0.1)}, "diagnosis")
     assert findings.separation_note({}, "diagnosis") == ""
+
+
+def test_the_train_step_has_its_time_and_memory() -> None:
+    way = {"peak_mb": 900.0, "start_mb": 400.0, "peak_gpu_mb": None}
+    grid = {
+        "shape": [54, 64, 54], "batch_size": 16, "ways": {"plain": way, "ours": way | {"peak_mb": 700.0}},
+        "median_ms_per_image": {"plain": 50.0, "ours": 20.0}, "times_as_fast_as_plain": {"ours": 2.5},
+    }  # fmt: skip
+    table = texts(findings.autoencoder_speed([{"device": "a CPU", "grids": [grid]}]))
+    assert table["times as fast"].tolist() == ["–", "2.5"]
+    assert table["memory"].tolist() == ["0.5 GB", "0.3 GB"]
+    assert table["grid"].tolist() == ["54 × 64 × 54"] * 2
+    assert findings.autoencoder_speed([]) is None

@@ -1,5 +1,7 @@
 """Sentences and tables of the pages about autoencoders (Atanaszov & Ritter 2019)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -12,6 +14,7 @@ __all__ = [
     "api_table",
     "architectures_note",
     "architectures_table",
+    "autoencoder_speed",
     "codes_note",
     "codes_table",
     "equal_note",
@@ -25,6 +28,7 @@ __all__ = [
 
 _FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
 _SILENT = 1e-6  # a unit of the code whose activation never exceeds this
+_WAYS = {"plain": "plain PyTorch, float32", "ours": "this package, float32", "ours-bfloat16": "this package, bfloat16"}
 _UNUSED_NATS = 0.01  # KL divergence of a unit of a variational code that says nothing
 
 API = (
@@ -287,3 +291,30 @@ def trained_note(finished: dict[str, bool]) -> str:
     have = "has" if len(missing) == 1 else "have"
     said = f"**{len(missing)} of {len(finished)} pre-trainings {have} not been run**: {listed(missing)}."
     return said if missing else ""
+
+
+def autoencoder_speed(results: list[dict[str, Any]]) -> Styler | None:
+    """The train step of the convolutional autoencoder beside a plain PyTorch loop: time and memory; None if unmeasured.
+
+    Parameters
+    ----------
+    results : of `benchmarks/autoencoder.py`, one for each machine
+    """
+    rows: list[dict[str, str]] = []
+    for result in results:
+        for grid in result["grids"]:
+            for way, measured in grid["ways"].items():
+                memory = measured["peak_gpu_mb"] or measured["peak_mb"] - measured["start_mb"]
+                ratio = grid["times_as_fast_as_plain"].get(way)
+                rows.append(
+                    {
+                        "device": result["device"],
+                        "grid": " × ".join(map(str, grid["shape"])),
+                        "images per step": str(grid["batch_size"]),
+                        "way": _WAYS[way],
+                        "ms per image": f"{grid['median_ms_per_image'][way]:.0f}",
+                        "times as fast": f"{ratio:.1f}" if ratio else "–",
+                        "memory": f"{memory / 1e3:.1f} GB",
+                    }
+                )
+    return table({title: [row[title] for row in rows] for title in rows[0]}) if rows else None
