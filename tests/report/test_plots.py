@@ -548,3 +548,30 @@ def test_error_curves_have_a_line_for_each_part():
     figure = plots.error_curves({"autoencoding": table})
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata()) == 2]
     assert sorted(drawn) == [[0.4, 0.2], [0.5, 0.3]]
+
+
+def test_z_scores_are_shown_around_zero():
+    figure = plots.reconstruction_grid({"original": np.zeros((1, 4, 4, 4))}, np.ones((4, 4, 4), bool), z_scores=True)
+    assert figure.axes[0].images[0].get_clim() == (-3, 3)
+
+
+def test_errors_have_a_bar_for_each_model_and_a_point_for_each_person():
+    errors = pd.DataFrame(
+        {"subject": ["a", "b"], "autoencoder": [1.0, 2.0], "mean": 3.0, "pca": 0.5, "n_components": 9}
+    )
+    axes = plots.error_bars(errors).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([3, 1.5, 0.5])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["mean volume", "autoencoder", "PCA, 9"]
+    assert sum(len(points.get_offsets()) for points in axes.collections) == 6
+
+
+def test_every_planted_fault_has_its_panel_beside_the_decoder_without():
+    table = pd.DataFrame({"split": ["train", "validation"] * 2, "step": [1, 1, 2, 2], "loss": [0.8, 0.9, 0.4, 0.7]})
+    metrics = pd.concat([table.assign(change=name, loss=table["loss"] + shift)
+                         for name, shift in (("", 0), ("fault-a", 1), ("fault-b", 2))])  # fmt: skip
+    figure = plots.fault_curves(metrics, {"": "", "fault-a": "one", "fault-b": "other", "fault-c": "not run"})
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert [axes.get_title("left") for axes in panels] == ["one", "other"]
+    assert [line.get_ydata().tolist() for line in panels[0].lines] == pytest.approx(
+        np.array([[0.8, 0.4], [0.9, 0.7], [1.8, 1.4], [1.9, 1.7]])
+    )
