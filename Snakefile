@@ -527,6 +527,7 @@ if TRANSFERS:
             notebook="01_data",
             parameters=lambda w: f"-p transfer {w.name}",
             settings=lambda w: made_of_data(TRANSFERS[w.name]),
+        threads: workflow.cores or 1
 
     rule transfers:
         input:

@@ -154,6 +154,7 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
 def test_a_variant_has_its_own_learning_rate(project: Path, tiny_profile: Profile) -> None:
     tuned = changed(tiny_profile, "finetuning", learning_rates={"scratch": 0.5})
     assert finetuning(tuned, "scratch", 0.5, 1).settings.learning_rate == 0.5
+    assert finetuning(tuned, "scratch-permuted", 0.5, 1).settings.learning_rate == 0.5
     assert finetuning(tuned, "scratch", 0.5, 1).folder != finetuning(tiny_profile, "scratch", 0.5, 1).folder
     assert finetuning(tuned, "pretrained", 0.5, 1).finished  # the other's rate is none of its business
     same = changed(tiny_profile, "finetuning", learning_rates={"scratch": tiny_profile.finetuning.learning_rate})

@@ -240,8 +240,8 @@ def grey_matter(volume: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.
         shares = _posterior(seen - field, expected, mean, variance)
         precision = (shares / variance).sum(axis=1)
         wanted = seen - (shares / variance) @ mean / precision
-        root = np.sqrt(precision)
-        weights = np.linalg.lstsq(powers * root[:, None], wanted * root, rcond=None)[0]
+        weighted = powers * precision[:, None]
+        weights = np.linalg.solve(powers.T @ weighted, weighted.T @ wanted)
         field = powers @ weights
     corrected = logarithm - _powers(places) @ weights
     probability = np.zeros(volume.shape, np.float32)

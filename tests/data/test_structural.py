@@ -247,6 +247,16 @@ def test_zoomed_images_keep_fractions(heads: Dataset) -> None:
         assert len(np.unique(values)) > 40
 
 
+def test_a_planted_fault_rounds_every_voxel(heads: Dataset) -> None:
+    manifest, root = heads
+    made = prepare(manifest, of_heads(root, zoom_to=(5, 6, 7), rounded=True), jobs=1)
+    right = prepare(
+        manifest, of_heads(root, zoom_to=(5, 6, 7)).overridden({"data": {"store": str(root / "s")}}), jobs=1
+    )
+    for file in made.runs["file"]:
+        assert np.array_equal(made.read(file)[0].numpy(), right.read(file)[0].float().numpy().round())
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=["mirrored", "axes swapped"])
 def test_zooming_does_not_mirror_an_image_of_another_orientation(
     heads: Dataset, order: tuple[int, ...], capsys: pytest.CaptureFixture[str]

@@ -88,6 +88,14 @@ def test_permuted_labels_stay_in_their_run_and_as_frequent(examples: Examples) -
     assert (changed.targets != permuted(examples, 2).targets).any()
 
 
+def test_permuted_labels_of_images_change_between_images() -> None:
+    rows = {"unit": list("abcdef"), "task": "T1w", "file": list("abcdef"), "state": ["F", "M"] * 3, "split": "train"}
+    examples = of_states(pd.DataFrame(rows), [("T1w", "F"), ("T1w", "M")])
+    found = {tuple(permuted(examples, seed).targets.tolist()) for seed in range(10)}
+    assert len(found) > 2
+    assert {sum(labels) for labels in found} == {3}
+
+
 # ---- numbers
 
 
