@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from deeplight_core import cli, experiment, sweeps
 from deeplight_core.analysis.scores import COLUMNS, subject_scores
+from deeplight_core.collect import sweep_curves, sweep_predictions, sweep_pretraining_curves, sweep_results
 from deeplight_core.config import ColumnTarget, Profile, SimulationSettings
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
@@ -22,10 +23,6 @@ from deeplight_core.experiment import (
     prepare_data,
     pretrain,
     pretraining,
-    sweep_curves,
-    sweep_predictions,
-    sweep_pretraining_curves,
-    sweep_results,
 )
 from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
