@@ -245,6 +245,14 @@ PAPERMILL = (
 
 OF_TRANSFERS = ["06_autoencoder", "06_transfer", "06_faults"]  # the pages of a profile with transfers
 TRANSFERS = {name: PROFILE.transferred(name) for name in PROFILE.transfers}
+
+
+def has_network(profile):
+    return any(VARIANTS[variant].learner == "deep" for variant in profile.sweep.variants)
+
+
+if not wanted("controls"):  # those without a network are controls of the data
+    TRANSFERS = {name: own for name, own in TRANSFERS.items() if has_network(own)}
 # A store's data page is made once, whoever reads it.
 OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.store != PROFILE.store}
 if TRANSFERS:
@@ -536,18 +544,18 @@ if TRANSFERS:
         output:
             touch(RUNS + "/trained/{name}"),
         wildcard_constraints:
-            name="transfers|faults",
+            name="transfers|controls",
         params:
             settings=settings.digest(code_hash(), PROFILE),
-            sweeps=lambda w: "--name faults" if w.name == "faults" else "--name sweep --name blocks",
+            sweeps=lambda w: "--name sweep --name blocks --name faults" if w.name == "controls" else "--name sweep",
+            transfers=" ".join(f"--transfer {name}" for name in TRANSFERS),
         threads: workflow.cores or 1
         shell:
-            "deeplight sweep {RESOLVED} {params.sweeps} --jobs {threads}"
+            "deeplight sweep {RESOLVED} {params.sweeps} {params.transfers} --jobs {threads}"
 
     rule transfer_page:
         input:
-            f"{RUNS}/trained/transfers",
-            f"{RUNS}/trained/faults" if wanted("controls") else [],
+            f"{RUNS}/trained/controls" if wanted("controls") else f"{RUNS}/trained/transfers",
             "notebooks/{name}.ipynb",
         output:
             BOOKS + "/{name}.ipynb",

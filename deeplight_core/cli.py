@@ -353,6 +353,9 @@ def sweep(
     names: Annotated[
         list[str] | None, typer.Option("--name", help="A control instead of the sweep; repeat for several.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--transfer", help="Only this transfer of the profile; repeat for several.")
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Prepare the data, then do all trainings of a profile's sweep, several at a time; finished ones are found.
@@ -365,7 +368,7 @@ def sweep(
     from deeplight_core.sweeps import changed, planned
 
     own = _profile(profile)
-    transfers = [own.transferred(name) for name in own.transfers]
+    transfers = [own.transferred(name) for name in only or own.transfers]
     decoded, asked = transfers or [own], names or ["sweep"]
     needed = [own, *(settings.origin for settings in decoded), *decoded]
     needed += [changed(p, cell.change, cell.target) for p in decoded for name in asked for cell in planned(p, name)]

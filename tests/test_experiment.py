@@ -10,7 +10,7 @@ import yaml
 from conftest import N_KEPT, kill_at_step, use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import cli, experiment, sweeps
+from deeplight_core import cli, collect, experiment, sweeps
 from deeplight_core.analysis.scores import COLUMNS, subject_scores
 from deeplight_core.collect import sweep_curves, sweep_predictions, sweep_pretraining_curves, sweep_results
 from deeplight_core.config import ColumnTarget, Profile, SimulationSettings
@@ -560,7 +560,7 @@ def test_a_third_split_is_reported_and_the_second_chooses(project: Path, tiny_pr
 
 def test_a_sweep_opens_its_store_once(project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"open": 0, "select": 0}
-    opened, selected = experiment.open_store, experiment.learnt_from.of_states
+    opened, selected = collect.open_store, experiment.learnt_from.of_states
 
     def counted_open(path: Path) -> Store:
         calls["open"] += 1
@@ -570,7 +570,7 @@ def test_a_sweep_opens_its_store_once(project: Path, tiny_profile: Profile, monk
         calls["select"] += 1
         return selected(*given, **named)
 
-    monkeypatch.setattr(experiment, "open_store", counted_open)
+    monkeypatch.setattr(collect, "open_store", counted_open)
     monkeypatch.setattr(experiment.learnt_from, "of_states", counted_select)
     wide = changed(tiny_profile, "sweep", fractions=[0.25, 0.5, 0.75, 1.0], seeds=[1, 2, 3])
     results, missing = sweep_results(wide)
