@@ -74,7 +74,7 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     idss.pop("sweep")
     faults = idss["controls"]["faults"]
     faults["rounded"]["overrides"]["name"] = "images-rounded"
-    idss["controls"]["faults"] = {name: faults[name] for name in ("labels", "rounded", "short")}
+    idss["controls"]["faults"] = {name: faults[name] for name in ("labels", "rounded")}
     profile |= {"name": "images", "transfers": {"idss": idss}}
     (project / "profiles/images.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     done = run(workflow("images", controls="yes"), project, **warm)
