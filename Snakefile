@@ -251,7 +251,8 @@ def has_network(profile):
     return any(VARIANTS[variant].learner == "deep" for variant in profile.sweep.variants)
 
 
-if not wanted("controls"):  # those without a network are controls of the data
+CONTROLLED = wanted("controls") or Path(f"{RUNS}/trained/controls").exists()
+if not CONTROLLED:  # those without a network are controls of the data
     TRANSFERS = {name: own for name, own in TRANSFERS.items() if has_network(own)}
 # A store's data page is made once, whoever reads it.
 OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.store != PROFILE.store}
@@ -555,7 +556,7 @@ if TRANSFERS:
 
     rule transfer_page:
         input:
-            f"{RUNS}/trained/controls" if wanted("controls") else f"{RUNS}/trained/transfers",
+            f"{RUNS}/trained/controls" if CONTROLLED else f"{RUNS}/trained/transfers",
             "notebooks/{name}.ipynb",
         output:
             BOOKS + "/{name}.ipynb",
@@ -569,11 +570,12 @@ if TRANSFERS:
             PAPERMILL
 
 else:
+    VOLUMES = pretraining_notebook("", "reconstruction", "", FIRST_SEED, FOLDS[0])
 
     rule volumes:
         input:
             INDEX,
-            pretraining_notebook("", "reconstruction", "", FIRST_SEED, FOLDS[0]) if wanted("controls") else [],
+            [VOLUMES] if wanted("controls") or Path(VOLUMES).exists() else [],
             "notebooks/06_volumes.ipynb",
         output:
             BOOKS + "/06_volumes.ipynb",
