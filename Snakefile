@@ -72,13 +72,19 @@ FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.swe
 OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
 
 
-def of_structural():
-    """Options of the manifest of structural images: their suffix and the columns that are decoded."""
-    suffixes = [task for task in PROFILE.data.tasks() if task in ("T1w", "T2w")]
-    decoded = [p.data for p in (PROFILE, *map(PROFILE.transferred, PROFILE.transfers))]
-    labels = {own.label: None for own in decoded if own.label} | {c: None for own in decoded for c in own.columns("target")}
-    listed = f"--subjects '{PROFILE.data.root}/participants.tsv'" + "".join(f" --label {label}" for label in labels)
-    return f"--anat {suffixes[0]} {listed if labels else ''}" if suffixes else ""
+def source_of_manifest():
+    """Options of `deeplight manifest`: the root and, of structural images, their suffix and the columns that are decoded."""
+    data = PROFILE.data
+    if data.layout == "table":
+        return f"--table '{data.root}/participants.tsv' --image '{data.image}' --data '{data.root}'"
+    source = f"--{data.layout} '{data.root}'"
+    suffixes = [task for task in data.tasks() if task in ("T1w", "T2w")]
+    if not suffixes:
+        return source
+    decoded = [own.data for own in (PROFILE, *map(PROFILE.transferred, PROFILE.transfers))]
+    labels = dict.fromkeys([own.label for own in decoded if own.label] + [c for own in decoded for c in own.columns("target")])
+    listed = f" --subjects '{data.root}/participants.tsv'" + "".join(f" --label {label}" for label in labels)
+    return f"{source} --anat {suffixes[0]}{listed if labels else ''}"
 
 
 def wanted(option):
@@ -308,19 +314,17 @@ elif not PROFILE.manifest_path.is_file():  # an existing one is the user's, and 
         output:
             str(PROFILE.data.manifest),
         params:
-            layout=PROFILE.data.layout,
-            root=str(PROFILE.data_root),
+            source=lambda w: source_of_manifest(),
             unit=PROFILE.data.split_unit,
             n=PROFILE.data.n_validation,
             n_test=PROFILE.data.n_test,
             seed=PROFILE.data.split_seed,
-            structural=of_structural(),
         threads: 0
         resources:
             cpus_per_task=1,
         shell:
-            "deeplight manifest --{params.layout} '{params.root}' --split-unit {params.unit} --validation {params.n} "
-            "--test {params.n_test} --seed {params.seed} {params.structural} --output {output}"
+            "deeplight manifest {params.source} --split-unit {params.unit} --validation {params.n} "
+            "--test {params.n_test} --seed {params.seed} --output {output}"
 
 
 rule plan:

@@ -115,8 +115,10 @@ class DataSettings(Section):
     """Folder that the manifest's paths are relative to, or a URL that fsspec knows, e.g. s3://bucket/folder."""
     store: Path | None = None
     """Folder of the volume store (None: runs/<name>/store)."""
-    layout: Literal["hcp", "bids"] = "hcp"
-    """How `deeplight manifest` reads the root."""
+    layout: Literal["hcp", "bids", "table"] = "hcp"
+    """How `deeplight manifest` reads the root; table: its participants.tsv, and one image per row."""
+    image: str = ""
+    """(layout table) The image of a row of participants.tsv, e.g. {participant_id}.nii.gz"""
     split_unit: Literal["subject", "run"] = "subject"
     """Unit of the splits, fractions and statistics: subject, or run where there is only one subject."""
     n_validation: int = Field(100, ge=1)

@@ -112,10 +112,17 @@ def test_autoencoders_are_refused_a_profile_without_transfers(project):
 
 
 def test_a_manifest_of_images_has_what_is_decoded(project):
-    (project / "ixi").mkdir()
-    said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=ixi", "data=ixi")
-    root = project / "ixi"
-    assert f"--anat T1w --subjects '{root}/participants.tsv' --label sex --label age --output" in said
+    def manifest(**data: str) -> str:
+        profile = yaml.safe_load((ROOT / "profiles/ixi.yaml").read_text(encoding="utf-8"))
+        profile["data"] |= {"root": "images", "manifest": "m.csv"} | data
+        (project / "profiles/mine.yaml").write_text(yaml.safe_dump(profile | {"name": "mine"}))
+        return snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
+
+    (project / "images").mkdir()
+    said = "--anat T1w --subjects 'images/participants.tsv' --label sex --label age --split-unit"
+    assert f"--bids 'images' {said}" in manifest(layout="bids")
+    table = "deeplight manifest --table 'images/participants.tsv' --image '{participant_id}.nii.gz' --data 'images'"
+    assert table in manifest()
 
 
 def test_the_manifest_of_a_cohort_is_made_from_its_settings(project):
@@ -245,7 +252,7 @@ def test_a_manifest_is_made_with_the_splits_of_the_profile(project):
     data = {"manifest": "mine/m.csv", "root": "mine", "layout": "bids", "n_validation": 3, "n_test": 2}
     (project / "profiles/mine.yaml").write_text(yaml.safe_dump({"name": "mine", "data": data}))
     said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
-    assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 +--output mine/m.csv", said)
+    assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 --output mine/m.csv", said)
 
 
 def test_a_wrong_number_is_one_message(project):
