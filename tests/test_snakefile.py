@@ -114,7 +114,7 @@ def test_autoencoders_are_refused_a_profile_without_transfers(project):
 def test_a_manifest_of_images_has_what_is_decoded(project):
     def manifest(**data: str) -> str:
         profile = yaml.safe_load((ROOT / "profiles/ixi.yaml").read_text(encoding="utf-8"))
-        profile["data"] |= {"root": "images", "manifest": "m.csv"} | data
+        profile["data"] |= {"root": "images", "manifest": "m.csv", "target": {"T1w": ["F", "M"]}} | data
         (project / "profiles/mine.yaml").write_text(yaml.safe_dump(profile | {"name": "mine"}))
         return snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
 
