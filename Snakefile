@@ -74,16 +74,16 @@ OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name
 
 def source_of_manifest():
     """Options of `deeplight manifest`: the root and, of structural images, their suffix and the columns that are decoded."""
-    data = PROFILE.data
+    data, root = PROFILE.data, PROFILE.data_root
     if data.layout == "table":
-        return f"--table '{data.root}/participants.tsv' --image '{data.image}' --data '{data.root}'"
-    source = f"--{data.layout} '{data.root}'"
+        return f"--table '{root}/participants.tsv' --image '{data.image}' --data '{root}'"
+    source = f"--{data.layout} '{root}'"
     suffixes = [task for task in data.tasks() if task in ("T1w", "T2w")]
     if not suffixes:
         return source
     decoded = [own.data for own in (PROFILE, *map(PROFILE.transferred, PROFILE.transfers))]
     labels = dict.fromkeys([own.label for own in decoded if own.label] + [c for own in decoded for c in own.columns("target")])
-    listed = f" --subjects '{data.root}/participants.tsv'" + "".join(f" --label {label}" for label in labels)
+    listed = f" --subjects '{root}/participants.tsv'" + "".join(f" --label {label}" for label in labels)
     return f"{source} --anat {suffixes[0]}{listed if labels else ''}"
 
 
@@ -262,7 +262,7 @@ if not CONTROLLED:  # those without a network are controls of the data
     TRANSFERS = {name: own for name, own in TRANSFERS.items() if has_network(own)}
 # A store's data page is made once, whoever reads it.
 OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.store != PROFILE.store}
-if TRANSFERS:
+if PROFILE.transfers:
     NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS])
     NOTEBOOKS += [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
 else:
@@ -527,7 +527,7 @@ rule control_page:
         PAPERMILL
 
 
-if TRANSFERS:
+if PROFILE.transfers:
 
     use rule data as transfer_data with:
         input:
@@ -535,7 +535,7 @@ if TRANSFERS:
         output:
             BOOKS + "/data/{name}.ipynb",
         wildcard_constraints:
-            name="|".join(OWN_STORES.values()),
+            name="|".join(OWN_STORES.values()) or "-",
         params:
             notebook="01_data",
             parameters=lambda w: f"-p transfer {w.name}",

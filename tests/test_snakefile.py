@@ -119,10 +119,11 @@ def test_a_manifest_of_images_has_what_is_decoded(project):
         return snakemake(project, "--dry-run", "--printshellcmds", "--cores", "1", "--config", "profile=mine")
 
     (project / "images").mkdir()
-    said = "--anat T1w --subjects 'images/participants.tsv' --label sex --label age --split-unit"
-    assert f"--bids 'images' {said}" in manifest(layout="bids")
-    table = "deeplight manifest --table 'images/participants.tsv' --image '{participant_id}.nii.gz' --data 'images'"
-    assert table in manifest()
+    root = project / "images"
+    said = f"--anat T1w --subjects '{root}/participants.tsv' --label sex --label age --split-unit"
+    assert f"--bids '{root}' {said}" in manifest(layout="bids")
+    image = "--image '{participant_id}.nii.gz'"
+    assert f"deeplight manifest --table '{root}/participants.tsv' {image} --data '{root}'" in manifest()
 
 
 def test_the_manifest_of_a_cohort_is_made_from_its_settings(project):
