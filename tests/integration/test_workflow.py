@@ -172,7 +172,7 @@ def test_controls_run_and_their_pages_follow(project, warm):
         assert "trainings of this page have been run" in page, control
         assert "have not been run" not in page, control
     transfer = pd.read_csv(project / "runs/smoke/transfer_map.csv")
-    assert set(transfer["task"]) == {"WM", "MOTOR", "EMOTION"}
+    assert set(transfer["task"]) == {"WM", "MOTOR"}
     again = run(workflow("smoke"), project)  # without asking for controls: what is there stays
     assert "Nothing to be done" in again.stdout
 

@@ -536,6 +536,14 @@ def test_histograms_of_codes_share_their_bins():
     assert max(bar.get_height() for bar in figure.axes[1].patches) == pytest.approx(1)
 
 
+def test_a_few_large_units_do_not_hide_the_others():
+    features = np.tile([*np.linspace(0, 1, 199), 50.0], (3, 1))
+    (axes,) = plots.code_histograms({"code": features}).axes
+    assert max(bar.get_x() for bar in axes.patches) < 1
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
+    assert axes.get_xlabel() == "mean activation; 2% above"
+
+
 def test_projections_tell_held_out_images_apart():
     table = pd.DataFrame({"diagnosis": ["AD", "CN"] * 5, "held_out": [False] * 6 + [True] * 4})
     figure = plots.code_projections({"PCA": np.random.default_rng(0).normal(size=(10, 2))}, table, "diagnosis")

@@ -104,7 +104,8 @@ API = (
 def api_table() -> Styler:
     """The report's library, item by item, beside this one."""
     theirs, here, how = zip(*API, strict=True)
-    return table({"in the report": list(theirs), "here": list(here), "command, setting or function": list(how)})
+    columns = {"in the report": list(theirs), "here": list(here), "command, setting or function": list(how)}
+    return table(columns, wrapped=True)
 
 
 # ---- people

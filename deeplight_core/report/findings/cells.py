@@ -23,9 +23,10 @@ __all__ = [
 ]
 
 
-def table(columns: dict[str, list[Any]]) -> Styler:
-    """A table of texts without row labels."""
-    return pd.DataFrame(columns).style.hide(axis="index")
+def table(columns: dict[str, list[Any]], wrapped: bool = False) -> Styler:
+    """A table of texts without row labels; in a wide one, long texts may go on in a second line (`wrapped`)."""
+    made = pd.DataFrame(columns).style.hide(axis="index")
+    return made.set_table_attributes('class="wrapped"') if wrapped else made
 
 
 def sizes(profile: Profile, rows: pd.DataFrame) -> dict[str, list[str]]:

@@ -81,7 +81,21 @@ def decoders_table(profile: Profile, values: pd.DataFrame, against: str = "cae-s
     }
     if leads:
         columns[f"lead over {_BRIEF.get(against, against)}"] = [leads.get(key, "–") for key in which]
-    return table(columns)
+    return table(columns, wrapped=True)
+
+
+def _linear_beside_deep(main: pd.DataFrame, linear: pd.Series, reached: str, deep: pd.Series) -> str:
+    """Whether the best linear model with all subjects is as good as the best network."""
+    tests = statistics.compare_fold_values(main, str(linear["variant"]), str(deep["variant"])).set_index("fraction")
+    test = tests.loc[linear["fraction"]]
+    said = "cannot be told apart from"
+    if test["low"] > 0 or test["high"] < 0:
+        said = "better than" if test["better"] else "not as good as"
+    difference = interval(test["difference"], test["low"], test["high"], "+.2f")
+    return (
+        f"With all {linear['n_subjects']:.0f}, the best linear model ({reached}) is **{said}** the best network "
+        f"({short_title(str(deep['variant']))}, {deep['mean']:.2f}; difference {difference})."
+    )
 
 
 def decoders_note(values: pd.DataFrame, against: str = "cae-scratch") -> str:
@@ -100,18 +114,14 @@ def decoders_note(values: pd.DataFrame, against: str = "cae-scratch") -> str:
         helped = deep[(deep["p_bonferroni"] < 0.05) & deep["better"]]
         names = f" ({listed(sorted({short_title(v) for v in helped['variant']}))})" if len(helped) else ""
         said.append(f"Pre-training helps significantly in {len(helped)} of {len(deep)} comparisons{names}.")
-    linear = means[[VARIANTS[v].learner in ("voxels", "regional") for v in means["variant"]]]
-    fine = means[[VARIANTS[v].learner == "deep" for v in means["variant"]]]
+    largest = means[means["fraction"] == means["fraction"].max()].sort_values("mean", ascending=False)
+    learners = largest["variant"].map(lambda v: VARIANTS[v].learner)
+    linear, deep = largest[learners.isin(("voxels", "regional"))], largest[learners == "deep"]
     if len(linear):
-        best = linear.sort_values("mean").iloc[-1]
+        best = linear.iloc[0]
         reached = f"{short_title(best['variant'])}, {_title(main)} {best['mean']:.2f}"
-        if len(fine):
-            of_deep = fine.sort_values("mean").iloc[-1]
-            as_good = "as good as or better than" if best["mean"] >= of_deep["mean"] else "not as good as"
-            said.append(
-                f"The best linear model ({reached}) is **{as_good}** the best network "
-                f"({short_title(of_deep['variant'])}, {of_deep['mean']:.2f})."
-            )
+        if len(deep):
+            said.append(_linear_beside_deep(main, best, reached, deep.iloc[0]))
         else:
             said.append(f"No network is trained here; the best is a {reached}.")
     return " ".join(said) or "Nothing can be compared yet."

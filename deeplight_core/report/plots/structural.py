@@ -132,11 +132,15 @@ def code_histograms(codes: Mapping[str, np.ndarray]) -> Figure:
     codes : titles and (N, U) features of held-out images
     """
     means = {title: np.asarray(features).mean(axis=0) for title, features in codes.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(means.values())), 40)
+    values = np.concatenate(list(means.values()))
+    largest = float(np.quantile(values, 0.98)) or float(values.max()) or 1.0  # a few large ones would hide the others
+    edges = np.linspace(values.min(), largest, 40)
     figure, axes = plt.subplots(1, len(means), figsize=(3.6 * len(means), 3), sharex=True, sharey=True, squeeze=False)
     for axis, (title, values) in zip(axes[0], means.items(), strict=True):
-        sns.histplot(x=values, bins=edges, stat="proportion", ax=axis, color=colour_of("", 0), edgecolor="none")
-        axis.set(title=title, xlabel="mean activation", ylabel="share of the code's units")
+        shown = np.minimum(values, largest)
+        sns.histplot(x=shown, bins=edges, stat="proportion", ax=axis, color=colour_of("", 0), edgecolor="none")
+        above = f"; {share:.0%} above" if (share := (values > largest).mean()) else ""
+        axis.set(title=title, xlabel=f"mean activation{above}", ylabel="share of the code's units")
     return figure
 
 

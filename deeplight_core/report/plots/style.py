@@ -42,6 +42,9 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "linear-pretrained": ("#000000", "*"), "svm": ("#CC79A7", "^"), "decoder": ("#009E73", "v"),
     "ridge": ("#595959", "d"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
     "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
+    "cae-scratch": ("#D55E00", "s"), "cae": ("#0072B2", "o"), "cae-multitask": ("#009E73", "^"),
+    "cae-variational": ("#E69F00", "P"), "cae-frozen": ("#56B4E9", "h"), "cae-multitask-frozen": ("#CC79A7", "X"),
+    "voxels": ("#595959", "D"), "regional": ("#000000", "*"),
 }  # fmt: skip
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
