@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from deeplight_core.routes import VARIANTS, ReadoutSettings, Routes, Section, TrainingSettings
+from deeplight_core.routes import VARIANTS, ClipSettings, ReadoutSettings, Routes, Section, TrainingSettings
 from deeplight_core.system.sources import located
 from deeplight_core.tasks import SOURCE_TASKS, TARGET_TASK, TASKS
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "AtlasSettings",
     "CohortSettings",
     "ColumnTarget",
     "ControlSettings",
@@ -38,6 +39,7 @@ __all__ = [
     "LaterVersionError",
     "PreprocessingSettings",
     "Profile",
+    "SimulatedSubjects",
     "SimulationSettings",
     "StructuralSettings",
     "SweepSettings",
@@ -170,6 +172,19 @@ class DataSettings(Section):
         return {state: names for of in maps for state, names in of.get(task, {}).items()}
 
 
+class SimulatedSubjects(Section):
+    """Subjects of a simulated dataset; each has all seven tasks."""
+
+    train: int = Field(ge=1)
+    """Number of subjects to train on."""
+    validation: int = Field(ge=1)
+    """Number of held-out subjects."""
+    runs: list[Literal["LR", "RL"]] = Field(["LR", "RL"], min_length=1)
+    """Runs of each task."""
+    tr_s: float = Field(0.72, gt=0)
+    """Repetition time in seconds."""
+
+
 class SimulationSettings(Section):
     """The built-in dataset (see `simulate`)."""
 
@@ -179,6 +194,8 @@ class SimulationSettings(Section):
     """Amplitude of the planted activation in percent of the baseline: the one difficulty setting, for all tasks."""
     seed: int = 0
     """Seed of everything random in the dataset."""
+    subjects: SimulatedSubjects | None = None
+    """Subjects of a manifest that is made of the settings where there is none (None = `data.manifest` is given)."""
 
 
 Suffix = Literal["T1w", "T2w"]
@@ -284,6 +301,17 @@ class PreprocessingSettings(Section):
         return self
 
 
+class AtlasSettings(Section):
+    """Regions of an atlas, by name."""
+
+    image: Path
+    """NIfTI image of the regions' numbers, on the data's grid."""
+    labels: Path
+    """Table with columns `index` and `name`, tab- or comma-separated."""
+    keep: list[str] = Field(min_length=1)
+    """Names of the regions."""
+
+
 class FinetuningSettings(TrainingSettings):
     """Training on the target, common to all variants (section 3.2)."""
 
@@ -293,6 +321,10 @@ class FinetuningSettings(TrainingSettings):
     """Learning rates of single variants, instead of `learning_rate` (see the control `rates`)."""
     head: ReadoutSettings = ReadoutSettings()
     """The output layer on the encoder's features."""
+    clip: ClipSettings | None = None
+    """Clips that all decoders learn from (None = volumes)."""
+    atlas: AtlasSettings | None = None
+    """Regions whose voxels decoders see; all other voxels are zero (None = the whole brain)."""
     blocks: int | None = Field(None, ge=0)
     """Number of the encoder's first blocks that start from the pre-training; the others start from random weights
     (None = all; Yosinski et al. 2014)."""
@@ -364,6 +396,10 @@ class ControlSettings(Section):
     """Channels of an autoencoder's code, each tried with every penalty."""
     penalties: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1e-6, 1e-5])
     """Weights of the sum of all weights' absolute values in an autoencoder's loss."""
+    shortcuts: list[Literal["order", "run", "drift"]] = Field([])
+    """What else contrast could learn: windows in random order; beginnings from another run; runs with their drift."""
+    networks: AtlasSettings | None = None
+    """Regions to decode from, each alone (None = none)."""
     faults: dict[Annotated[str, Field(pattern=_NAME)], FaultSettings] = Field({})
     """Suspected causes of failure, each planted alone in a decoder that starts from an autoencoder."""
 
@@ -471,6 +507,11 @@ class Profile(Section):
         moved = isinstance(overrides.get("data"), dict) and "root" in overrides["data"]
         left = {key: None for key in ("simulation", "cohort") if moved and key not in overrides}
         return _validated(_merged(Profile, self.model_dump(mode="json") | left, overrides), where)
+
+    @property
+    def makes_manifest(self) -> bool:
+        """Whether the manifest is made of the settings where there is none."""
+        return self.cohort is not None or bool(self.simulation and self.simulation.subjects)
 
     @property
     def simulated(self) -> bool:

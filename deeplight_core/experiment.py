@@ -25,7 +25,8 @@ import torch
 import yaml
 
 from deeplight_core.analysis import scores
-from deeplight_core.config import Profile, digest
+from deeplight_core.config import FinetuningSettings, Profile, digest, project_root
+from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.cohorts import manifest_of, simulate_cohort
 from deeplight_core.data.images import load_bold
 from deeplight_core.data.manifest import select
@@ -35,11 +36,12 @@ from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store, shared_images
 from deeplight_core.models import Head, build
+from deeplight_core.models.contrast import Contrast, quality
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.reconstruction import Reconstruction
 from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
 from deeplight_core.sweeps import changed, planned
-from deeplight_core.system.files import write_whole
+from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.provenance import code_hash, commit
 from deeplight_core.system.sources import at_hand
 from deeplight_core.system.workers import in_processes
@@ -235,8 +237,10 @@ def finetuning(
     if chosen.learner == "components":
         _check_targets(profile, "source", f"variant {variant}")
         origin = [_asked(profile, "source"), splits.of("source", fold).train]
+    encoder = getattr(profile.routes, chosen.route).encoder
+    if chosen.learner == "probe" and chosen.start == "random":
+        settings = encoder.model_dump(mode="json")
     if chosen.learner == "deep":
-        encoder = getattr(profile.routes, chosen.route).encoder
         settings = [
             encoder.model_dump(mode="json"),
             profile.finetuning.of(variant).model_dump(mode="json"),
@@ -299,8 +303,13 @@ def _described_route(profile: Profile, route: str) -> list[Any]:
 
 
 def _asked(profile: Profile, which: Which) -> list[Any]:
-    """States or columns to decode, and the tasks to decode them from."""
-    return [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
+    """States or columns to decode, the tasks to decode them from, and from what clips and voxels."""
+    asked = [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
+    if which == "source":
+        return asked
+    clip, atlas = profile.finetuning.clip, profile.finetuning.atlas
+    files = [file_sha256(project_root() / path) for path in (atlas.image, atlas.labels)] if atlas else []
+    return [*asked, clip and clip.model_dump(), atlas and atlas.keep, files]
 
 
 def _check_selection(training: Training, others: list[str]) -> None:
@@ -398,6 +407,8 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
         chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split, units)
     else:
         raise ValueError(f"{checkpoint} has a head of kind {model.head.name}, which decodes nothing that can be scored")
+    kept = {name: training[name] for name in ("clip", "atlas") if training.get(name)}
+    chosen = _as_decoded(chosen, store, FinetuningSettings.model_validate(kept))
     model.eval()
     answers = predict(model, Volumes(store, chosen)).answer
     key = {name: training[name] for name in ("route", "variant", "fraction", "seed", "fold", "seen_volumes", "seconds")}
@@ -407,7 +418,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
 
 
 def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
-    """A training's examples in some units: volumes, or its route's clips; windows in pre-training only."""
+    """A training's examples in some units: volumes, clips, or in pre-training its route's windows."""
     data, which = training.profile.data, training.which
     route = ROUTES[training.route]
     if training.stage == "pretraining" and route.unlabelled:
@@ -416,11 +427,30 @@ def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
         chosen = learnt_from.of_numbers(store.index, columns, data.tasks(which), units=units)
     else:
         chosen = learnt_from.of_states(store.index, data.states(which), units=units)
-    if route.example == "clip" or (training.stage == "pretraining" and route.example == "window"):
-        section = getattr(training.profile.routes, training.route)
-        sequences = learnt_from.clips if route.example == "clip" else learnt_from.windows
-        return sequences(chosen, **section.example.model_dump())
-    return chosen
+    if training.stage == "finetuning":
+        return _as_decoded(chosen, store, training.profile.finetuning)
+    if route.example == "volume":
+        return chosen
+    if route.unlabelled and store.info["preprocessing"]["keep"] != "all":
+        raise ValueError(
+            f"route {training.route} learns from the order of time, and {store.path} keeps labelled volumes only; set "
+            "preprocessing.keep: all"
+        )
+    sequences = learnt_from.clips if route.example == "clip" else learnt_from.windows
+    section = getattr(training.profile.routes, training.route)
+    return sequences(chosen, **section.example.in_frames(store.info["tr_s"]))
+
+
+def _as_decoded(chosen: Examples, store: Store, settings: FinetuningSettings) -> Examples:
+    """Volumes as decoders see them: as clips, and some regions only, if the settings say so."""
+    if settings.clip:
+        chosen = learnt_from.clips(chosen, **settings.clip.in_frames(store.info["tr_s"]))
+    return replace(chosen, seen=seen_voxels(settings.atlas, store)) if settings.atlas else chosen
+
+
+def _too_short(chosen: Examples) -> list[str]:
+    """Runs that have volumes, but no clip or window that is long enough."""
+    return sorted({*chosen.rows["file"]} - {*chosen.table["file"]})
 
 
 def _auxiliary(training: Training, train: Examples) -> list[dict[str, Any]]:
@@ -469,6 +499,10 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
         if fabric.broadcast(fabric.is_global_zero and _found(training)):  # the first process looks for all
             return training
         say = print if fabric.is_global_zero else lambda *args, **kwargs: None
+        if short := _too_short(train):
+            say(
+                f"{training.label}: {len(short)} run(s) are too short and left out: {', '.join(short[:10])}", flush=True
+            )
         torch.manual_seed(training.seed)
         model = build(_architecture(training, store, auxiliary))
         _tell_of_data(model.head, store, train)
@@ -513,6 +547,15 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
                              "left_out": left_out,
                              "from": training.checkpoint.name if training.checkpoint else None},
             }  # fmt: skip
+            if isinstance(model.head, Contrast):
+                found = quality(answers.answer)
+                record["contrast"] = found._asdict()
+                if found.collapsed:
+                    say(
+                        f"{training.label}: collapsed: any two windows look the same to it (cosine {found.cosine:.2f}"
+                        "); lower the learning rate or the temperature, or take negatives: batch",
+                        flush=True,
+                    )
             save_model(model, training.folder, record)
             if model.head.name in ("classes", "numbers"):
                 predictions = _predictions(reported, answers.answer, model.head.targets)
@@ -544,6 +587,9 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     volumes = Volumes(store, train), Volumes(store, reported)
     if learner in _ANY_TARGET:
         x, x_new = (_features(training, store, learner, of) for of in volumes)
+        if learner == "probe":  # an encoder's features differ in size by orders of magnitude
+            sd = x.std(axis=0)
+            x, x_new = (np.divide(of, sd, out=np.zeros_like(of), where=sd > 1e-6) for of in (x, x_new))
         answers = readout_answers(x, x_new, train.targets, train.table["unit"].to_numpy(), len(states))
     else:
         if learner == "components":
@@ -562,7 +608,9 @@ def _features(training: Training, store: Store, learner: str, data: Volumes) -> 
         return data.masked(np.arange(len(data))).float().numpy().reshape(len(data), -1)
     if learner == "regional":
         return store.regional().loc[data.examples.table["file"]].to_numpy()
-    assert training.checkpoint is not None
+    if training.checkpoint is None:
+        torch.manual_seed(training.seed)
+        return encoded(build(_architecture(training, store, [])).encoder, data).reshape(len(data), -1)
     model, record = load_model(training.checkpoint)
     check_data(record, training.checkpoint, data_facts(store))
     if not model.encoder.needs_grid:

@@ -1,7 +1,7 @@
 """Ways to pre-train and decoders to compare, with their settings. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,12 @@ __all__ = [
     "ROUTES",
     "VARIANTS",
     "AutoencoderSettings",
+    "ClipContrastSettings",
+    "ClipEncoderSettings",
+    "ClipSettings",
+    "ClipSupervisedSettings",
+    "ContrastRouteSettings",
+    "ContrastSettings",
     "ConvEncoderSettings",
     "DeepLightSettings",
     "LayerGroup",
@@ -29,6 +35,7 @@ __all__ = [
     "VariationalAutoencoderSettings",
     "VariationalSettings",
     "VolumeReconstructionSettings",
+    "WindowSettings",
 ]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -112,6 +119,33 @@ class VariationalSettings(ReconstructionSettings):
     """Weight of the KL divergence beside the sum of squared errors: twice the variance of a voxel's noise."""
     warm_up_steps: int = Field(500, ge=0)
     """Steps in which the weight of the KL divergence grows from 0."""
+
+
+class ClipEncoderSettings(Section):
+    """Encoder of clips, with time as channels (after Wang et al. 2020)."""
+
+    frames: int = Field(27, ge=1)
+    """Frames of a clip: channels that the first convolution reads."""
+    widths: tuple[Width, ...] = Field((3, 24, 32, 64, 64, 128), min_length=6, max_length=6)
+    """Channels after the first convolution, after the second, and after each of the four stages."""
+    features: Width = 64
+    """Channels of the last convolution, which covers all that is left of the grid."""
+
+
+class ContrastSettings(Section):
+    """Projection and loss of temporal contrast (Shi et al. 2023); all values are choices made here."""
+
+    units: int = Field(64, ge=2)
+    """Units of the projection that windows are compared by."""
+    hidden: int | None = Field(None, ge=1)
+    """Units of the layer before it (None = as many as the encoder has features)."""
+    temperature: float = Field(0.1, gt=0)
+    """Similarities are divided by it before the softmax."""
+    margin: float | None = Field(None, gt=0, le=2)
+    """By how much the positive pair must be more similar than a negative one (None = softmax instead)."""
+    negatives: Literal["series", "batch"] = "series"
+    """What a window's end is told from: the beginning of the same series, as in the paper, or also all windows of the
+    batch's other series."""
 
 
 class LayerGroup(Section):
@@ -199,6 +233,50 @@ class SupervisedSettings(Section):
     pretraining: PretrainingSettings = PretrainingSettings(epochs=40)
 
 
+class ClipSettings(Section):
+    """Clips of consecutive volumes of one block."""
+
+    length_s: float = Field(gt=0)
+    """Length of a clip in seconds."""
+    step_s: float = Field(gt=0)
+    """Seconds from the beginning of a clip to that of the next one."""
+    frames: int | None = Field(None, ge=1)
+    """Frames of a clip that are encoded, evenly spaced (None = all of them)."""
+
+    def in_frames(self, tr_s: float) -> dict[str, Any]:
+        """Arguments of `training.examples.clips` for a TR in seconds.
+
+        Raises
+        ------
+        ValueError
+            If a clip is shorter than a volume takes, or has fewer frames than are to be encoded.
+        """
+        length = round(self.length_s / tr_s)
+        if length < (self.frames or 1):
+            raise ValueError(
+                f"length_s {self.length_s:g} is {length} frame(s) at a TR of {tr_s:g} s, and {self.frames or 1} are to "
+                "be encoded; raise length_s, or lower frames"
+            )
+        return {"length": length, "step": max(1, round(self.step_s / tr_s)), "encoded": self.frames or length}
+
+
+class WindowSettings(ClipSettings):
+    """Beginning, middle and end of a piece of a run."""
+
+    length_s: float = Field(14.4, gt=0)
+    """Length of each of the three windows in seconds."""
+    step_s: float = Field(7.2, gt=0)
+    """Seconds from one beginning to the next."""
+    gap_s: float = Field(0.0, ge=0)
+    """Seconds between windows."""
+    control: Literal["none", "order", "run"] = "none"
+    """What a control changes: the three windows come in random order, or the beginning comes from another run."""
+
+    def in_frames(self, tr_s: float) -> dict[str, Any]:
+        """Arguments of `training.examples.windows` for a TR in seconds; see `ClipSettings.in_frames`."""
+        return {**super().in_frames(tr_s), "gap": round(self.gap_s / tr_s), "control": self.control}
+
+
 _REPORT = PretrainingSettings(epochs=50, batch_size=16, learning_rate=1e-3)  # section 3; epochs are our choice
 
 
@@ -240,6 +318,46 @@ class VolumeReconstructionSettings(Section):
     pretraining: PretrainingSettings = _REPORT.model_copy(update={"epochs": 40})
 
 
+class ContrastRouteSettings(Section):
+    """Pre-training of DeepLight's encoder by temporal contrast (Shi et al. 2023); frames of a window are averaged."""
+
+    encoder: DeepLightSettings = DeepLightSettings()
+    head: ContrastSettings = ContrastSettings()
+    example: WindowSettings = WindowSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(epochs=40)
+
+    @model_validator(mode="after")
+    def _batches_have_negatives(self) -> Self:
+        if self.head.negatives == "batch" and self.pretraining.batch_size == 1:
+            raise ValueError("negatives: batch needs a batch_size of at least 2: a batch of one has no other series")
+        return self
+
+
+class ClipSupervisedSettings(Section):
+    """Pre-training of the encoder of clips by supervision on the source's states (Wang et al. 2020)."""
+
+    encoder: ClipEncoderSettings = ClipEncoderSettings()
+    head: ReadoutSettings = ReadoutSettings(hidden=64)
+    example: ClipSettings = ClipSettings(length_s=19.44, step_s=9.72, frames=27)
+    pretraining: PretrainingSettings = PretrainingSettings(epochs=40)
+
+
+class ClipContrastSettings(ContrastRouteSettings):
+    """The same with an encoder of clips."""
+
+    encoder: ClipEncoderSettings = ClipEncoderSettings(frames=20)  # type: ignore[assignment]
+    example: WindowSettings = WindowSettings(frames=20)
+
+    @model_validator(mode="after")
+    def _windows_have_its_frames(self) -> Self:
+        if self.example.frames != self.encoder.frames:
+            raise ValueError(
+                f"the encoder takes clips of {self.encoder.frames} frames, windows have example.frames "
+                f"{self.example.frames}; set both to the same"
+            )
+        return self
+
+
 class Routes(Section):
     """The ways to pre-train, with their models and trainings: one section for each of `ROUTES`."""
 
@@ -249,6 +367,9 @@ class Routes(Section):
     variational: VariationalAutoencoderSettings = VariationalAutoencoderSettings()
     residual: ResidualSettings = ResidualSettings()
     reconstruction: VolumeReconstructionSettings = VolumeReconstructionSettings()
+    contrast: ContrastRouteSettings = ContrastRouteSettings()
+    clip_supervised: ClipSupervisedSettings = ClipSupervisedSettings()
+    clip_contrast: ClipContrastSettings = ClipContrastSettings()
 
 
 @dataclass(frozen=True)
@@ -263,7 +384,7 @@ class Route:
     unlabelled : whether it also trains on volumes without a state
 
     Its section in `Routes` has its name and holds the settings: `encoder`, `head`, `pretraining` and, for clips and
-    windows, `example` (arguments of `training.examples.clips` or `windows`).
+    windows, `example`. Decoders of the target learn from volumes, or all of them from clips (`finetuning.clip`).
     """
 
     title: str
@@ -298,6 +419,18 @@ ROUTES = {
     "reconstruction": Route(
         "autoencoding of fMRI volumes", "after Atanaszov & Ritter (2019)", encoder="deeplight", head="reconstruction",
         example="volume", unlabelled=True,
+    ),
+    "contrast": Route(
+        "temporal contrast", "after Shi et al. (2023)", encoder="deeplight", head="contrast",
+        example="window", unlabelled=True,
+    ),
+    "clip_supervised": Route(
+        "supervised on other tasks, clips", "after Wang et al. (2020)", encoder="clip", head="classes",
+        example="clip", unlabelled=False,
+    ),
+    "clip_contrast": Route(
+        "temporal contrast, clips", "after Shi et al. (2023)", encoder="clip", head="contrast",
+        example="window", unlabelled=True,
     ),
 }  # fmt: skip
 
@@ -352,6 +485,12 @@ VARIANTS = {
     "cae-variational": Variant("pre-trained by a variational autoencoder", "variational", start="checkpoint"),
     "cae-frozen": Variant("autoencoder's features, linear", "autoencoder", "probe", start="checkpoint"),
     "cae-multitask-frozen": Variant("multi-task features, linear", "multitask", "probe", start="checkpoint"),
+    "contrast": Variant("DeepLight, pre-trained by temporal contrast", "contrast", start="checkpoint"),
+    "contrast-frozen": Variant("temporal contrast's features, linear", "contrast", "probe", start="checkpoint"),
+    "random-frozen": Variant("random features, linear", "contrast", "probe"),
+    "clip-scratch": Variant("encoder of clips, from scratch", "clip_supervised"),
+    "clip": Variant("encoder of clips, pre-trained by supervision", "clip_supervised", start="checkpoint"),
+    "clip-contrast": Variant("encoder of clips, pre-trained by contrast", "clip_contrast", start="checkpoint"),
     "voxels": Variant("linear model of voxels", "autoencoder", "voxels"),
     "regional": Variant("linear model of regional grey matter", "autoencoder", "regional"),
 }

@@ -1,5 +1,6 @@
 """The trainings behind each page of the book: the paper's sweep and the controls."""
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from deeplight_core.routes import VARIANTS
 __all__ = [
     "CONTROLS",
     "LONGER",
+    "OF_CONTRAST",
     "OF_TRANSFERS",
     "Cell",
     "Change",
@@ -21,10 +23,12 @@ __all__ = [
     "faulted",
     "planned",
     "pretraining_of",
+    "region_key",
 ]
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
 OF_TRANSFERS = ("blocks", "faults")  # controls of decoders of another dataset
+OF_CONTRAST = ("shortcuts", "networks")  # controls of temporal contrast
 LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
@@ -72,6 +76,9 @@ def changes(profile: Profile) -> dict[str, Change]:
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
     blocks… : only so many of the encoder's first blocks are transferred
     fault-… : a planted fault, or a remedy
+    shortcut-order, shortcut-run : windows in random order, or with the beginning of another run
+    shortcut-drift : runs whose drift is left in
+    network-… : decoders see one region of an atlas
     code…-l1-… : another width of an autoencoder's code, and another L1 penalty
     """
     finetuning, controls = profile.finetuning, profile.controls
@@ -81,6 +88,14 @@ def changes(profile: Profile) -> dict[str, Change]:
         "constant": Change("", {"finetuning": {**longer, "schedule": "constant", "evaluations": 30}}),
     }
     found |= {f"blocks{k}": Change("", {"finetuning": {"blocks": k}}) for k in controls.blocks}
+    for shortcut in controls.shortcuts:
+        window: dict[str, Any] = {"routes": {"contrast": {"example": {"control": shortcut}}}}
+        overrides = _with_drift(profile) if shortcut == "drift" else window
+        found[f"shortcut-{shortcut}"] = Change(f"shortcut-{shortcut}", overrides)
+    if atlas := controls.networks:
+        for region in atlas.keep:
+            alone = atlas.model_dump(mode="json") | {"keep": [region]}
+            found[f"network-{region_key(region)}"] = Change("", {"finetuning": {"atlas": alone}})
     found |= {f"fault-{name}": Change("", fault.overrides) for name, fault in controls.faults.items()}
     for width, penalty in product(controls.code_widths, controls.penalties):
         widths = [*profile.routes.autoencoder.encoder.widths[:-1], width]
@@ -101,6 +116,17 @@ def changes(profile: Profile) -> dict[str, Change]:
             pretraining = {"routes": {"supervised": {"pretraining": {"n_units": n}}}}
             found[name] = Change(name, data | pretraining)
     return found
+
+
+def region_key(name: str) -> str:
+    """The name of an atlas' region as it stands in names of files."""
+    return re.sub("[^A-Za-z0-9]+", "_", name)
+
+
+def _with_drift(profile: Profile) -> dict[str, Any]:
+    """Overrides for the same runs without detrending and filter, in their own store."""
+    unfiltered = {"detrend": False, "high_pass_hz": None}
+    return {"name": f"{profile.name}-drift", "data": {"store": None}, "preprocessing": unfiltered}
 
 
 def _other_data(profile: Profile, name: str, manifest: Path, **simulation: float) -> dict[str, Any]:
@@ -169,6 +195,12 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "rates":
         tried = [change for change in changes(profile) if change.startswith("people-")]
         cells = grid(_DEEP + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
+    elif name == "shortcuts":
+        tried = [change for change in changes(profile) if change.startswith("shortcut-")]
+        cells = grid(["contrast-frozen"], [max(sweep.fractions)], changes=["", *tried]) if tried else []
+    elif name == "networks":
+        networks = [change for change in changes(profile) if change.startswith("network-")]
+        cells = grid(["contrast", "linear"], [max(sweep.fractions)], changes=["", *networks]) if networks else []
     elif name == "blocks":
         changes_of = [f"blocks{k}" for k in controls.blocks]
         cells = grid(["cae"], [max(sweep.fractions)], changes=["", *changes_of]) if changes_of else []
@@ -185,5 +217,6 @@ def planned(profile: Profile, name: str) -> list[Cell]:
             if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
-        raise ValueError(f"there is no sweep {name!r}; there are sweep, {', '.join((*CONTROLS, *OF_TRANSFERS))}")
+        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST))
+        raise ValueError(f"there is no sweep {name!r}; there are {known}")
     return list(dict.fromkeys(cells))

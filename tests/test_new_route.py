@@ -13,21 +13,15 @@ from tiny import Order, OrderSettings, TinyEncoder, TinySettings
 from deeplight_core import config, experiment, models, routes
 from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
-from deeplight_core.routes import PretrainingSettings, Route, Routes, Section, Variant
+from deeplight_core.routes import PretrainingSettings, Route, Routes, Section, Variant, WindowSettings
 
 # ---- what somebody writes into models/ and routes.py
-
-
-class WindowSettings(Section):
-    length: int = 2
-    gap: int = 1
-    step: int = 2
 
 
 class GuessSettings(Section):
     encoder: TinySettings = TinySettings()
     head: OrderSettings = OrderSettings()
-    example: WindowSettings = WindowSettings()
+    example: WindowSettings = WindowSettings(length_s=4, gap_s=2, step_s=4)
     pretraining: PretrainingSettings = PretrainingSettings(epochs=2, batch_size=16, learning_rate=1e-3, threads=1)
 
 

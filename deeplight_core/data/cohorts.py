@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 from deeplight_core.config import CohortSettings, Profile
 from deeplight_core.data.manifest import COLUMNS, assign_splits, read_manifest, write_manifest
 from deeplight_core.data.simulate import fill, generator
+from deeplight_core.data.simulate import plan as plan_runs
 from deeplight_core.system.files import write_whole
 
 __all__ = ["Tissues", "grid", "manifest_of", "people", "plan", "planted_path", "regions", "simulate_cohort",
@@ -235,10 +236,16 @@ def _scans(settings: CohortSettings) -> pd.DataFrame:
 
 
 def manifest_of(profile: Profile) -> pd.DataFrame:
-    """The profile's manifest, read; that of a simulated cohort is written first if there is none."""
-    if profile.cohort is not None and not profile.manifest_path.is_file():
-        data = profile.data
-        table = plan(profile.cohort, data.n_validation, data.n_test, data.split_seed)
+    """The profile's manifest, read; one that is made of the settings is written first if there is none."""
+    if profile.makes_manifest and not profile.manifest_path.is_file():
+        data, simulation = profile.data, profile.simulation
+        if profile.cohort is not None:
+            table = plan(profile.cohort, data.n_validation, data.n_test, data.split_seed)
+        else:
+            assert simulation is not None
+            assert simulation.subjects is not None
+            asked = simulation.subjects
+            table = plan_runs(asked.train, asked.validation, asked.tr_s, tuple(asked.runs))
         write_manifest(table, profile.manifest_path)
     return read_manifest(profile.manifest_path, profile.data.split_unit)
 

@@ -328,7 +328,8 @@ def generator(seed: int, *what: str) -> np.random.Generator:
 def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSettings, jobs: int | None = None) -> None:
     """Simulate the files of a manifest; runs that exist are kept, so an interrupted simulation goes on.
 
-    Beside the runs, `planted/` holds every state's true map and `simulation.json` the settings.
+    Beside the runs, `planted/` holds every state's true map and an atlas of the networks, and `simulation.json` the
+    settings.
 
     Raises
     ------
@@ -363,7 +364,8 @@ def fill(
         If the folder holds a dataset of other settings.
     """
     root.mkdir(parents=True, exist_ok=True)
-    record, stated = root / "simulation.json", settings.model_dump(mode="json")
+    record = root / "simulation.json"
+    stated = settings.model_dump(mode="json", exclude={"subjects"})  # which runs there are, not what is in them
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != stated:
         raise ValueError(
             f"{root} holds a dataset simulated with {record.read_text(encoding='utf-8').strip()}, "
@@ -399,3 +401,11 @@ def _write_planted(root: Path, settings: SimulationSettings) -> None:
     for task in TASKS:
         for state, values in planted_maps(task, anatomy, settings.seed).items():
             nib.save(anatomy.image(values), planted_path(root, task, state))
+    nib.save(anatomy.image(_parcels(anatomy)), root / "planted/networks.nii.gz")
+    names = pd.DataFrame({"index": range(1, len(anatomy.network_names) + 1), "name": anatomy.network_names})
+    names.to_csv(root / "planted/networks.tsv", sep="\t", index=False)
+
+
+def _parcels(anatomy: Anatomy) -> np.ndarray:
+    """(V,) the number, from 1, of the network whose map is largest in a voxel; 0 where none reaches a fifth."""
+    return np.where(anatomy.networks.max(axis=0) > 0.2, anatomy.networks.argmax(axis=0) + 1, 0).astype(np.float32)

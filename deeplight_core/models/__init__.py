@@ -6,6 +6,8 @@ A new encoder or head is a class with a `name`, entered here; the battery of tes
 from typing import Any
 
 from deeplight_core.models.autoencoder import ConvEncoder, ResidualEncoder
+from deeplight_core.models.clips import ClipEncoder
+from deeplight_core.models.contrast import Contrast
 from deeplight_core.models.deeplight import SliceEncoder
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
@@ -13,8 +15,10 @@ from deeplight_core.models.reconstruction import Reconstruction, Variational
 
 __all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Mirror", "Model", "Outcome", "build"]
 
-ENCODERS: dict[str, type[Encoder]] = {kind.name: kind for kind in (SliceEncoder, ConvEncoder, ResidualEncoder)}
-HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers, Reconstruction, Variational)}
+ENCODERS: dict[str, type[Encoder]] = {
+    kind.name: kind for kind in (SliceEncoder, ConvEncoder, ResidualEncoder, ClipEncoder)
+}
+HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers, Reconstruction, Variational, Contrast)}
 
 
 def build(architecture: dict[str, Any]) -> Model:

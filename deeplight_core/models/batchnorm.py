@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deeplight_core.models.noise import own_part
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "sum_over_processes"]
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -30,6 +30,12 @@ class _SumOverProcesses(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow back to each."""
+    total: Tensor = _SumOverProcesses.apply(values)
+    return total
 
 
 class BatchNorm(_BatchNorm):
@@ -50,10 +56,10 @@ class BatchNorm(_BatchNorm):
         values = maps.float()  # sums of bfloat16 would lose the small terms
         shape = (1, -1, *[1] * (maps.dim() - 2))
         n = values.new_full((1,), counts * values.numel() / values.shape[1])
-        total = _SumOverProcesses.apply(torch.cat([n, counts * values.sum(places)]))
+        total = sum_over_processes(torch.cat([n, counts * values.sum(places)]))
         mean = total[1:] / total[0]
         centred = values - mean.view(shape)
-        variance = _SumOverProcesses.apply(counts * centred.square().sum(places)) / total[0]
+        variance = sum_over_processes(counts * centred.square().sum(places)) / total[0]
         if self.track_running_stats:
             self._track(mean.detach(), variance.detach() * total[0].detach() / (total[0].detach() - 1))
         result = centred * torch.rsqrt(variance + self.eps).view(shape)

@@ -67,7 +67,8 @@ def readout_answers(
     """A linear model's answers to new examples, from any features; its penalty is chosen over folds of the units.
 
     Features are centred and scaled together, so that the mean example's norm is 10. States: logistic regression whose
-    classes weigh the same; numbers: ridge regression, one model per column, fitted to the examples that have it.
+    classes weigh the same; numbers: ridge regression, one model per column, fitted to the examples that have it. Where
+    a state has a single unit, no folds can be made, and the penalty is scikit-learn's (C = 1).
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def readout_answers(
     -------
     (N', S) probabilities or (N', K) numbers
     """
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
     from sklearn.model_selection import StratifiedGroupKFold
 
     mean = features.mean(axis=0)
@@ -90,12 +91,13 @@ def readout_answers(
         return _ridge(x, x_new, targets, units)
     few = int(pd.Series(units).groupby(targets).nunique().min())
     if few < 2:
-        raise ValueError(f"a linear readout needs at least 2 training units of each state, there is {few}")
-    folds = StratifiedGroupKFold(min(5, few)).split(x, targets, units)
-    model = LogisticRegressionCV(
-        Cs=np.logspace(-4, 2, 7), cv=list(folds), scoring="neg_log_loss", class_weight="balanced", max_iter=5000,
-        tol=1e-7, l1_ratios=(0,), use_legacy_attributes=False,
-    )  # fmt: skip
+        model = LogisticRegression(class_weight="balanced", max_iter=5000, tol=1e-7)
+    else:
+        folds = StratifiedGroupKFold(min(5, few)).split(x, targets, units)
+        model = LogisticRegressionCV(
+            Cs=np.logspace(-4, 2, 7), cv=list(folds), scoring="neg_log_loss", class_weight="balanced", max_iter=5000,
+            tol=1e-7, l1_ratios=(0,), use_legacy_attributes=False,
+        )  # fmt: skip
     found = model.fit(x, targets).predict_proba(x_new)
     answers = np.zeros((len(found), n_states))
     answers[:, model.classes_] = found

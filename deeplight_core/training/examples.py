@@ -37,12 +37,14 @@ class Examples:
     table : (N) one row per example, that of its first volume in the index: `unit, split, task, run, frame, block, …`
     members : which rows make an example: (N,) volumes, (N, L) clips, (N, 3, L) begin-middle-end windows
     targets : (N,) labels; (N, K) numbers, NaN where one is missing; (N, 0) where there is nothing to decode
+    seen : (V,) the in-mask voxels that are seen, the others being zero (None = all)
     """
 
     rows: pd.DataFrame
     table: pd.DataFrame
     members: np.ndarray
     targets: np.ndarray
+    seen: np.ndarray | None = None
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -170,37 +172,77 @@ def with_columns(examples: Examples, described: list[dict[str, Any]]) -> Example
     return replace(examples, targets=targets)
 
 
-def clips(volumes: Examples, length: int, step: int = 1) -> Examples:
+def clips(volumes: Examples, length: int, step: int = 1, encoded: int | None = None) -> Examples:
     """Clips of `length` consecutive frames of one block, one every `step` frames.
 
     Parameters
     ----------
     volumes : volumes as examples; a clip's target is that of its first frame
+    encoded : how many frames of a clip are its members, evenly spaced (None = all)
 
     Raises
     ------
     ValueError
         If no block has that many consecutive frames.
     """
-    return _of_sequences(volumes, np.arange(length), step, ["file", "block"], f"clip of {length} frames")
+    return _of_sequences(volumes, _spaced(length, encoded), length, step, ["file", "block"], f"clip of {length} frames")
 
 
-def windows(volumes: Examples, length: int, gap: int = 0, step: int = 1) -> Examples:
+def windows(
+    volumes: Examples, length: int, gap: int = 0, step: int = 1, encoded: int | None = None, control: str = "none"
+) -> Examples:
     """Windows of one run: beginning, middle and end of `length` consecutive frames each, with `gap` frames in between.
 
     A window begins every `step` frames, whatever the labels.
+
+    Parameters
+    ----------
+    volumes : volumes as examples
+    encoded : see `clips`
+    control : "order": the three windows of an example come in random order; "run": its beginning is that of an example
+        of another run, of the same unit where it has one
 
     Raises
     ------
     ValueError
         If no run has that many consecutive frames.
     """
-    offsets = np.arange(3)[:, None] * (length + gap) + np.arange(length)
-    return _of_sequences(volumes, offsets, step, ["file"], f"window of 3 × {length} frames, {gap} apart")
+    offsets, whole = np.arange(3)[:, None] * (length + gap) + _spaced(length, encoded), 3 * length + 2 * gap
+    found = _of_sequences(volumes, offsets, whole, step, ["file"], f"window of 3 × {length} frames, {gap} apart")
+    if control == "order":
+        turns = np.random.default_rng(0x0DE2).permuted(np.tile(np.arange(3), (len(found), 1)), axis=1)
+        return replace(found, members=np.take_along_axis(found.members, turns[:, :, None], axis=1))
+    if control == "run":
+        members = found.members.copy()
+        members[:, 0] = found.members[_of_another_run(found.table), 0]
+        return replace(found, members=members)
+    return found
 
 
-def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: list[str], what: str) -> Examples:
-    """Examples of several frames at fixed offsets from a first one, with no frame missing in between."""
+def _of_another_run(table: pd.DataFrame) -> np.ndarray:
+    """For each row the number of a random row of another file, of the same unit where it has one."""
+    random = np.random.default_rng(0x07E2)
+    file, unit = (pd.factorize(table[column])[0] for column in ("file", "unit"))
+    if not file.any():
+        raise ValueError("the beginnings of windows are to come from another run, and there is a single one")
+    found = np.empty(len(table), int)
+    for number in range(file.max() + 1):
+        own = np.flatnonzero(file == number)
+        others = np.flatnonzero((file != number) & (unit == unit[own[0]]))
+        found[own] = random.choice(others if len(others) else np.flatnonzero(file != number), len(own))
+    return found
+
+
+def _spaced(length: int, encoded: int | None) -> np.ndarray:
+    """So many of the numbers below `length`, evenly spaced; a single one is in the middle."""
+    n = encoded or length
+    return (np.arange(n) * length + length // 2) // n if n < length else np.arange(length)
+
+
+def _of_sequences(
+    volumes: Examples, offsets: np.ndarray, whole: int, step: int, within: list[str], what: str
+) -> Examples:
+    """Examples of frames at fixed offsets from the first of `whole` frames, of which none is missing."""
     table = volumes.table
     keys = [pd.factorize(table[column])[0] for column in reversed(within)]
     order = np.lexsort([table["frame"].to_numpy(), *keys])
@@ -208,7 +250,7 @@ def _of_sequences(volumes: Examples, offsets: np.ndarray, step: int, within: lis
     for key in keys:
         breaks |= np.diff(key[order]) != 0
     ends = np.append(np.flatnonzero(breaks) + 1, len(order))
-    starts = [np.arange(begin, end - offsets.max(), step) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    starts = [np.arange(begin, end - whole + 1, step) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     first = np.concatenate(starts)
     if not len(first):
         place = "block" if "block" in within else "run"

@@ -91,7 +91,10 @@ class Volumes:
         self.targets = torch.tensor(examples.targets, device=self.device)
         self.shape = store.shape[::-1]  # (Z, Y, X)
         inside = store.mask[store.box].T.ravel()
-        places = np.where(inside, np.cumsum(inside) - 1, inside.sum())  # outside: the zero after the last voxel
+        shown = inside.copy()
+        if examples.seen is not None:
+            shown[inside] = examples.seen
+        places = np.where(shown, np.cumsum(inside) - 1, inside.sum())  # outside: the zero after the last voxel
         self._places = torch.from_numpy(places).to(self.device)
         scales = torch.tensor(rows["file"].map(store.scales).to_numpy(np.float32), device=self.device)
         self._scale = scales if (scales != 1).any() else None
@@ -124,7 +127,10 @@ class Volumes:
     def masked(self, numbers: np.ndarray) -> Tensor:
         """In-mask volumes (B, …, V) of examples: float16 as stored, or float32 where they must be computed."""
         members = self.examples.members[numbers]
-        return self._computed(self._moved(torch.from_numpy(members)), self._read(members))
+        volumes = self._computed(self._moved(torch.from_numpy(members)), self._read(members))
+        if self.examples.seen is None:
+            return volumes
+        return volumes * torch.from_numpy(self.examples.seen).to(volumes.device)
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """`volumes` (B, …, Z, Y, X) float32, zero outside the mask; `targets` and `numbers` of the B examples."""

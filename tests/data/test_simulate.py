@@ -239,8 +239,22 @@ def test_files_are_hcps_on_one_grid(simulated: Dataset) -> None:
         first = next(name for names in TASKS[row.task].states.values() for name in names)
         assert np.loadtxt(root / row.events / f"{first}.txt", ndmin=2).shape[1] == 3
     assert not list(root.rglob("partial_*"))
-    planted = {file.name for file in (root / "planted").iterdir()}
+    planted = {file.name for file in (root / "planted").iterdir()} - {"networks.nii.gz", "networks.tsv"}
     assert planted == {f"{t}_{s.replace(' ', '-')}.nii.gz" for t, spec in TASKS.items() for s in spec.states}
+
+
+def test_networks_are_an_atlas(simulated: Dataset) -> None:
+    _, root, _ = simulated
+    anatomy = load_anatomy(10.0)
+    image = nib.load(root / "planted/networks.nii.gz")
+    np.testing.assert_allclose(image.affine, anatomy.affine)
+    table = pd.read_csv(root / "planted/networks.tsv", sep="\t").set_index("name")["index"]
+    numbers = image.get_fdata().T[anatomy.mask.T]
+    for name in ("Visual", "Reward"):
+        own = anatomy.networks[anatomy.network_names.index(name)]
+        assert (numbers[own.argmax()]) == table[name]
+        assert own[numbers == table[name]].min() > 0.2
+    assert (numbers == 0).any()
 
 
 def test_planted_maps_are_saved(simulated: Dataset) -> None:

@@ -73,5 +73,8 @@ def test_readouts_equal_scikit_learns_of_the_features_themselves() -> None:
     ages = np.stack([labels * 10.0 + random.normal(40, 1, 30), np.full(30, np.nan)], axis=1)[:, :1]
     answers = readout_answers(x, x + 0, ages, units)
     assert np.corrcoef(answers[:, 0], ages[:, 0])[0, 1] > 0.9
-    with pytest.raises(ValueError, match="at least 2 training units of each state, there is 1"):
-        readout_answers(x[:4], x_new, np.array([0, 0, 1, 1]), units[:4], 2)
+    few, of_two = x[:4], np.array([0, 0, 1, 1])  # one unit of each state: no folds
+    scale = 10 / np.sqrt(((few - few.mean(axis=0)) ** 2).sum(axis=1).mean())
+    fixed = LogisticRegression(tol=1e-7, max_iter=5000).fit((few - few.mean(axis=0)) * scale, of_two)
+    expected = fixed.predict_proba((x_new - few.mean(axis=0)) * scale)
+    np.testing.assert_allclose(readout_answers(few, x_new, of_two, units[:4], 2), expected, atol=1e-4)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -176,6 +177,18 @@ def test_windows_are_beginning_middle_and_end_of_a_run() -> None:
         windows(volumes, 4)
 
 
+def test_some_frames_of_a_sequence_stand_for_it() -> None:
+    """Evenly spaced; a sequence still needs all its frames."""
+    volumes = frames(("a", list(range(19)), [0] * 19), ("b", [*range(8), *range(9, 17)], [0] * 16))
+    assert shown(windows(volumes, 6, encoded=2, step=10)) == {("a", (1, 4, 7, 10, 13, 16))}
+    assert shown(windows(volumes, 5, gap=1, encoded=1, step=10)) == {("a", (2, 8, 14))}
+    assert shown(clips(volumes, 9, encoded=3, step=10)) == {("a", (1, 4, 7)), ("a", (11, 14, 17))}
+    assert shown(clips(volumes, 8, encoded=8, step=20)) == {
+        ("a", tuple(range(8))), ("b", tuple(range(8))), ("b", tuple(range(9, 17))),
+    }  # fmt: skip
+    assert windows(volumes, 6, encoded=2).members.shape[1:] == (3, 2)
+
+
 def test_windows_equal_a_plain_loop() -> None:
     random = np.random.default_rng(0)
     runs = [(f"run{i}", sorted(random.choice(40, 30, replace=False).tolist()), [0] * 30) for i in range(5)]
@@ -188,6 +201,26 @@ def test_windows_equal_a_plain_loop() -> None:
             if {*whole} <= {*there}:
                 expected.add((name, tuple(asked)))
     assert shown(windows(frames(*runs), length, gap, step)) == expected
+
+
+def test_controls_of_windows_keep_their_frames_and_change_one_thing() -> None:
+    runs = [(f"run{i}", list(range(30)), [0] * 30) for i in range(4)]
+    volumes = frames(*runs)
+    volumes = replace(
+        volumes, table=volumes.table.assign(unit=volumes.table["file"].map(lambda f: "ab"[int(f[3]) // 2]))
+    )
+    plain, order, run = (windows(volumes, 4, step=3, control=control) for control in ("none", "order", "run"))
+    assert (np.sort(order.members, axis=1) == np.sort(plain.members, axis=1)).all()
+    moved = (order.members[:, :, 0] != plain.members[:, :, 0]).mean(axis=0)
+    assert ((moved > 0.4) & (moved < 0.9)).all()  # 2/3 of each
+    assert (run.members[:, 1:] == plain.members[:, 1:]).all()
+    file, unit = (volumes.table[column].to_numpy() for column in ("file", "unit"))
+    beginning, end = run.members[:, 0, 0], run.members[:, 2, 0]
+    assert (file[beginning] != file[end]).all()
+    assert (unit[beginning] == unit[end]).all()
+    alone = of_anything(volumes.table[volumes.table["file"] == "run0"].reset_index(drop=True), ["rest"])
+    with pytest.raises(ValueError, match="there is a single one"):
+        windows(alone, 4, control="run")
 
 
 # ---- folds

@@ -45,6 +45,8 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "cae-scratch": ("#D55E00", "s"), "cae": ("#0072B2", "o"), "cae-multitask": ("#009E73", "^"),
     "cae-variational": ("#E69F00", "P"), "cae-frozen": ("#56B4E9", "h"), "cae-multitask-frozen": ("#CC79A7", "X"),
     "voxels": ("#595959", "D"), "regional": ("#000000", "*"),
+    "contrast": ("#009E73", "^"),
+    "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "P"),
 }  # fmt: skip
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
