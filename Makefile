@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain autoencoders test test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders contrast test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,9 @@ controls: ## beyond the paper: baselines, initialisation, permuted labels, targe
 gain: ## transfer gain against the number of pre-training subjects and the contrast
 autoencoders: ## structural images: autoencoders, and transfer between cohorts (PROFILE=autoencoder)
 autoencoders: PROFILE = autoencoder
-reproduce controls gain autoencoders: $(VENV)/ready
+contrast: ## temporal contrast: pre-training without labels, and its shortcuts (PROFILE=contrast)
+contrast: PROFILE = contrast
+reproduce controls gain autoencoders contrast: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
 		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \

@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.sweeps import CONTROLS, Cell, changed, changes, planned, pretraining_of
+from deeplight_core.sweeps import CONTROLS, OF_CONTRAST, Cell, changed, changes, planned, pretraining_of
 from deeplight_core.system.provenance import code_hash
 from deeplight_core.data.cohorts import manifest_of
 from deeplight_core.data.manifest import select
@@ -69,7 +69,7 @@ SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
 FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
 # The controls' trainings that are not in the sweep, by name. Only those asked for are run; pages show the finished ones.
-OTHERS = {cell.name: cell for name in CONTROLS for cell in planned(PROFILE, name) if cell not in SWEEP}
+OTHERS = {cell.name: cell for name in (*CONTROLS, *OF_CONTRAST) for cell in planned(PROFILE, name) if cell not in SWEEP}
 
 
 def source_of_manifest():
@@ -91,7 +91,9 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-ASKED = {name for name in CONTROLS if wanted("gain" if name == "gain" else "controls")}
+HAS_CONTRAST = "contrast" in PROFILE.sweep.variants
+OWN_CONTROLS = OF_CONTRAST if HAS_CONTRAST else CONTROLS
+ASKED = {name for name in OWN_CONTROLS if wanted("gain" if name == "gain" else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
 # The profile as controls change it: one with another name has its own data.
 CHANGED = {"": PROFILE} | {change: changed(PROFILE, change) for change in changes(PROFILE)}
@@ -217,9 +219,10 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
     except ValueError as error:
         sys.exit(f"snakemake: {error}")
 
-REAL = PROFILE.name if not PROFILE.simulated and not PROFILE.transfers else "haxby"
-STRUCTURAL = PROFILE.name if PROFILE.transfers else "autoencoder"
-BUILT_IN = PROFILE.name if PROFILE.simulated and not PROFILE.transfers else "demo"
+# The profiles whose pages make the parts of the book: this one's makes one, the others are those that ship.
+PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast"}
+PART = "structural" if PROFILE.transfers else "contrast" if HAS_CONTRAST else "built-in" if PROFILE.simulated else "real"
+PARTS[PART] = PROFILE.name
 
 MADE_OF_DATA = made_of_data(PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
@@ -265,6 +268,8 @@ OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.stor
 if PROFILE.transfers:
     NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS])
     NOTEBOOKS += [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
+elif HAS_CONTRAST:
+    NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/07_contrast.ipynb"]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
@@ -285,25 +290,23 @@ rule book:
         pages=[p for p in sorted(Path("book").rglob("*")) if p.is_file()] + ["_config.yml", "_toc.yml", "CHANGELOG.md"],
         other=[
             p
-            for n, page in ((REAL, "04_statistics"), (BUILT_IN, "04_statistics"), (STRUCTURAL, "06_transfer"))
+            for n in PARTS.values()
             if n != PROFILE.name
+            for page in ("04_statistics", "06_transfer", "07_contrast")
             for p in Path(f"runs/{n}/notebooks").glob(f"{page}.ipynb")
         ],
     output:
         RUNS + "/book/_build/html/index.html",
     params:
-        built_in=BUILT_IN,
-        real=REAL,
-        structural=STRUCTURAL,
+        parts=" ".join(f"--{part} {name}" for part, name in PARTS.items()),
     shell:
-        "mkdir -p {RUNS}/logs; deeplight book {RUNS}/book --built-in {params.built_in} --real {params.real} "
-        "--structural {params.structural} && {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
+        "mkdir -p {RUNS}/logs; deeplight book {RUNS}/book {params.parts} && {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
         "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"
 
 
 # If only one job is ready, Snakemake (at least 9.12 to 9.15) gives back its cores without having taken them, and then starts too
 # many jobs. `threads: 0` keeps the count right for the rules that everything else waits for.
-if PROFILE.cohort is not None:
+if PROFILE.makes_manifest:
     try:
         manifest_of(PROFILE)  # made from the settings alone
     except ValueError as error:
@@ -589,6 +592,23 @@ else:
             settings="",
         shell:
             PAPERMILL
+
+
+rule contrast_page:
+    input:
+        pretraining_notebook("", "contrast", "", FIRST_SEED, FOLDS[0]),
+        [notebook_of(cell) for cell in SWEEP],
+        shown("shortcuts"),
+        shown("networks"),
+        "notebooks/07_contrast.ipynb",
+    output:
+        BOOKS + "/07_contrast.ipynb",
+    params:
+        notebook="07_contrast",
+        parameters="",
+        settings=settings.digest(PROFILE.sweep),
+    shell:
+        PAPERMILL
 
 
 rule statistics:

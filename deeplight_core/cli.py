@@ -422,6 +422,7 @@ def book(
     built_in: Annotated[str, typer.Option(help="Profile on the built-in dataset.")] = "demo",
     real: Annotated[str, typer.Option(help="Profile on real data.")] = "haxby",
     structural: Annotated[str, typer.Option(help="Profile on structural images.")] = "autoencoder",
+    contrast: Annotated[str, typer.Option(help="Profile of temporal contrast.")] = "contrast",
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -429,7 +430,7 @@ def book(
     """
     from deeplight_core.report.book import stage
 
-    stage(project_root(), folder, built_in, real, structural)
+    stage(project_root(), folder, built_in, real, structural, contrast)
 
 
 def main() -> None:

@@ -4,7 +4,17 @@ import pytest
 
 from deeplight_core.config import Profile, differences, load_profile
 from deeplight_core.routes import VARIANTS
-from deeplight_core.sweeps import CONTROLS, OF_TRANSFERS, Cell, changed, changes, faulted, planned, pretraining_of
+from deeplight_core.sweeps import (
+    CONTROLS,
+    OF_CONTRAST,
+    OF_TRANSFERS,
+    Cell,
+    changed,
+    changes,
+    faulted,
+    planned,
+    pretraining_of,
+)
 
 
 def profile(**sections: object) -> Profile:
@@ -82,6 +92,8 @@ def test_every_variant_is_in_a_grid() -> None:
     every |= {c.variant for c in planned(he, "initialisation")}
     structural = load_profile("autoencoder")
     every |= {c.variant for name in ("sweep", *OF_TRANSFERS) for c in planned(faulted(structural), name)}
+    for name in ("contrast", "contrast-paper"):
+        every |= {c.variant for which in ("sweep", *OF_CONTRAST) for c in planned(load_profile(name), which)}
     assert every == set(VARIANTS) - {"ridge"}  # of numbers, which a profile asks for by itself
 
 

@@ -4,6 +4,7 @@
     <folder>/notebooks/                         executed notebooks of a profile on the built-in dataset
     <folder>/real/                              executed notebooks of a profile on real data
     <folder>/structural/                        executed notebooks of a profile on structural images
+    <folder>/contrast/                          executed notebooks of a profile of temporal contrast
     <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
 
 A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
@@ -41,12 +42,20 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
-_STRUCTURAL = {
-    "06_autoencoder": "Autoencoders of structural images",
-    "06_transfer": "Transfer between cohorts",
-    "06_faults": "Why theirs did not converge",
-    "01_data": "Structural images",
-    "data/none": "The cohorts",
+# Parts that are whole with one page: the command that makes it, that page, and the titles of all.
+_OTHERS = {
+    "structural": (
+        "autoencoders",
+        "06_transfer",
+        {
+            "06_autoencoder": "Autoencoders of structural images",
+            "06_transfer": "Transfer between cohorts",
+            "06_faults": "Why theirs did not converge",
+            "01_data": "Structural images",
+            "data/none": "The cohorts",
+        },
+    ),
+    "contrast": ("contrast", "07_contrast", {"07_contrast": "Temporal contrast", "01_data": "Runs of the contrast"}),
 }
 _OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
@@ -59,13 +68,14 @@ _TABLES = {
 }
 
 
-def stage(root: Path, folder: Path, built_in: str, real: str, structural: str) -> None:
+def stage(root: Path, folder: Path, built_in: str, real: str, structural: str, contrast: str) -> None:
     """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
     ----------
     root : the repository
-    built_in, real, structural : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the three parts
+    built_in, real, structural, contrast : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the
+        parts
 
     Raises
     ------
@@ -81,8 +91,7 @@ def stage(root: Path, folder: Path, built_in: str, real: str, structural: str) -
     generated.mkdir()
     for part, profile in (("notebooks", built_in), ("real", real)):
         source = root / "runs" / profile
-        command = make_command("reproduce", profile)
-        absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
+        absent = _absent("reproduce", profile)
         if (source / "notebooks" / "04_statistics.ipynb").is_file():
             for notebook in [*source.glob("notebooks/*.ipynb"), *source.glob("notebooks/03_finetuning/*.ipynb")]:
                 _page(notebook, folder / part / notebook.relative_to(source / "notebooks"), profile)
@@ -105,13 +114,20 @@ def stage(root: Path, folder: Path, built_in: str, real: str, structural: str) -
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
 
-    source = root / "runs" / structural / "notebooks"
-    if (source / "06_transfer.ipynb").is_file():
-        for notebook in [*source.glob("*.ipynb"), *source.glob("data/*.ipynb")]:
-            _page(notebook, folder / "structural" / notebook.relative_to(source), structural)
-    command = make_command("autoencoders", structural)
-    absent = f"*This part has not been run here.* It takes one command:\n\n```bash\n{command}\n```\n"
-    _fill(folder / "structural", _STRUCTURAL, absent)
+    for part, profile in (("structural", structural), ("contrast", contrast)):
+        target, whole_with, pages = _OTHERS[part]
+        source = root / "runs" / profile / "notebooks"
+        if (source / f"{whole_with}.ipynb").is_file():
+            for notebook in [*source.glob("*.ipynb"), *source.glob("data/*.ipynb")]:
+                _page(notebook, folder / part / notebook.relative_to(source), profile)
+        _fill(folder / part, pages, _absent(target, profile))
+
+
+def _absent(target: str, profile: str) -> str:
+    """The text of a page that has not been made."""
+    return (
+        f"*This part has not been run here.* It takes one command:\n\n```bash\n{make_command(target, profile)}\n```\n"
+    )
 
 
 def _fill(folder: Path, pages: dict[str, str], absent: str) -> None:
@@ -169,7 +185,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
     page = " \\\n    ".join(filter(None, lines))
     made_by = {"controls_gain": "gain", "06_volumes": "controls", "06_faults": "controls", "06_": "autoencoders",
-               "controls_": "controls"}  # fmt: skip
+               "07_": "contrast", "controls_": "controls"}  # fmt: skip
     target = next((target for start, target in made_by.items() if name.startswith(start)), "reproduce")
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"

@@ -92,6 +92,37 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     )
 
 
+def test_temporal_contrast_has_its_page(project, warm):
+    profile = yaml.safe_load((project / "profiles/contrast.yaml").read_text(encoding="utf-8"))
+    profile["simulation"]["subjects"] |= {"train": 3, "validation": 2}
+    profile["data"] |= {
+        "source": {"EMOTION": ["fear", "neutral"]},
+        "target": {"SOCIAL": ["interaction", "no interaction"]},
+    }
+    profile["routes"]["contrast"]["pretraining"] |= {"epochs": 2, "steps_per_epoch": 3, "evaluations": 2}
+    profile["finetuning"] |= {"epochs": 1, "min_steps": 0, "steps_per_epoch": 3}
+    profile["sweep"] = {"variants": ["contrast", "contrast-frozen", "linear"], "fractions": [1.0]}
+    profile["controls"]["shortcuts"] = ["order"]
+    profile["controls"]["networks"]["keep"] = ["Visual"]
+    (project / "profiles/contrast.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    done = run(workflow("contrast", controls="yes"), project, **warm)
+    assert done.returncode == 0, done.stdout[-4000:]
+    text = (project / "runs/contrast/book/_build/html/contrast/07_contrast.html").read_text(encoding="utf-8")
+    for said in (
+        "Simulated data",
+        "choices made here",
+        "mean of all voxels",
+        "windows in random order",
+        "Beyond the shortcut",
+    ):
+        assert said in text, said
+    assert "have not been run" not in text
+    assert text.count("<img") >= 3
+    assert "No decoder of a single network" not in text
+    built_in = (project / "runs/contrast/book/_build/html/notebooks/04_statistics.html").read_text(encoding="utf-8")
+    assert "has not been run here" in built_in
+
+
 def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
     small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]

@@ -43,7 +43,7 @@ def write(path: Path, parameters: dict[str, object], template: str, outputs: lis
 
 
 def staged(project: Path) -> Path:
-    book.stage(project, project / "out", "tiny", "haxby", "structure")
+    book.stage(project, project / "out", "tiny", "haxby", "structure", "windows")
     return project / "out"
 
 
@@ -75,6 +75,16 @@ def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> Non
         assert "has not been run here" in text
         assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
     assert "make autoencoders PROFILE=structure" in (out / "structural/06_transfer.md").read_text()
+    assert "make contrast PROFILE=windows" in (out / "contrast/07_contrast.md").read_text()
+
+
+def test_parts_of_other_profiles_hold_their_pages(project: Path) -> None:
+    notebooks = project / "runs/windows/notebooks"
+    write(notebooks / "07_contrast.ipynb", {"name": "windows"}, "notebooks/07_contrast.ipynb")
+    write(notebooks / "01_data.ipynb", {"name": "windows"}, "notebooks/01_data.ipynb")
+    out = staged(project)
+    assert "`make contrast PROFILE=windows`" in last_cell(out / "contrast/07_contrast.ipynb")
+    assert sorted(path.name for path in (out / "contrast").iterdir()) == ["01_data.ipynb", "07_contrast.ipynb"]
 
 
 def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) -> None:

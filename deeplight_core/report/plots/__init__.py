@@ -1,5 +1,6 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
+from deeplight_core.report.plots.contrast import way_bars
 from deeplight_core.report.plots.data import (
     activation_maps,
     carpet,
@@ -67,4 +68,5 @@ __all__ = [
     "tsnr_distribution",
     "use_style",
     "value_map",
+    "way_bars",
 ]

@@ -1,0 +1,233 @@
+"""Temporal contrast: what it learnt, whether a shortcut explains it, and the claims of Shi et al. (2023)."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.analysis import statistics
+from deeplight_core.analysis.scores import constant_answer
+from deeplight_core.config import Profile
+from deeplight_core.models.contrast import Quality
+from deeplight_core.report.findings.cells import counted, interval, listed, table
+from deeplight_core.routes import VARIANTS
+
+__all__ = [
+    "convergence",
+    "convergence_note",
+    "convergence_table",
+    "networks_note",
+    "networks_table",
+    "quality_note",
+    "shortcut_note",
+    "shortcuts_note",
+    "shortcuts_table",
+    "ways_table",
+    "windows_note",
+]
+
+WAYS = {
+    "learnt": "temporal contrast",
+    "shortcut": "mean of all voxels and its slope, linear",
+    "voxels": "similarity of mean volumes, nothing learnt",
+}
+CHANGES = {
+    "": "as it is",
+    "shortcut-order": "windows in random order",
+    "shortcut-run": "beginnings from another run",
+    "shortcut-drift": "drift left in",
+}
+TOLERANCE = 0.02  # a decoder has converged within this of its accuracy with the most subjects
+
+
+def windows_note(profile: Profile, n_train: int, n_held_out: int, tr_s: float) -> str:
+    """What an example of the contrast is, and how many there are."""
+    example, head = profile.routes.contrast.example, profile.routes.contrast.head
+    asked = example.in_frames(tr_s)
+    gap = f", {example.gap_s:g} s apart" if example.gap_s else ", without a gap"
+    told = "its own beginning" if head.negatives == "series" else "its own beginning and all windows of other series"
+    how = f"temperature {head.temperature:g}" if head.margin is None else f"margin {head.margin:g}"
+    return (
+        f"A series is three windows of {asked['length'] * tr_s:.1f} s{gap}, and {counted(asked['encoded'], 'frame')} "
+        f"of each are encoded. The end of a series is to be told from {told} ({how}). There are {n_train:,} series to "
+        f"learn from and {n_held_out:,} of people who are held out. **The paper states none of these numbers; they are "
+        "choices made here.**"
+    )
+
+
+def ways_table(scores: pd.DataFrame) -> Styler:
+    """Share of series whose neighbour is found, by each way, with its 95% interval over held-out subjects.
+
+    Parameters
+    ----------
+    scores : `way, subject, score`, as `contrasts.contrast_scores` gives it
+    """
+    rows = {}
+    for way, title in WAYS.items():
+        values = scores.loc[scores["way"] == way, "score"].to_numpy()
+        rows[title] = interval(float(values.mean()), *statistics.t_interval(values, 0.95))
+    return table({"the neighbour is found by": list(rows), "of held-out series": list(rows.values())})
+
+
+def shortcut_note(scores: pd.DataFrame) -> str:
+    """Whether contrast finds more than the shortcut does: chance is one half."""
+    wide = scores.pivot(index="subject", columns="way", values="score")
+    beyond = (wide["learnt"] - wide["shortcut"]).to_numpy()
+    low, high = statistics.t_interval(beyond, 0.95)
+    found = interval(float(beyond.mean()), low, high, "+.1%")
+    said = f"Beyond the shortcut it finds {found} of all series; chance is 50%."
+    if np.isnan(low):
+        return said
+    if low > 0:
+        return f"{said} **It has learnt more than the runs' mean and slope.**"
+    return f"{said} **It cannot be shown to have learnt more than the runs' mean and slope.**"
+
+
+def quality_note(found: Quality) -> str:
+    """How the projections of held-out windows are spread, and whether they have collapsed."""
+    said = (
+        f"Neighbours' projections are {found.alignment:.2f} apart (mean squared distance; two random directions: 2). "
+        f"Any two ends have a mean cosine of {found.cosine:.2f}; their projections use {found.dimensions:.1f} "
+        f"dimensions; uniformity is {found.uniformity:.2f} (0: all at one point)."
+    )
+    return f"{said} **They have collapsed: all windows look the same.**" if found.collapsed else said
+
+
+def convergence(results: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """From how many subjects on each decoder of the sweep converges.
+
+    Converged is defined beforehand: the interval of its accuracy lies above that of the best constant answer, and the
+    accuracy is within two points of the same decoder's with the most subjects.
+
+    Parameters
+    ----------
+    results : of one measure and level, as `statistics.only` takes them
+    rows : `task, state, unit` of the held-out volumes, for the best constant answer
+
+    Returns
+    -------
+    `variant, n_subjects, mean, low, high, converged`, a row for each size; `constant`: the best constant answer
+    """
+    constant = constant_answer(rows)
+    table = statistics.mean_intervals(results)
+    most = table.loc[table.groupby("variant")["n_subjects"].idxmax()].set_index("variant")["mean"]
+    near = table["mean"] >= table["variant"].map(most) - TOLERANCE
+    converged = (table["low"] > constant) & near
+    columns = ["variant", "n_subjects", "mean", "low", "high"]
+    return table[columns].assign(converged=converged, constant=constant)
+
+
+def convergence_table(found: pd.DataFrame, unit: str = "subject") -> Styler:
+    """Accuracy of each decoder (rows) by the number of units (columns); ✓ where it has converged."""
+    order = [variant for variant in VARIANTS if variant in set(found["variant"])]
+    columns: dict[str, list[Any]] = {"decoder": [VARIANTS[variant].title for variant in order]}
+    for n in sorted(found["n_subjects"].unique()):
+        of_size = found[found["n_subjects"] == n].set_index("variant")
+        columns[counted(n, unit)] = [
+            f"{of_size.at[v, 'mean']:.1%}{' ✓' if of_size.at[v, 'converged'] else ''}" if v in of_size.index else "–"
+            for v in order
+        ]
+    return table(columns)
+
+
+def convergence_note(found: pd.DataFrame, unit: str = "subject") -> str:
+    """The paper's claim beside this run: from how many units on a decoder converges."""
+    if found.empty:
+        return "No decoder has been trained yet."
+    first = found[found["converged"]].groupby("variant")["n_subjects"].min()
+    most = int(found["n_subjects"].max())
+    told = []
+    for variant in (v for v in VARIANTS if v in set(found["variant"])):
+        n = first.get(variant)
+        end = "does not converge" if n is None else f"converges with {counted(int(n), unit)}"
+        told.append(f"{VARIANTS[variant].title} {end}")
+    pair = [first.get(variant, np.inf) for variant in ("contrast", "scratch")]
+    if not {"contrast", "scratch"} <= set(found["variant"]):
+        verdict = ""
+    elif pair[0] < pair[1]:
+        verdict = " **The claim holds here.**"
+    else:
+        verdict = " **The claim does not hold here.**"
+    return (
+        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Of {most} {unit}s at most: "
+        f"{listed(told)}. In the paper, the decoder pre-trained by contrast converges with 12 subjects and the one "
+        f"from scratch with 100.{verdict}"
+    )
+
+
+def networks_table(results: pd.DataFrame) -> Styler | None:
+    """Accuracy of decoders of one network at a time (rows), best first, with intervals over held-out subjects.
+
+    Parameters
+    ----------
+    results : of one measure and level, with a column `network`, empty for the whole brain
+    """
+    if results.empty:
+        return None
+    found: dict[tuple[str, str], str] = {}
+    means: dict[str, float] = {}
+    for names, group in results.groupby(["variant", "network"]):
+        variant, network = map(str, names)
+        values = group.groupby("subject")["score"].mean().to_numpy()
+        found[variant, network] = interval(float(values.mean()), *statistics.t_interval(values, 0.95))
+        means[network] = max(float(values.mean()), means.get(network, 0.0))
+    variants = [variant for variant in VARIANTS if variant in set(results["variant"])]
+    best = sorted(means, key=means.__getitem__, reverse=True)
+    columns: dict[str, list[Any]] = {"input": [network or "whole brain" for network in best]}
+    columns |= {VARIANTS[v].title: [found.get((v, network), "–") for network in best] for v in variants}
+    return table(columns, wrapped=True)
+
+
+def networks_note(results: pd.DataFrame) -> str:
+    """Which network is as good as the whole brain for the decoder pre-trained by contrast, and which is the worst."""
+    own = results[results["variant"] == "contrast"]
+    means = own.groupby(["network", "subject"])["score"].mean().unstack("subject")
+    if "" not in means.index or len(means) < 2:
+        return "No decoder of a single network has been trained: `make controls PROFILE=contrast`."
+    difference = means.drop(index="").sub(means.loc[""])
+    within = [str(n) for n, row in difference.iterrows() if statistics.t_interval(row.to_numpy(), 0.95)[1] >= 0]
+    order = means.drop(index="").mean(axis=1).sort_values()
+    whole = f"the whole brain ({means.loc[''].mean():.1%})"
+    good = f"{listed(within)} cannot be told apart from {whole}" if within else f"none is as good as {whole}"
+    best, worst = ((order.index[i], f"{order.iloc[i]:.1%}") for i in (-1, 0))
+    return (
+        f"Of {len(order)} networks, {good}; best is {best[0]} ({best[1]}), worst {worst[0]} ({worst[1]}). In the paper "
+        "the visual network is as good as the whole brain, and the limbic one fails."
+    )
+
+
+def shortcuts_table(values: pd.DataFrame) -> Styler | None:
+    """What contrast finds, and what a linear probe of its features finds, as it is and in each control.
+
+    Parameters
+    ----------
+    values : `change, contrast, shortcut, probe`, means over held-out units
+    """
+    if values.empty:
+        return None
+    columns: dict[str, list[Any]] = {"contrast": [CHANGES[change] for change in values["change"]]}
+    titles = {"contrast": "neighbours found", "shortcut": "by the shortcut", "probe": "linear probe of the target"}
+    for column, title in titles.items():
+        columns[title] = [f"{value:.1%}" if np.isfinite(value) else "–" for value in values[column]]
+    return table(columns)
+
+
+def shortcuts_note(values: pd.DataFrame) -> str:
+    """What the controls say; they differ from the route in one thing each."""
+    if len(values) < 2:
+        return "The controls of temporal contrast have not been run: `make controls PROFILE=contrast`."
+    own = {row["change"]: row for row in values.to_dict("records")}
+    said = []
+    if "shortcut-order" in own:
+        share = own["shortcut-order"]["contrast"]
+        said.append(f"With windows in random order there is nothing to find, and {share:.1%} are found (chance 50%).")
+    if "shortcut-drift" in own:
+        drift = own["shortcut-drift"]
+        said.append(
+            f"With drift left in, the shortcut alone finds {drift['shortcut']:.1%}, and contrast "
+            f"{drift['contrast']:.1%}."
+        )
+    best = max(own.values(), key=lambda row: row["probe"])
+    said.append(f"The probe decodes best from the encoder {CHANGES[best['change']]} ({best['probe']:.1%}).")
+    return " ".join(said)

@@ -1,0 +1,135 @@
+"""What the page on temporal contrast says, from tables made by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeplight_core.config import Profile
+from deeplight_core.models.contrast import Quality
+from deeplight_core.report import findings, plots
+
+
+def scores(learnt: float, shortcut: float) -> pd.DataFrame:
+    """Ten subjects who differ a little."""
+    rows = []
+    for i in range(10):
+        for way, score in (("learnt", learnt), ("shortcut", shortcut), ("voxels", 0.6)):
+            rows.append({"way": way, "subject": f"s{i}", "score": score + 0.01 * (i % 3)})
+    return pd.DataFrame(rows)
+
+
+def test_a_window_is_told_in_seconds_and_frames() -> None:
+    profile = Profile.model_validate(
+        {"routes": {"contrast": {"example": {"length_s": 13, "gap_s": 4, "step_s": 6, "frames": 3}}}}
+    )
+    said = findings.windows_note(profile, 1200, 300, 2.0)
+    assert "three windows of 12.0 s, 4 s apart, and 3 frames of each" in said
+    assert "1,200 series to learn from and 300" in said
+    assert "choices made here" in said
+    margin = profile.overridden({"routes": {"contrast": {"head": {"margin": 0.4, "negatives": "batch"}}}})
+    said = findings.windows_note(margin, 1, 1, 2.0)
+    assert "all windows of other series (margin 0.4)" in said
+
+
+def test_whether_more_than_the_shortcut_was_learnt_follows_the_interval() -> None:
+    assert "+20.0%" in findings.shortcut_note(scores(0.8, 0.6))
+    varied = scores(0.62, 0.6)
+    varied.loc[varied["way"] == "learnt", "score"] += np.linspace(-0.2, 0.2, 10)
+    assert "It cannot be shown to have learnt more" in findings.shortcut_note(varied)
+    varied.loc[varied["way"] == "learnt", "score"] += 0.3
+    assert "It has learnt more" in findings.shortcut_note(varied)
+    table = findings.ways_table(scores(0.8, 0.6)).data
+    assert table.iloc[0, 1].startswith("80.9% [")
+    assert len(table) == 3
+
+
+def test_a_collapse_is_said() -> None:
+    assert "collapsed" not in findings.quality_note(Quality(0.4, -2.0, 0.3, 7.0))
+    assert "**They have collapsed" in findings.quality_note(Quality(0.0, 0.0, 0.999, 1.0))
+
+
+def results(**means: list[float]) -> pd.DataFrame:
+    """Six held-out subjects; every variant with 1, 4 and 12 subjects."""
+    rows = []
+    for variant, of_sizes in means.items():
+        for (n, fraction), mean in zip(((1, 0.01), (4, 0.04), (12, 0.12)), of_sizes, strict=True):
+            for i in range(6):
+                rows.append(
+                    {"dataset": "x", "variant": variant, "fraction": fraction, "n_subjects": n, "seed": 1, "fold": 0,
+                     "task": "WM", "target": "state", "subject": f"s{i}", "level": "volume", "measure": "accuracy",
+                     "score": mean + 0.01 * (i - 2.5)}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+ROWS = pd.DataFrame({"task": "WM", "state": ["a", "b", "c", "c"] * 3, "unit": [f"s{i // 4}" for i in range(12)]})
+
+
+def test_convergence_is_above_the_best_constant_answer_and_near_the_end() -> None:
+    found = findings.convergence(results(contrast=[0.45, 0.79, 0.8], scratch=[0.3, 0.5, 0.7]), ROWS)
+    assert found["constant"].unique().tolist() == [0.5]
+    converged = found.groupby("variant")["converged"].apply(list).to_dict()
+    assert converged == {"contrast": [False, True, True], "scratch": [False, False, True]}
+    table = findings.convergence_table(found).data
+    assert table["4 subjects"].tolist() == ["50.0%", "79.0% ✓"]  # in the order of all variants: scratch first
+    said = findings.convergence_note(found)
+    assert "converges with 4 subjects" in said
+    assert "converges with 12 subjects" in said
+    assert "**The claim holds here.**" in said
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict"),
+    [
+        ({"contrast": [0.45, 0.6, 0.8], "scratch": [0.3, 0.5, 0.7]}, "does not hold"),
+        ({"contrast": [0.3, 0.3, 0.3], "scratch": [0.3, 0.3, 0.3]}, "does not hold"),
+        ({"contrast": [0.8, 0.8, 0.8], "scratch": [0.3, 0.3, 0.3]}, "The claim holds"),
+    ],
+)
+def test_the_verdict_compares_where_both_converge(means: dict[str, list[float]], verdict: str) -> None:
+    assert verdict in findings.convergence_note(findings.convergence(results(**means), ROWS))
+
+
+def test_without_trainings_there_is_a_sentence() -> None:
+    assert findings.convergence_note(pd.DataFrame()) == "No decoder has been trained yet."
+    assert findings.shortcuts_table(pd.DataFrame(columns=["change", "contrast", "shortcut", "probe"])) is None
+
+
+def test_controls_have_their_sentences() -> None:
+    values = pd.DataFrame(
+        [("", 0.8, 0.6, 0.5), ("shortcut-order", 0.5, 0.51, 0.3), ("shortcut-drift", 0.95, 0.9, 0.35)],
+        columns=["change", "contrast", "shortcut", "probe"],
+    )
+    said = findings.shortcuts_note(values)
+    assert "50.0% are found (chance 50%)" in said
+    assert "the shortcut alone finds 90.0%, and contrast 95.0%" in said
+    assert "best from the encoder as it is (50.0%)" in said
+    assert findings.shortcuts_table(values).data["contrast"].tolist() == [
+        "as it is", "windows in random order", "drift left in",
+    ]  # fmt: skip
+    assert "have not been run" in findings.shortcuts_note(values[:1])
+
+
+def test_the_ways_are_drawn_with_chance() -> None:
+    figure = plots.way_bars(scores(0.8, 0.6))
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.809, 0.609, 0.609])
+    assert any(line.get_ydata()[0] == 0.5 for line in axes.lines)
+
+
+def test_networks_are_compared_with_the_whole_brain() -> None:
+    rows = []
+    for network, mean in (("", 0.8), ("Visual", 0.8), ("Limbic", 0.3)):
+        for i in range(8):
+            for variant in ("contrast", "linear"):
+                score = mean + 0.02 * (i % 4) + (0.01 * (i % 2) if network else 0)
+                rows.append({"variant": variant, "network": network, "subject": f"s{i}", "score": score})
+    found = pd.DataFrame(rows)
+    said = findings.networks_note(found)
+    assert said.startswith("Of 2 networks, Visual cannot be told apart from the whole brain (83.0%)")
+    assert "worst Limbic" in said
+    assert "none is as good" in findings.networks_note(found[found["network"] != "Visual"])
+    table = findings.networks_table(found).data
+    assert table["input"].tolist() == ["Visual", "whole brain", "Limbic"]
+    assert findings.networks_table(found.iloc[:0]) is None
+    assert "make controls PROFILE=contrast" in findings.networks_note(found[found["network"] == ""])
