@@ -191,7 +191,7 @@ def faults_table(profile: Profile, values: pd.DataFrame) -> Styler | None:
         columns["change"].append(
             "–" if test is None else interval(test["difference"], test["low"], test["high"], "+.2f") + star
         )
-    return table(columns)
+    return table(columns, wrapped=True)
 
 
 def faults_note(profile: Profile, values: pd.DataFrame) -> str:

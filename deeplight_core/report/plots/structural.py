@@ -98,8 +98,8 @@ def fault_curves(metrics: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         for of, colour in (("", "#999999"), (change, colour_of("", 3))):
             for split, of_split in losses[losses["change"] == of].groupby("split"):
                 axis.plot(of_split["step"], of_split["loss"], color=colour, linestyle="--" if split == "train" else "-")
-        axis.set_title(textwrap.fill(titles[change], 28), fontsize="medium")
-        axis.set(yscale="log", xlabel="steps")
+        axis.set_title(textwrap.fill(titles[change], 24), fontsize="medium")
+        axis.set(ylim=(0, None), xlabel="steps")
     for axis in panels.flat[len(shown) :]:
         axis.set_axis_off()
     for axis in panels[:, 0]:
