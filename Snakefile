@@ -241,7 +241,9 @@ if GPUS:
 PAPERMILL = (
     (f"export DEEPLIGHT_PER_GPU={PER_GPU}; " if PER_GPU > 1 else "")  # sets how much each may keep in the GPU's memory
     + "n=$(( {threads} > 0 ? {threads} : 1 )); export OMP_NUM_THREADS=$n OPENBLAS_NUM_THREADS=$n MKL_NUM_THREADS=$n; "
-    "out={output[0]}; name=$(basename $out .ipynb); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
+    # Every notebook's name while it runs is its own, since jobs run side by side.
+    "out={output[0]}; name=${{out#{BOOKS}/}}; name=${{name#03_finetuning/}}; name=${{name#controls/}}; "
+    "name=$(echo ${{name%.ipynb}} | tr / -); part={BOOKS}/running/$name.ipynb; log={RUNS}/logs/$name.log; "
     "mkdir -p {BOOKS}/running {BOOKS}/failed {RUNS}/logs $(dirname $out); "
     "if papermill notebooks/{params.notebook}.ipynb $part -p profile {RESOLVED} {params.parameters} "
     "--kernel python3 --log-output --no-progress-bar 2>&1 | tee $log "

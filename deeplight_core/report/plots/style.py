@@ -42,11 +42,11 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "linear-pretrained": ("#000000", "*"), "svm": ("#CC79A7", "^"), "decoder": ("#009E73", "v"),
     "ridge": ("#595959", "d"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
     "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
-    "cae-scratch": ("#D55E00", "s"), "cae": ("#0072B2", "o"), "cae-multitask": ("#009E73", "^"),
-    "cae-variational": ("#E69F00", "P"), "cae-frozen": ("#56B4E9", "h"), "cae-multitask-frozen": ("#CC79A7", "X"),
-    "voxels": ("#595959", "D"), "regional": ("#000000", "*"),
-    "contrast": ("#009E73", "^"),
-    "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "P"),
+    "cae-scratch": ("#D55E00", "<"), "cae": ("#0072B2", ">"), "cae-multitask": ("#009E73", "p"),
+    "cae-variational": ("#E69F00", "d"), "cae-frozen": ("#56B4E9", "H"), "cae-multitask-frozen": ("#CC79A7", "8"),
+    "voxels": ("#595959", "p"), "regional": ("#000000", "d"),
+    "contrast": ("#009E73", "^"), "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "<"),
+    "clip-scratch": ("#D55E00", "D"), "clip": ("#0072B2", "D"), "clip-contrast": ("#009E73", "D"),
 }  # fmt: skip
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
