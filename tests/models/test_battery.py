@@ -316,10 +316,13 @@ def test_processes_train_as_one(store: Store, tmp_path: Path) -> None:
         name = f"{encoder}-{head}"
         single, state = train(store, tmp_path / "one" / name, encoder, head, kind=KINDS[encoder, head][0])
         many = load_file(tmp_path / "many" / name / "model.safetensors")
-        losses = pd.read_csv(tmp_path / "many" / name / "metrics.csv")["loss"]
-        # Sums in another order, through Adam; the original's biases before a normalisation follow the rounding alone.
-        tolerance = 1e-2 if encoder == "clip" else 1e-3
-        np.testing.assert_allclose(losses, single.metrics["loss"], rtol=tolerance, err_msg=name)
+        table = pd.read_csv(tmp_path / "many" / name / "metrics.csv")
+        # Sums in another order, through Adam. The original clip encoder's biases before a normalisation follow the
+        # rounding alone, and what is held out is normalised by averages that lag behind them.
+        for split in ("train", "validation"):
+            losses, expected = (of.loc[of["split"] == split, "loss"] for of in (table, single.metrics))
+            tolerance = 0.05 if encoder == "clip" and split == "validation" else 1e-3
+            np.testing.assert_allclose(losses, expected, rtol=tolerance, err_msg=name)
         for key, tensor in state.items():
             if encoder == "clip" and key.endswith("running_mean"):
                 continue  # that of a bias which follows the rounding
