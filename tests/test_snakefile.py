@@ -267,25 +267,17 @@ def test_every_route_has_its_rule_and_its_line_for_the_cluster(project):
     folds = yaml.safe_load((project / "profiles/smoke.yaml").read_text(encoding="utf-8"))
     folds["sweep"] |= {"folds": 3}
     (project / "profiles/folds.yaml").write_text(yaml.safe_dump({**folds, "name": "folds"}), encoding="utf-8")
+    names = {"seed7": "", "seed7-fold2": "--fold 2 "}
+    targets = [f"runs/folds/notebooks/pretraining/as-is/{route}-own-{name}.ipynb" for route in ROUTES for name in names]
+    dry = ("--cores", "1", "--dry-run", "--printshellcmds", "--config", "profile=folds", "devices=2")
+    said = snakemake(project, *dry, "--", *targets)
     for route in ROUTES:
-        for name, option in (("seed7", ""), ("seed7-fold2", "--fold 2 ")):
-            target = f"runs/folds/notebooks/pretraining/as-is/{route}-own-{name}.ipynb"
-            said = snakemake(
-                project,
-                "--cores",
-                "1",
-                "--dry-run",
-                "--printshellcmds",
-                "--config",
-                "profile=folds",
-                "devices=2",
-                "--",
-                target,
-            )
+        for option in names.values():
             assert f"deeplight pretrain runs/folds/profile.yaml --route {route} --seed 7 {option}--devices 2" in said
-            assert f"-p route {route} -p seed 7" in said
-            rules = set(re.findall(r"^rule (\w+):", said, flags=re.MULTILINE)) - {"data"}
-            assert rules == {"train", "other_pretraining"} <= set(settings["set-resources"])
+        assert said.count(f"-p route {route} -p seed 7") == 2
+    rules = re.findall(r"^rule (\w+):", said, flags=re.MULTILINE)
+    assert {*rules} - {"data"} == {"train", "other_pretraining"} <= set(settings["set-resources"])
+    assert rules.count("train") == rules.count("other_pretraining") == len(targets)
 
 
 def test_controls_that_change_the_data_have_stores_of_their_own(project):
