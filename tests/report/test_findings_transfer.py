@@ -39,10 +39,10 @@ def test_transfer_is_tested_against_scratch_and_linear_models() -> None:
     note = findings.decoders_note(found)
     assert "in 2 of 4 comparisons (pre-trained by autoencoding)" in note
     assert "With all 40, the best linear model (linear model of voxels, AUC 0.8" in note
-    assert "**better than** the best network (pre-trained by autoencoding, 0.8" in note
+    assert ") is **better than** the best network (pre-trained by autoencoding, 0.8" in note
     assert "difference +0.05 [+0.0" in note
-    assert "**not as good as**" in findings.decoders_note(values({"cae-scratch": 0.0, "cae": 0.2, "voxels": 0.05}))
-    assert "**cannot be told apart from**" in findings.decoders_note(values({"cae": 0.2, "voxels": 0.2}))
+    assert ") is **not as good as**" in findings.decoders_note(values({"cae-scratch": 0.0, "cae": 0.2, "voxels": 0.05}))
+    assert ") **cannot be told apart from**" in findings.decoders_note(values({"cae": 0.2, "voxels": 0.2}))
     table = texts(findings.decoders_table(Profile(), found))
     starred = table[table["lead over scratch"].str.contains("★")]
     assert set(starred["decoder"]) == {"pre-trained by autoencoding", "linear model of voxels"}

@@ -88,12 +88,12 @@ def _linear_beside_deep(main: pd.DataFrame, linear: pd.Series, reached: str, dee
     """Whether the best linear model with all subjects is as good as the best network."""
     tests = statistics.compare_fold_values(main, str(linear["variant"]), str(deep["variant"])).set_index("fraction")
     test = tests.loc[linear["fraction"]]
-    said = "cannot be told apart from"
+    said = "**cannot be told apart from**"
     if test["low"] > 0 or test["high"] < 0:
-        said = "better than" if test["better"] else "not as good as"
+        said = "is **better than**" if test["better"] else "is **not as good as**"
     difference = interval(test["difference"], test["low"], test["high"], "+.2f")
     return (
-        f"With all {linear['n_subjects']:.0f}, the best linear model ({reached}) is **{said}** the best network "
+        f"With all {linear['n_subjects']:.0f}, the best linear model ({reached}) {said} the best network "
         f"({short_title(str(deep['variant']))}, {deep['mean']:.2f}; difference {difference})."
     )
 
