@@ -54,6 +54,9 @@ if DATA:
     PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(DATA)})})
 if str(config.get("transfers", "no")) == "yes" and not PROFILE.transfers:
     sys.exit(f"snakemake: profile {NAME} has no transfers; `make autoencoders` takes one that has, such as autoencoder or ixi")
+HAS_CONTRAST = "contrast" in PROFILE.sweep.variants
+if str(config.get("contrast", "no")) == "yes" and not HAS_CONTRAST:
+    sys.exit(f"snakemake: profile {NAME} has no variant contrast; `make contrast` takes one that has, such as contrast")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
@@ -91,7 +94,6 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-HAS_CONTRAST = "contrast" in PROFILE.sweep.variants
 OWN_CONTROLS = OF_CONTRAST if HAS_CONTRAST else CONTROLS
 ASKED = {name for name in OWN_CONTROLS if wanted("gain" if name == "gain" else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}

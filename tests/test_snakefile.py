@@ -106,9 +106,16 @@ def test_one_machine_plans_nothing_of_a_cluster(project):
     assert re.search("srun|CUDA_VISIBLE_DEVICES|gres=|Group", "".join(jobs.values())) is None
 
 
-def test_autoencoders_are_refused_a_profile_without_transfers(project):
-    with pytest.raises(AssertionError, match="profile smoke has no transfers; `make autoencoders` takes one that has"):
-        snakemake(project, "--dry-run", "--cores", "1", "--config", "profile=smoke", "transfers=yes")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("transfers=yes", "profile smoke has no transfers; `make autoencoders` takes one that has"),
+        ("contrast=yes", "profile smoke has no variant contrast; `make contrast` takes one that has"),
+    ],
+)
+def test_targets_are_refused_a_profile_that_is_not_for_them(option, message, project):
+    with pytest.raises(AssertionError, match=message):
+        snakemake(project, "--dry-run", "--cores", "1", "--config", "profile=smoke", option)
 
 
 def test_a_manifest_of_images_has_what_is_decoded(project):

@@ -23,10 +23,25 @@ _STRIDES = (1, 2, 2, 2)  # of the first block of each stage
 
 
 class _Normalised(nn.Sequential):
-    """A convolution with SAME padding, and batch normalisation."""
+    """A convolution with SAME padding, and batch normalisation.
+
+    The normalisation takes the convolution's bias away again, so that its gradient would be rounding alone, which Adam
+    makes as large as any other. It is kept, since the original counts it, and gets no gradient.
+    """
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__(nn.Conv3d(n_in, n_out, kernel, stride, kernel // 2), BatchNorm(n_out))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, D, H, W) → (B, C', …)."""
+        convolution, norm = self
+        assert isinstance(convolution, nn.Conv3d)
+        assert convolution.bias is not None
+        bias = convolution.bias.detach() + 0 * convolution.bias  # a gradient of 0, which processes wait for
+        padding = convolution.padding
+        assert not isinstance(padding, str)
+        result: Tensor = norm(F.conv3d(maps, convolution.weight, bias, convolution.stride, padding))
+        return result
 
 
 class _Block(nn.Module):

@@ -225,6 +225,11 @@ def test_float32_and_bfloat16_agree(encoder: str, head: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(batch)
     assert half.loss.dtype == torch.float32
+    if encoder != "clip" and head != "contrast":
+        torch.testing.assert_close(half.each.float(), single.each, rtol=0.1, atol=0.02)
+        torch.testing.assert_close(half.answer.float(), single.answer, rtol=0.1, atol=0.05, equal_nan=True)
+        return
+    # Small differences are made large: by normalisations over twelve places, by a temperature.
     known = single.answer.isfinite()
     for rounded, exact in ((half.each.float(), single.each), (half.answer.float()[known], single.answer[known])):
         assert (rounded - exact).norm() <= 0.15 * exact.norm() + 0.05
@@ -317,15 +322,16 @@ def test_processes_train_as_one(store: Store, tmp_path: Path) -> None:
         single, state = train(store, tmp_path / "one" / name, encoder, head, kind=KINDS[encoder, head][0])
         many = load_file(tmp_path / "many" / name / "model.safetensors")
         table = pd.read_csv(tmp_path / "many" / name / "metrics.csv")
-        # Sums in another order, through Adam. The original clip encoder's biases before a normalisation follow the
-        # rounding alone, and what is held out is normalised by averages that lag behind them.
+        # Sums in another order, through Adam. The last bias of `clip` is taken away by the contrast head's norm:
+        # it follows the rounding, and so do the running averages, by which held-out windows are normalised.
+        unsteady = (encoder, head) == ("clip", "contrast")
         for split in ("train", "validation"):
             losses, expected = (of.loc[of["split"] == split, "loss"] for of in (table, single.metrics))
-            tolerance = 0.05 if encoder == "clip" and split == "validation" else 1e-3
+            tolerance = 0.03 if unsteady and split == "validation" else 1e-3
             np.testing.assert_allclose(losses, expected, rtol=tolerance, err_msg=name)
         for key, tensor in state.items():
-            if encoder == "clip" and key.endswith("running_mean"):
-                continue  # that of a bias which follows the rounding
+            if unsteady and key == "head.hidden_norm.running_mean":
+                continue
             if "running" in key or "steps" in key:
                 torch.testing.assert_close(many[key], tensor, rtol=5e-3, atol=1e-5)  # Adam magnifies rounding
 
