@@ -273,6 +273,9 @@ class PreprocessingSettings(Section):
     """Haemodynamic lag in seconds by which labels are shifted."""
     skip_s: float | None = Field(None, ge=0)
     """Seconds dropped at the start of each block (None = two TRs, as in the paper)."""
+    join_s: float | None = Field(None, ge=0)
+    """Join events of one state into a block where the next begins at most this many seconds after the last has ended:
+    for studies whose event files list the trials of a block (None = every event is a block)."""
     mask_coverage: float = Field(0.5, gt=0, le=1)
     """Keep voxels that lie in at least this share of the runs' masks (registered structural images share the template's
     mask)."""

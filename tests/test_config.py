@@ -18,7 +18,7 @@ from deeplight_core.config import (
     SimulationSettings,
     differences,
     digest,
-    load_profile,
+    load_profile, read_states,
     project_root,
 )
 from deeplight_core.routes import PretrainingSettings, Routes, TrainingSettings
@@ -371,3 +371,11 @@ def test_a_transfer_is_a_profile_with_other_data_that_knows_its_origin(project: 
     assert load_profile("other").origin == mine
     with pytest.raises(ValueError, match="profile mine has no transfer 't3'; it has t2, own"):
         mine.transferred("t3")
+
+
+def test_the_states_of_the_task_battery_are_those_of_its_profile() -> None:
+    states, data = read_states(ROOT / "profiles/states/mdtb.yaml"), load_profile(ROOT / "profiles/mdtb.yaml").data
+    assert len({state for of_task in states.values() for state in of_task}) == 26
+    assert data.source == {"b": states["b"]}
+    assert len(data.states("target")) == 13
+    assert data.events("a").items() <= states["a"].items()

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 __all__ = ["ACCURACY", "MEASURES", "Measure", "group_value"]
 
@@ -142,7 +141,7 @@ def _share_of_pairs(scores: np.ndarray, positive: np.ndarray) -> float:
     n = int(positive.sum())
     if n in (0, len(positive)):
         return np.nan
-    return float((stats.rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+    return float((pd.Series(scores).rank().to_numpy()[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
 def _r2(truth: np.ndarray, answer: np.ndarray) -> _Value:

@@ -145,10 +145,13 @@ def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
 def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
     """Give each volume its block's state and number.
 
-    A volume acquired at t (frame × TR) belongs to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes
-    in no block, or in two, have no state: they are counted, and dropped unless the settings keep all. Blocks that end
-    after the run or hold no volume are counted, too.
+    Events of one state are first joined to blocks if the settings say so. A volume acquired at t (frame × TR) belongs
+    to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes in no block, or in two, have no state: they
+    are counted, and dropped unless the settings keep all. Blocks that end after the run or hold no volume are counted,
+    too.
     """
+    if settings.join_s is not None:
+        blocks = _joined(blocks, settings.join_s)
     times = np.arange(n_frames) * tr_s
     skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
     start = blocks["onset"].to_numpy(float) + settings.lag_s
@@ -168,3 +171,15 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
     }
     frames = np.arange(n_frames) if settings.keep == "all" else labelled
     return Labels(frames, states[frames], numbers[frames], dropped)
+
+
+def _joined(blocks: pd.DataFrame, gap_s: float) -> pd.DataFrame:
+    """Events of one state as one block where each begins at most `gap_s` after the end of those before it."""
+    ordered = blocks.sort_values(["state", "onset"], kind="stable")
+    end = ordered["onset"] + ordered["duration"]
+    latest = end.groupby(ordered["state"]).cummax().groupby(ordered["state"]).shift()
+    number = (ordered["onset"] > latest.fillna(-np.inf) + gap_s + _TIME_TOLERANCE_S).cumsum().rename("number")
+    found = pd.DataFrame({"state": ordered["state"], "onset": ordered["onset"], "end": end}).groupby(number)
+    joined = found.agg({"onset": "min", "end": "max", "state": "first"}).sort_values("onset", kind="stable")
+    joined["duration"] = joined["end"] - joined["onset"]
+    return joined[["onset", "duration", "state"]].reset_index(drop=True)

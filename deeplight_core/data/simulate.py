@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
 from scipy.ndimage import gaussian_filter
-from scipy.signal import lfilter
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import SimulationSettings
@@ -315,6 +314,8 @@ def _smooth_field(anatomy: Anatomy, resolution_mm: float, random: np.random.Gene
 
 def _autocorrelated(white: np.ndarray, tr_s: float, time_constant_s: float) -> np.ndarray:
     """First-order autoregression along time with unit variance."""
+    from scipy.signal import lfilter  # here: it takes a second, which every training would wait for
+
     rho = np.exp(-tr_s / time_constant_s)
     white[1:] *= np.float32(np.sqrt(1 - rho**2))
     return np.asarray(lfilter([1.0], [1.0, -rho], white, axis=0), np.float32)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplight_core.config import DataSettings, PreprocessingSettings
@@ -264,3 +264,38 @@ def test_labels_equal_a_plain_loop(
     assert labels.dropped["volumes_in_two_blocks"] == in_two
     past = sum(onset + lag_ms + duration > n_frames * tr_ms for onset, duration, _ in blocks)
     assert labels.dropped["blocks_past_the_end"] == past
+
+
+def test_trials_of_a_block_are_joined() -> None:
+    trials = [(0.0, 2.0, "a"), (2.01, 1.9, "b"), (4.0, 2.0, "a"), (6.2, 3.0, "a"), (20.0, 5.0, "a"), (21.0, 1.0, "a")]
+    table = pd.DataFrame(trials[::-1], columns=["onset", "duration", "state"])
+    labels = label_frames(table, 30, 1.0, PreprocessingSettings(skip_s=0, join_s=0.5))
+    assert labels.frames.tolist() == [0, 1, 3, *range(4, 10), *range(20, 25)]  # at 3 s the trial of b; none is in two
+    assert labels.states.tolist() == ["a", "a", "b", *"aaaaaa", *"aaaaa"]
+    assert labels.blocks.tolist() == [0, 0, 1, *[2] * 6, *[3] * 5]
+
+
+@given(
+    trials=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8), st.sampled_from("ab")), max_size=8),
+    gap_s=st.integers(0, 5),
+)
+@settings(deadline=None)
+def test_joined_trials_equal_a_plain_loop(trials: list[tuple[int, int, str]], gap_s: int) -> None:
+    expected: list[list] = []
+    for state in "ab":
+        mine: list[list] = []
+        for onset, duration, _ in sorted(t for t in trials if t[2] == state):
+            if mine and onset <= mine[-1][1] + gap_s:
+                mine[-1][1] = max(mine[-1][1], onset + duration)
+            else:
+                mine.append([onset, onset + duration, state])
+        expected += mine
+    table, joined = (
+        pd.DataFrame(rows, columns=["onset", "duration", "state"]).astype({"onset": float, "duration": float})
+        for rows in (trials, [(start, end - start, state) for start, end, state in expected])
+    )
+    as_blocks = label_frames(joined, 60, 1.0, PreprocessingSettings(skip_s=0))
+    as_trials = label_frames(table, 60, 1.0, PreprocessingSettings(skip_s=0, join_s=gap_s))
+    assert as_trials.frames.tolist() == as_blocks.frames.tolist()
+    assert as_trials.states.tolist() == as_blocks.states.tolist()
+    assert as_trials.dropped == as_blocks.dropped
