@@ -18,8 +18,9 @@ from deeplight_core.config import (
     SimulationSettings,
     differences,
     digest,
-    load_profile, read_states,
+    load_profile,
     project_root,
+    read_states,
 )
 from deeplight_core.routes import PretrainingSettings, Routes, TrainingSettings
 
