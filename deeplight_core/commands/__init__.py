@@ -1,0 +1,1 @@
+"""The commands of `deeplight`, in the order of the data; each is a thin layer over what the notebooks call."""
