@@ -17,6 +17,7 @@ __all__ = [
     "ContrastRouteSettings",
     "ContrastSettings",
     "ConvEncoderSettings",
+    "DeepLight3dSettings",
     "DeepLightSettings",
     "LayerGroup",
     "MultitaskSettings",
@@ -51,7 +52,7 @@ class Section(BaseModel):
 
 
 class DeepLightSettings(Section):
-    """DeepLight's encoder: initialisation and dropout (Thomas, Müller & Samek 2019, section 2.2)."""
+    """DeepLight's encoder: initialisation, dropout and widths (Thomas, Müller & Samek 2019, section 2.2)."""
 
     initialisation: Literal["glorot", "he"] = "glorot"
     """Normal initialisation of the convolutions: Glorot & Bengio (2010), as in the paper, or He et al. (2015)."""
@@ -59,6 +60,18 @@ class DeepLightSettings(Section):
     """Probability that a channel is dropped, for each group of four convolution layers."""
     lstm_dropout: Share = 0.5
     """Dropout on the slice features that enter the LSTM."""
+    widths: tuple[Width, ...] = Field((16,) * 4 + (32,) * 4 + (64,) * 4, min_length=12, max_length=12)
+    """Channels of the convolutions. The published weights (Thomas et al. 2021) have 8 in the first two layers, 16 in the
+    next two, then 32 and 64."""
+
+
+class DeepLight3dSettings(Section):
+    """3D-DeepLight's encoder (Thomas et al. 2021)."""
+
+    widths: tuple[Width, ...] = Field((8, 8, 8, 8, 16, 16, 32, 32, 64, 64, 128, 128), min_length=12, max_length=12)
+    """Channels of the convolutions."""
+    dropout: Share = 0.2
+    """Probability that a channel is dropped after a convolution."""
 
 
 class ReadoutSettings(Section):
@@ -66,19 +79,30 @@ class ReadoutSettings(Section):
 
     dropout: Share = 0.5
     """Dropout on its input features (section 2.2), or on those of its hidden layer."""
-    pooling: Literal["flatten", "mean"] = "flatten"
-    """How features with places become a list: all of them (the head then fits one grid), or their means over places."""
+    pooling: Literal["flatten", "mean", "scores"] = "flatten"
+    """How features with places are read: as a list of all of them (the head then fits one grid); by their means over
+    places; or at each place, and the mean over places of each class's scores above zero counts (3D-DeepLight)."""
     hidden: int | None = Field(None, ge=1)
     """Units of a hidden layer with ReLU (None = no such layer)."""
     class_weights: Literal["none", "balanced", "proportional"] = "none"
     """Weights of classes in the loss: all alike, inversely proportional to their frequency in training, or
     proportional, a fault that the page *Why theirs did not converge* plants on purpose."""
+    probabilities: Literal["softmax", "shares"] = "softmax"
+    """What becomes of scores: their softmax, or each one's share of their sum, which only scores above zero have."""
+
+    @model_validator(mode="after")
+    def _scores_are_readable(self) -> Self:
+        if self.pooling == "scores" and self.hidden:
+            raise ValueError("pooling: scores has no hidden layer; set hidden: null")
+        if self.probabilities == "shares" and self.pooling != "scores":
+            raise ValueError("probabilities: shares needs scores above zero; set pooling: scores")
+        return self
 
 
 class ConvEncoderSettings(Section):
     """Encoder of the convolutional autoencoder (Atanaszov & Ritter 2019, section 2.2.1)."""
 
-    widths: tuple[Width, ...] = Field((8, 16, 32, 16), min_length=2)
+    widths: tuple[Width, ...] = Field((8, 16, 32, 16), min_length=2, max_length=16)
     """Channels of the convolutions. All but the last, which makes the code, are followed by pooling."""
     activation: Literal["relu", "elu"] = "relu"
     """ReLU, as in the report, or ELU, as in its code."""
@@ -89,7 +113,7 @@ class ConvEncoderSettings(Section):
 class ResidualEncoderSettings(Section):
     """Encoder of the strided residual autoencoder (section 2.2.2); the numbers are those of its code."""
 
-    widths: tuple[Width, ...] = Field((8, 16, 16), min_length=1)
+    widths: tuple[Width, ...] = Field((8, 16, 16), min_length=1, max_length=16)
     """Channels that leave each block, by a convolution of stride 2."""
     hidden: Width = 7
     """Channels of the convolution inside each block."""

@@ -9,6 +9,7 @@ from deeplight_core.models.autoencoder import ConvEncoder, ResidualEncoder
 from deeplight_core.models.clips import ClipEncoder
 from deeplight_core.models.contrast import Contrast
 from deeplight_core.models.deeplight import SliceEncoder
+from deeplight_core.models.deeplight3d import VolumeEncoder
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
 from deeplight_core.models.reconstruction import Reconstruction, Variational
@@ -16,7 +17,7 @@ from deeplight_core.models.reconstruction import Reconstruction, Variational
 __all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Mirror", "Model", "Outcome", "build"]
 
 ENCODERS: dict[str, type[Encoder]] = {
-    kind.name: kind for kind in (SliceEncoder, ConvEncoder, ResidualEncoder, ClipEncoder)
+    kind.name: kind for kind in (SliceEncoder, VolumeEncoder, ConvEncoder, ResidualEncoder, ClipEncoder)
 }
 HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers, Reconstruction, Variational, Contrast)}
 

@@ -25,7 +25,6 @@ from deeplight_core.routes import DeepLightSettings, ReadoutSettings
 
 __all__ = ["DeepLight", "Layer", "SliceEncoder", "SliceMirror", "same_padding"]
 
-CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1)
 KERNEL = 3
 LSTM_UNITS = 64
@@ -141,12 +140,12 @@ class SliceEncoder(Encoder):
     def __init__(self, shape: tuple[int, int, int], settings: DeepLightSettings) -> None:
         super().__init__(shape, settings)
         dropout = [p for p in settings.conv_dropout for _ in range(4)]
-        layers = zip(pairwise((1, *CHANNELS)), STRIDES, dropout, strict=True)
+        layers = zip(pairwise((1, *settings.widths)), STRIDES, dropout, strict=True)
         self.convolutions = Convolutions(*(SameConv2d(*in_out, stride, p) for in_out, stride, p in layers))
         height, width = shape[1], shape[0]  # Y, X
         for stride in STRIDES:
             height, width = -(-height // stride), -(-width // stride)
-        self.slice_features = height * width * CHANNELS[-1]
+        self.slice_features = height * width * settings.widths[-1]
         self.lstm = nn.LSTM(self.slice_features, LSTM_UNITS, batch_first=True, bidirectional=True)
         self.lstm_dropout = settings.lstm_dropout
         self.output_shape = (2 * LSTM_UNITS,)
@@ -159,7 +158,7 @@ class SliceEncoder(Encoder):
 
     def mirror(self) -> "SliceMirror":
         """An LSTM up and one down the slices, then transposed convolutions on every slice."""
-        return SliceMirror(self.shape)
+        return SliceMirror(self.shape, self.settings.widths)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -220,17 +219,17 @@ class SliceMirror(Mirror):
     states become the slice's features, and transposed convolutions undo each stride. No dropout.
     """
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, int, int], widths: tuple[int, ...]) -> None:
         super().__init__()
         width, height, n_slices = shape
         sizes = [(height, width)]
         for stride in STRIDES:
             sizes.append((-(-sizes[-1][0] // stride), -(-sizes[-1][1] // stride)))
-        self.first_maps = (CHANNELS[-1], *sizes[-1])
+        self.first_maps = (widths[-1], *sizes[-1])
         self.places = nn.Parameter(torch.empty(n_slices, 2 * LSTM_UNITS))
         self.lstm = nn.LSTM(2 * LSTM_UNITS, LSTM_UNITS, batch_first=True, bidirectional=True)
         self.slice_features = nn.Linear(2 * LSTM_UNITS, math.prod(self.first_maps))
-        layers = zip(pairwise((1, *CHANNELS)), STRIDES, sizes[:-1], strict=True)
+        layers = zip(pairwise((1, *widths)), STRIDES, sizes[:-1], strict=True)
         mirrored = [
             nn.ConvTranspose2d(*in_out[::-1], KERNEL, stride, 1, (_missing(y, stride), _missing(x, stride)))
             for in_out, stride, (y, x) in layers

@@ -16,6 +16,8 @@ from deeplight_core.routes import ReadoutSettings
 
 __all__ = ["Classes", "Numbers", "pooled"]
 
+_LEAST_SCORE = 1e-7  # added to each before shares are taken, as in Keras: no share is zero, no sum either
+
 
 def pooled(features: Tensor) -> Tensor:
     """Means over places: (B, C, …) → (B, C)."""
@@ -29,7 +31,7 @@ class _Readout(nn.Linear, Head):
 
     def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
         shape = encoder.output_shape
-        n = shape[0] if settings.pooling == "mean" else math.prod(shape)
+        n = math.prod(shape) if settings.pooling == "flatten" else shape[0]
         super().__init__(settings.hidden or n, len(targets))
         if settings.hidden:
             self.hidden = nn.Linear(n, settings.hidden)
@@ -46,6 +48,8 @@ class _Readout(nn.Linear, Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, …) → (B, one per target)."""
+        if self.settings.pooling == "scores":
+            return self._mean_scores(features)
         features = pooled(features.float()) if self.settings.pooling == "mean" else features.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
             if self.settings.hidden:
@@ -53,6 +57,13 @@ class _Readout(nn.Linear, Head):
             features = dropout(features, self.settings.dropout, self.training)
             result: Tensor = super().forward(features.float())
         return result
+
+    def _mean_scores(self, features: Tensor) -> Tensor:
+        """(B, C, …) → (B, one per target): means over places of scores above zero; dropout leaves whole targets out."""
+        with torch.autocast(features.device.type, enabled=False):
+            places = features.float().flatten(2) if features.dim() > 2 else features.float()[:, :, None]
+            scores = F.relu(super().forward(places.transpose(1, 2)))  # (B, places, one per target)
+            return dropout(scores.mean(dim=1), self.settings.dropout, self.training)
 
 
 class Classes(_Readout):
@@ -98,6 +109,8 @@ class Classes(_Readout):
     def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
         """Cross-entropy, weighted by class if the settings say so; right or wrong."""
         logits = self(encoder(batch["volumes"]))
+        if self.settings.probabilities == "shares":
+            logits = (logits + _LEAST_SCORE).log()  # the softmax of these are shares
         each = F.cross_entropy(logits, batch["targets"], reduction="none")
         if self.settings.class_weights != "none":
             each = each * self.class_weights[batch["targets"]]
@@ -121,6 +134,8 @@ class Numbers(_Readout):
     def __init__(self, encoder: Encoder, targets: list[str], settings: ReadoutSettings) -> None:
         if settings.class_weights != "none":
             raise ValueError(f"numbers {', '.join(targets)} have no classes to weigh; set class_weights: none")
+        if settings.pooling == "scores":
+            raise ValueError(f"numbers {', '.join(targets)} may be below zero; set pooling: flatten or mean")
         super().__init__(encoder, targets, settings)
         self.register_buffer("mean", torch.zeros(len(targets)))
         self.register_buffer("sd", torch.ones(len(targets)))

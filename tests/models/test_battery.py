@@ -49,6 +49,7 @@ class Case:
     targets : of a head
     kinds : the examples that it takes
     any_grid : of a head, whether it takes features of any grid
+    mirror : of an encoder, whether it has one, which heads that reconstruct need
     """
 
     settings: dict[str, Any]
@@ -56,10 +57,12 @@ class Case:
     targets: tuple[Any, ...] = ()
     kinds: tuple[str, ...] = ("volume", "clip", "window")
     any_grid: bool = True
+    mirror: bool = True
 
 
 ENCODER_CASES = {
     "deeplight": Case({"initialisation": "he"}, {"conv_dropout": (0, 0, 0), "lstm_dropout": 0}),
+    "deeplight3d": Case({"widths": (4,) * 4 + (8,) * 8}, {"dropout": 0.0}, mirror=False),
     "cae": Case({"widths": (6, 6), "normalisation": "batch"}, {}),
     "srcae": Case({"widths": (4,), "hidden": 3}, {"dropout": 0.0}),
     "clip": Case({"widths": (2, 3, 4, 4, 4, 6), "features": 8}, {}, kinds=("clip", "window")),
@@ -77,6 +80,7 @@ SHAPES = {"volume": (), "clip": (2,), "window": (3, 1)}
 KINDS = {
     (encoder, head): [kind for kind in HEAD_CASES[head].kinds if kind in ENCODER_CASES[encoder].kinds]
     for encoder, head in itertools.product(ENCODER_CASES, HEAD_CASES)
+    if ENCODER_CASES[encoder].mirror or head not in ("reconstruction", "variational")
 }
 CASES = [case for case, kinds in KINDS.items() if kinds]
 SETTINGS = TrainingSettings(epochs=2, steps_per_epoch=4, batch_size=10, learning_rate=1e-3, threads=1)
@@ -225,7 +229,7 @@ def test_float32_and_bfloat16_agree(encoder: str, head: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(batch)
     assert half.loss.dtype == torch.float32
-    if encoder != "clip" and head != "contrast":
+    if encoder not in ("clip", "deeplight3d") and head != "contrast":
         torch.testing.assert_close(half.each.float(), single.each, rtol=0.1, atol=0.02)
         torch.testing.assert_close(half.answer.float(), single.answer, rtol=0.1, atol=0.05, equal_nan=True)
         return

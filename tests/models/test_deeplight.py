@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplight_core.models import ENCODERS
-from deeplight_core.models.deeplight import CHANNELS, DeepLight, SameConv2d, SliceEncoder, same_padding
+from deeplight_core.models.deeplight import DeepLight, SameConv2d, SliceEncoder, same_padding
 from deeplight_core.routes import DeepLightSettings, ReadoutSettings
+
+CHANNELS = (16, 16, 16, 16, 32, 32, 32, 32, 64, 64, 64, 64)
 
 SHAPE = (7, 8, 9)
 NO_DROPOUT = DeepLightSettings(initialisation="he", conv_dropout=(0, 0, 0), lstm_dropout=0)
