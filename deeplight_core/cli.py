@@ -1,6 +1,7 @@
 """The `deeplight` command."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -15,11 +16,20 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Transfer learning for whole-brain fMRI: simulate, prepare, pre-train, fine-tune, evaluate.",
 )  # fmt: skip
-for command in (simulate, cohort):
-    app.command()(command)
-app.command(name="manifest")(make_manifest)
-for command in (prepare, verify, pretrain, finetune, sweep, evaluate, book):
-    app.command()(command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate,
+    "cohort": cohort,
+    "manifest": make_manifest,
+    "prepare": prepare,
+    "verify": verify,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "book": book,
+}
+for name, command in COMMANDS.items():
+    app.command(name=name)(command)
 
 
 def main() -> None:
