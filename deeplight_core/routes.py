@@ -61,8 +61,8 @@ class DeepLightSettings(Section):
     lstm_dropout: Share = 0.5
     """Dropout on the slice features that enter the LSTM."""
     widths: tuple[Width, ...] = Field((16,) * 4 + (32,) * 4 + (64,) * 4, min_length=12, max_length=12)
-    """Channels of the convolutions. The published weights (Thomas et al. 2021) have 8 in the first two layers, 16 in the
-    next two, then 32 and 64."""
+    """Channels of the convolutions. The published weights (Thomas et al. 2021) have 8 in the first two layers, 16 in
+    the next two, then 32 and 64."""
 
 
 class DeepLight3dSettings(Section):
