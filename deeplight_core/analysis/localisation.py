@@ -1,0 +1,61 @@
+"""How well a map finds the places that are known to matter, and where its own largest places are.
+
+The first three measures are those of Quantus 0.6.0 (Hedström et al. 2023), on absolute values: relevance mass and rank
+accuracy (Arras et al. 2022) and the pointing game (Zhang et al. 2018). A map without any value gets NaN.
+"""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+__all__ = ["MEASURES", "localisation", "regions", "true_places"]
+
+MEASURES = {
+    "mass": "share of the map's absolute values inside the places",
+    "rank": "share of the map's n largest voxels that are among the n voxels of the places",
+    "pointing": "whether the map's largest voxel is inside",
+    "auc": "chance that a random voxel inside has a larger value than one outside",
+}
+
+
+def true_places(contrast: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """The voxels of a planted contrast (V,) whose absolute value is at least a share of the largest one."""
+    size = np.abs(contrast)
+    return np.asarray(size >= share * size.max()) & (size > 0)
+
+
+def localisation(values: np.ndarray, places: np.ndarray) -> dict[str, float]:
+    """The measures of `MEASURES` for a map (V,) and the voxels (V,) that it should find."""
+    from sklearn.metrics import roc_auc_score
+
+    size, n = np.abs(values), int(places.sum())
+    if not 0 < n < len(places):
+        raise ValueError(f"{n} of {len(places)} voxels are to be found; there must be some inside and some outside")
+    if not np.isfinite(size).all() or not size.any():
+        return dict.fromkeys(MEASURES, np.nan)
+    largest = np.argsort(-size, kind="stable")[:n]
+    return {
+        "mass": float(size[places].sum() / size.sum()),
+        "rank": float(places[largest].mean()),
+        "pointing": float(places[size.argmax()]),
+        "auc": float(roc_auc_score(places, size)),
+    }
+
+
+def regions(image: nib.Nifti1Image, share: float = 0.3, n: int = 10) -> pd.DataFrame:
+    """The largest places of a map: `x, y, z` in mm, `value` at the peak, `volume_mm3` of its cluster.
+
+    Clusters are connected voxels whose absolute value is at least a share of the map's largest; sub-peaks are left out.
+    """
+    from nilearn.reporting import get_clusters_table
+
+    size = np.abs(image.get_fdata())
+    columns = {"X": "x", "Y": "y", "Z": "z", "Peak Stat": "value", "Cluster Size (mm3)": "volume_mm3"}
+    empty = pd.DataFrame(columns=list(columns.values()), dtype=float)
+    if not size.any():
+        return empty
+    least = share * size.max() * (1 - 1e-6)  # nilearn takes what is larger
+    table = get_clusters_table(image, stat_threshold=least, cluster_threshold=0, two_sided=True)
+    table = table[table["Cluster ID"].astype(str).str.fullmatch(r"\d+")].rename(columns=columns)[list(columns.values())]
+    table = table.apply(pd.to_numeric).sort_values("value", key=np.abs, ascending=False, ignore_index=True)
+    return table.head(n)
