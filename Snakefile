@@ -223,7 +223,7 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
 
 # The profiles whose pages make the parts of the book: this one's makes one, the others are those that ship.
 PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast"}
-PART = "structural" if PROFILE.transfers else "contrast" if HAS_CONTRAST else "built-in" if PROFILE.simulated else "real"
+PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "built-in" if PROFILE.simulated else "real"
 PARTS[PART] = PROFILE.name
 
 MADE_OF_DATA = made_of_data(PROFILE)
@@ -264,16 +264,19 @@ def has_network(profile):
     return any(VARIANTS[variant].learner == "deep" for variant in profile.sweep.variants)
 
 
-CONTROLLED = wanted("controls") or Path(f"{RUNS}/trained/controls").exists()
+# The controls of a profile of temporal contrast are no sweeps of its transfers.
+CONTROLLED = not HAS_CONTRAST and (wanted("controls") or Path(f"{RUNS}/trained/controls").exists())
 if not CONTROLLED:  # those without a network are controls of the data
     TRANSFERS = {name: own for name, own in TRANSFERS.items() if has_network(own)}
 # A store's data page is made once, whoever reads it.
 OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.store != PROFILE.store}
-if PROFILE.transfers:
-    NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS])
-    NOTEBOOKS += [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
-elif HAS_CONTRAST:
-    NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/07_contrast.ipynb"]
+STARTED = {v for own in TRANSFERS.values() for v in own.sweep.variants if VARIANTS[v].start != "random"}
+STARTS = sorted({pretraining_notebook("", VARIANTS[v].route, "", FIRST_SEED, FOLDS[0]) for v in STARTED})
+DATA_PAGES = [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
+if HAS_CONTRAST:
+    NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
+elif PROFILE.transfers:
+    NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
@@ -538,6 +541,7 @@ if PROFILE.transfers:
 
     use rule data as transfer_data with:
         input:
+            lambda w: [INDEX] if TRANSFERS[w.name].preprocessing.mask else [],
             "notebooks/01_data.ipynb",
         output:
             BOOKS + "/data/{name}.ipynb",
@@ -552,7 +556,8 @@ if PROFILE.transfers:
     rule transfers:
         input:
             INDEX,
-            [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()],
+            DATA_PAGES,
+            STARTS if HAS_CONTRAST else [],  # here pre-trainings have notebooks of their own
         output:
             touch(RUNS + "/trained/{name}"),
         wildcard_constraints:
@@ -602,6 +607,7 @@ rule contrast_page:
     input:
         pretraining_notebook("", "contrast", "", FIRST_SEED, FOLDS[0]),
         [notebook_of(cell) for cell in SWEEP],
+        [f"{RUNS}/trained/transfers"] if TRANSFERS else [],
         shown("shortcuts"),
         shown("networks"),
         "notebooks/07_contrast.ipynb",

@@ -11,6 +11,7 @@ from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.experiment import Training, examples_of, pretraining
 from deeplight_core.models.reconstruction import Reconstruction, Variational
+from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import changed, changes
 from deeplight_core.training.checkpoint import load_model
 from deeplight_core.training.inference import features as encoded
@@ -30,7 +31,13 @@ __all__ = [
 
 
 def of_report(profile: Profile, seed: int = 1) -> dict[str, Training]:
-    """The pre-trainings that the page on autoencoders shows: routes and, by the names of changes, codes."""
+    """The pre-trainings that the page on autoencoders shows: routes and, by the names of changes, codes.
+
+    None for a profile whose transfers have no decoder that starts from an autoencoder.
+    """
+    started = {VARIANTS[v].route for name in profile.transfers for v in profile.transferred(name).sweep.variants}
+    if "autoencoder" not in started:
+        return {}
     found = {name: pretraining(profile, seed, name) for name in ("autoencoder", "residual", "multitask", "variational")}
     for change in (name for name in changes(profile) if name.startswith("code")):
         found[change] = pretraining(changed(profile, change), seed, "autoencoder")
@@ -128,10 +135,15 @@ def kl_of_units(training: Training) -> np.ndarray:
 
 
 def projections(features: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Features (N, F) in two dimensions, (N, 2), by PCA and by t-SNE (van der Maaten & Hinton 2008)."""
+    """Features (N, F) in two dimensions, (N, 2), by PCA and by t-SNE (van der Maaten & Hinton 2008).
+
+    Features that are the same for all, as a dead code's, are all at one place.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    if (np.ptp(features, axis=0) == 0).all():  # t-SNE would end the process
+        return {title: np.zeros((len(features), 2)) for title in ("PCA", "t-SNE")}
     near = min(30.0, (len(features) - 1) / 3)
     places = TSNE(init="pca", perplexity=near, random_state=seed).fit_transform(features)
     return {"PCA": PCA(2, random_state=seed).fit_transform(features), "t-SNE": places}

@@ -39,6 +39,7 @@ __all__ = [
     "LaterVersionError",
     "PreprocessingSettings",
     "Profile",
+    "ScannerSettings",
     "SimulatedSubjects",
     "SimulationSettings",
     "StructuralSettings",
@@ -173,16 +174,33 @@ class DataSettings(Section):
 
 
 class SimulatedSubjects(Section):
-    """Subjects of a simulated dataset; each has all seven tasks."""
+    """Subjects of a simulated dataset."""
 
     train: int = Field(ge=1)
     """Number of subjects to train on."""
     validation: int = Field(ge=1)
     """Number of held-out subjects."""
+    first: int = Field(1, ge=1)
+    """Number in the first subject's name; two datasets whose numbers differ have different people."""
     runs: list[Literal["LR", "RL"]] = Field(["LR", "RL"], min_length=1)
     """Runs of each task."""
     tr_s: float = Field(0.72, gt=0)
     """Repetition time in seconds."""
+    tasks: list[str] | None = Field(None, min_length=1)
+    """Tasks of each subject (None = HCP's seven); BATTERY is thirteen tasks in one run."""
+
+
+class ScannerSettings(Section):
+    """Runs as a scanner gives them: every head in its own pose and on its own grid, moving, with strong drift."""
+
+    pose_mm: float = Field(5.0, ge=0)
+    """SD of a head's position along each axis."""
+    pose_deg: float = Field(4.0, ge=0)
+    """SD of its rotation about each axis."""
+    motion_mm: float = Field(0.5, ge=0)
+    """SD of its movements within a run, along each axis; rotations have as many degrees."""
+    drift: float = Field(4.0, ge=0)
+    """How many times the drift of runs without these settings."""
 
 
 class SimulationSettings(Section):
@@ -196,6 +214,8 @@ class SimulationSettings(Section):
     """Seed of everything random in the dataset."""
     subjects: SimulatedSubjects | None = None
     """Subjects of a manifest that is made of the settings where there is none (None = `data.manifest` is given)."""
+    scanner: ScannerSettings | None = None
+    """What an unprepared run has (None = heads lie still in MNI152)."""
 
 
 Suffix = Literal["T1w", "T2w"]
@@ -263,6 +283,9 @@ class PreprocessingSettings(Section):
     resample_to: str | None = None
     """Resample all runs to this grid: hcp2mm (91×109×91 at 2 mm), first (the first run's), or an image's
     (None = all runs must share one grid)."""
+    mask: Path | None = None
+    """Mask image whose grid all runs are resampled to and whose voxels the store has: that of the store that a decoder
+    was pre-trained on, for runs in another space (None = the voxels that the runs' masks share)."""
     fwhm_mm: float | None = Field(3.0, gt=0)
     """Full width at half maximum of the Gaussian smoothing kernel in mm (None = no smoothing)."""
     detrend: bool = True
@@ -289,9 +312,16 @@ class PreprocessingSettings(Section):
     """Settings for structural images (of the others, only mask_coverage, crop, resample_to, keep and storage apply to
     them)."""
 
+    @property
+    def named_grid(self) -> str:
+        """What names the grid that runs are resampled to; empty if they share one."""
+        return "mask" if self.mask else "resample_to" if self.resample_to else ""
+
     @model_validator(mode="after")
     def _one_grid(self) -> "PreprocessingSettings":
         own = self.structural
+        if self.mask and self.resample_to:
+            raise ValueError("mask and resample_to both name a grid; keep one of them")
         if own.resolution_mm and (other := "structural.zoom_to" if own.zoom_to else self.resample_to and "resample_to"):
             raise ValueError(f"structural.resolution_mm and {other} both name a grid; keep one of them")
         if own.registration == "affine" and own.zoom_to:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.collect import finished_trainings, sweep_results
+from deeplight_core.collect import finished_trainings, sweep_predictions, sweep_results
 from deeplight_core.config import Profile, project_root
 from deeplight_core.data.store import open_store
 from deeplight_core.experiment import Training, examples_of, start_of
@@ -15,7 +15,7 @@ from deeplight_core.sweeps import planned, region_key
 from deeplight_core.system.files import read_table
 from deeplight_core.training.loader import Volumes
 
-__all__ = ["contrast_scores", "n_series", "network_map", "of_controls", "of_networks"]
+__all__ = ["contrast_scores", "n_series", "network_map", "of_controls", "of_networks", "of_transfer", "seen_volumes"]
 
 _AT_A_TIME = 256  # examples whose volumes are in memory
 
@@ -85,6 +85,27 @@ def of_networks(profile: Profile) -> pd.DataFrame:
     atlas = profile.controls.networks
     names = {f"network-{region_key(name)}": name for name in atlas.keep} if atlas else {}
     return results.assign(network=results["change"].map({"": "", **names}))
+
+
+def seen_volumes(profile: Profile) -> dict[str, int]:
+    """Variant → number of volumes that its pre-training has encoded, for the finished ones of the sweep."""
+    first = profile.sweep.seeds[0]
+    found: dict[str, int] = {}
+    for variant in ("contrast", "pretrained"):
+        if variant in profile.sweep.variants and (training := start_of(profile, variant, first)).finished:
+            found[variant] = int(training.results()["seen_volumes"].iloc[0])
+    return found
+
+
+def of_transfer(profile: Profile, name: str) -> tuple[Profile, pd.DataFrame, pd.DataFrame]:
+    """One of the profile's transfers: its settings, the results of its sweep, and its predictions with all subjects.
+
+    Both tables are empty if there is no such transfer, or none of its decoders is finished.
+    """
+    if name not in profile.transfers or not (profile.transferred(name).store / "index.parquet").is_file():
+        return profile, pd.DataFrame(), pd.DataFrame()
+    own = profile.transferred(name)
+    return own, sweep_results(own)[0], sweep_predictions(own, max(own.sweep.fractions))
 
 
 def network_map(profile: Profile, values: dict[str, float]) -> nib.Nifti1Image:

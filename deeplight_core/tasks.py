@@ -1,12 +1,13 @@
 """Table 1 of Thomas, Müller & Samek (2019) as data: the seven HCP tasks, their states, event files and timing.
 
 Durations are those of the HCP protocol (Barch et al. 2013); frame counts are those of the released runs at
-TR 0.72 s. Nothing is read from disk.
+TR 0.72 s. Nothing is read from disk. `BATTERY` is a run after the Multi-Domain Task Battery (King et al. 2019), for
+simulated data only.
 """
 
 from dataclasses import dataclass
 
-__all__ = ["HCP_TR_S", "SOURCE_TASKS", "TARGET_TASK", "TASKS", "Task"]
+__all__ = ["BATTERY", "HCP_TR_S", "SOURCE_TASKS", "TARGET_TASK", "TASKS", "Task"]
 
 HCP_TR_S = 0.72
 
@@ -86,6 +87,13 @@ TASKS: dict[str, Task] = {
         n_frames=176, block_s=21, n_blocks=6,
     ),
 }  # fmt: skip
+
+# Thirteen tasks of its set a, 30 s each after 5 s of instruction.
+_THIRTEEN = (
+    "objects", "motor imagery", "stroop", "verbal 2-back", "interval timing", "arithmetic", "affective scenes",
+    "emotional faces", "go-no-go", "theory of mind", "motor sequence", "action observation", "visual search",
+)  # fmt: skip
+BATTERY = Task({name: (name,) for name in _THIRTEEN}, (), n_frames=round(13 * 35 / HCP_TR_S), block_s=30, n_blocks=13)
 
 TARGET_TASK = "WM"
 SOURCE_TASKS = tuple(name for name in TASKS if name != TARGET_TASK)

@@ -210,6 +210,8 @@ def test_codes_are_counted_projected_and_separated(profiles: tuple[Profile, Prof
     assert all(volumes.shape == (2, *mask.shape) for volumes in rows.values())
     random = np.random.default_rng(0)
     features = np.concatenate([random.normal(0, 0.1, (12, 5)), random.normal(3, 0.1, (12, 5))])
+    dead = codes.projections(np.ones((12, 4)))  # which t-SNE does not survive
+    assert all((places == 0).all() for places in dead.values())
     for places in codes.projections(features).values():
         near, far = places[:12], places[12:]
         assert np.linalg.norm(near - near.mean(axis=0), axis=1).max() < np.linalg.norm(

@@ -19,6 +19,7 @@ __all__ = [
     "group_scores",
     "number_predictions",
     "outcome_predictions",
+    "recalls",
     "state_predictions",
     "subject_scores",
 ]
@@ -203,6 +204,15 @@ def constant_answer(rows: pd.DataFrame) -> float:
     n_tasks = rows.groupby("unit")["task"].nunique()
     by_unit = shares / n_tasks.reindex(shares.index.get_level_values("unit")).to_numpy()
     return float(by_unit.groupby(["task", "state"]).sum().max() / len(n_tasks))
+
+
+def recalls(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Share of each state's volumes that are decoded as it, in each held-out subject: `task, state, subject, score`."""
+    right = (predictions[["task", "state"]].to_numpy() == predictions[["predicted_task", "predicted_state"]]).all(
+        axis=1
+    )
+    shares = right.groupby([predictions[key] for key in ("task", "state", "subject")], sort=False).mean()
+    return shares.rename("score").reset_index()
 
 
 def confusion(predictions: pd.DataFrame, states: list[tuple[str, str]]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ __all__ = [
     "of_complete_seeds",
     "only",
     "out_of_fold",
+    "recalled",
     "seed_model",
     "shared_folds",
     "subject_means",
@@ -154,6 +155,29 @@ def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
     tests = [_t_test(scores.to_numpy() - chance) for _, scores in cells]
     table["t"], table["p"] = zip(*tests, strict=True) if tests else ([], [])
     table["p_bonferroni"] = np.minimum(1.0, table["p"] * len(table))
+    return table
+
+
+def recalled(recalls: pd.DataFrame, chance: float, alpha: float = 0.05) -> pd.DataFrame:
+    """One-sided t-tests over subjects of each state's recall against chance, Holm over the states.
+
+    Parameters
+    ----------
+    recalls : `task, state, subject, score`, as `scores.recalls` gives it
+
+    Returns
+    -------
+    `task, state, n, mean, low, high, p, p_bonferroni, p_holm, above` (chance); where all subjects have the same recall
+    there is no test, and it is above if it is larger
+    """
+    rows = []
+    for (task, state), group in recalls.groupby(["task", "state"], sort=False):
+        values = group["score"].to_numpy()
+        t, p = _t_test(values - chance)
+        one_sided = p / 2 if t > 0 else 1 - p / 2
+        rows.append((task, state, len(values), values.mean(), *t_interval(values, 0.95), one_sided))
+    table = _corrected(pd.DataFrame(rows, columns=["task", "state", "n", "mean", "low", "high", "p"]), len(rows))
+    table["above"] = (table["p_holm"] < alpha) | (table["p"].isna() & (table["low"] > chance))
     return table
 
 

@@ -32,6 +32,7 @@ from deeplight_core.data.manifest import COLUMNS, assign_splits, read_manifest, 
 from deeplight_core.data.simulate import fill, generator
 from deeplight_core.data.simulate import plan as plan_runs
 from deeplight_core.system.files import write_whole
+from deeplight_core.tasks import TASKS
 
 __all__ = ["Tissues", "grid", "manifest_of", "people", "plan", "planted_path", "regions", "simulate_cohort",
            "simulate_scan", "tissues"]  # fmt: skip
@@ -245,7 +246,8 @@ def manifest_of(profile: Profile) -> pd.DataFrame:
             assert simulation is not None
             assert simulation.subjects is not None
             asked = simulation.subjects
-            table = plan_runs(asked.train, asked.validation, asked.tr_s, tuple(asked.runs))
+            tasks = asked.tasks or list(TASKS)
+            table = plan_runs(asked.train, asked.validation, asked.tr_s, tuple(asked.runs), tasks, asked.first)
         write_manifest(table, profile.manifest_path)
     return read_manifest(profile.manifest_path, profile.data.split_unit)
 

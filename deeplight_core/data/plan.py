@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest
+from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest, project_root
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural
 from deeplight_core.data.simulate import grid as grid_over_mni
@@ -103,6 +103,9 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
         if registered:
             votes += len(fitting) * template_mask(grid)
             fitting = []
+        elif settings.mask:
+            votes += len(fitting) * _given_mask(settings)[0]
+            fitting = []
         packed = partial(_mask_on_grid, root=root, headers=headers, grid=grid, settings=settings)
         for mask in pool.map(packed, fitting):
             if isinstance(mask, str):
@@ -165,7 +168,7 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
     if not structural and abs(row["tr_s"] - tr_s) > 1e-4:
         return f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run"
     own = settings.structural
-    if settings.resample_to or (structural and (own.zoom_to or own.resolution_mm)) or same_grid(header.grid, grid):
+    if settings.named_grid or (structural and (own.zoom_to or own.resolution_mm)) or same_grid(header.grid, grid):
         return ""
     remedy = "name the grid to resample all to in preprocessing.resample_to"
     if structural:
@@ -184,6 +187,9 @@ def _target_grid(settings: PreprocessingSettings, first: Header, structural: boo
         return shape, first.affine @ np.diag([*factors, 1])
     if structural and settings.structural.resolution_mm:
         return grid_over_mni(settings.structural.resolution_mm)
+    if settings.mask:
+        mask, affine = _given_mask(settings)
+        return mask.shape, affine
     if settings.resample_to in (None, "first"):
         return first.grid
     if settings.resample_to == "hcp2mm":
@@ -207,6 +213,15 @@ def _mask_on_grid(
             return np.packbits(on_grid(grid, own_mask(folder, row, header), header, row, settings))
     except UNREADABLE as error:
         return f"{source}: {error}" if source not in str(error) else str(error)
+
+
+def _given_mask(settings: PreprocessingSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The mask (X, Y, Z) bool that the settings name, and its affine."""
+    try:
+        mask, affine = load_volume(project_root() / str(settings.mask))
+    except ValueError as error:
+        raise ValueError(f"preprocessing.mask: {error}; prepare the store whose mask it is first") from None
+    return mask > 0, affine
 
 
 def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:

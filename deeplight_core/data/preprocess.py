@@ -178,7 +178,7 @@ def process_run(
 
     with TemporaryFile(dir=scratch) as file:
         n_frames, reference = 0, None
-        for frames in read_frames(path, device, (mask.shape, affine) if settings.resample_to else None):
+        for frames in read_frames(path, device, (mask.shape, affine) if settings.named_grid else None):
             if reference is None:  # subtracted, so that float32 resolves changes on a baseline of 10,000
                 reference = frames[0].clone()
                 baseline = inside(reference[None])[0]

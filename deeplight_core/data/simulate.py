@@ -12,7 +12,7 @@ has a seed made from the settings' seed and its purpose, so files do not depend 
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -22,15 +22,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import SimulationSettings
+from deeplight_core.config import ScannerSettings, SimulationSettings
 from deeplight_core.data.manifest import COLUMNS, run_key
 from deeplight_core.routes import Section
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.workers import in_processes
-from deeplight_core.tasks import HCP_TR_S, TASKS
+from deeplight_core.tasks import BATTERY, HCP_TR_S, TASKS, Task
 
 __all__ = [
     "Anatomy",
@@ -56,6 +57,7 @@ _FOCUS_SIGMA_MM, _NODE_SIGMA_MM = 8.0, 8.0
 _SHARED_PATTERN, _STATE_PATTERN = 0.25, 0.15  # network mixtures: per task, plus per state
 _SPIKE_RATE = 0.01
 _BASELINE = 10_000.0  # HCP's grand-mean scaling
+_DESIGNS = TASKS | {"BATTERY": BATTERY}
 
 
 class Anatomy:
@@ -143,30 +145,33 @@ def foci() -> pd.DataFrame:
         return pd.read_csv(stream, comment="#")
 
 
-def plan(n_train: int, n_validation: int, tr_s: float = HCP_TR_S, runs: tuple[str, ...] = ("LR", "RL")) -> pd.DataFrame:
-    """The manifest of a dataset to simulate: all seven tasks for every subject."""
+def plan(
+    n_train: int,
+    n_validation: int,
+    tr_s: float = HCP_TR_S,
+    runs: tuple[str, ...] = ("LR", "RL"),
+    tasks: Sequence[str] = tuple(TASKS),
+    first: int = 1,
+) -> pd.DataFrame:
+    """The manifest of a dataset to simulate: every task for every subject, who are numbered from `first`."""
     rows = []
-    for number in range(1, n_train + n_validation + 1):
+    for number in range(first, first + n_train + n_validation):
         subject = f"sim{number:03d}"
-        for task, spec in TASKS.items():
+        for task in tasks:
             for run in runs:
                 folder = f"{subject}/MNINonLinear/Results/tfMRI_{task}_{run}"
                 rows.append(
                     ["simulated", subject, "", task, run, f"{folder}/tfMRI_{task}_{run}.nii.gz", f"{folder}/EVs",
-                     f"{folder}/brainmask_fs.2.nii.gz", tr_s, round(spec.n_frames * HCP_TR_S / tr_s),
-                     "train" if number <= n_train else "validation", "", ""]
+                     f"{folder}/brainmask_fs.2.nii.gz", tr_s, round(_design_of(task).n_frames * HCP_TR_S / tr_s),
+                     "train" if number < first + n_train else "validation", "", ""]
                 )  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def design(task: str, run: str, seed: int) -> dict[str, pd.DataFrame]:
     """EV files of a run: stem → table of `onset, duration, amplitude` in seconds; the same for every subject."""
-    if task not in TASKS:
-        raise ValueError(f"no design for task {task!r}; the simulated tasks are {', '.join(TASKS)}")
-    random = generator(seed, "design", task, run)
-    evs: dict[str, list[tuple[float, float]]] = {
-        name: [] for name in [*sum(TASKS[task].states.values(), ()), *TASKS[task].other_evs]
-    }
+    spec, random = _design_of(task), generator(seed, "design", task, run)
+    evs: dict[str, list[tuple[float, float]]] = {name: [] for name in [*sum(spec.states.values(), ()), *spec.other_evs]}
     if task == "WM":
         order = random.permutation([f"{n}bk_{c}" for n in (0, 2) for c in ("body", "faces", "places", "tools")])
         for name, onset in zip(order, _block_onsets(8, 27.5, 15, every=2, start=8), strict=True):
@@ -214,10 +219,39 @@ def design(task: str, run: str, seed: int) -> dict[str, pd.DataFrame]:
         first = random.permutation(["fear", "neut"])
         for name, onset in zip([*first] * 3, _block_onsets(6, 21, 0, every=6, start=0), strict=True):
             evs[name].append((onset, 21))
+    elif task == "BATTERY":
+        for name, onset in zip(random.permutation(list(spec.states)), _block_onsets(13, 30, 5, 1, 5), strict=True):
+            evs[name].append((onset, spec.block_s))
     return {
         name: pd.DataFrame([(*b, 1.0) for b in sorted(blocks)], columns=["onset", "duration", "amplitude"])
         for name, blocks in evs.items()
     }
+
+
+def _design_of(task: str) -> Task:
+    if task not in _DESIGNS:
+        raise ValueError(f"no design for task {task!r}; the simulated tasks are {', '.join(_DESIGNS)}")
+    return _DESIGNS[task]
+
+
+def _foci_of(task: str, seed: int) -> pd.DataFrame:
+    """The foci of a task's states.
+
+    Those of the battery follow a rule: all its tasks share early visual cortex, and each has three nodes of Seitzman et
+    al. (2020) to itself, drawn at random, with weights 1, 0.8 and 0.6.
+    """
+    table = foci()
+    if task != "BATTERY":
+        return table[table["task"] == task].reset_index(drop=True)
+    from nilearn.datasets import fetch_coords_seitzman_2018
+
+    nodes = fetch_coords_seitzman_2018().rois[["x", "y", "z"]].to_numpy(float)
+    drawn = generator(seed, "battery").permutation(len(nodes))
+    rows = [
+        (state, *nodes[drawn[3 * number + rank]], 1.0 - 0.2 * rank)
+        for number, state in enumerate(BATTERY.states) for rank in range(3)
+    ]  # fmt: skip
+    return pd.DataFrame([*rows, ("*", 0, -88, 2, 0.8)], columns=["state", "x", "y", "z", "weight"])
 
 
 def _block_onsets(n: int, length_s: float, fixation_s: float, every: int, start: float) -> list[float]:
@@ -229,8 +263,7 @@ def planted_maps(task: str, anatomy: Anatomy, seed: int, subject: str | None = N
 
     A subject's foci are shifted by 3 mm (SD per axis), vary in gain (SD 20%) and width (15%), network mixtures by 20%.
     """
-    table = foci()
-    table = table[table["task"] == task].reset_index(drop=True)
+    table = _foci_of(task, seed)
     shift, gain, width = np.zeros((len(table), 3)), np.ones(len(table)), 1.0
     n = len(anatomy.networks)
     wobble = np.zeros(n)
@@ -242,7 +275,7 @@ def planted_maps(task: str, anatomy: Anatomy, seed: int, subject: str | None = N
         wobble = random.normal(0, 0.2, n)
     shared = _SHARED_PATTERN * generator(seed, "pattern", task).normal(size=n)
     maps = {}
-    for state in TASKS[task].states:
+    for state in _design_of(task).states:
         mine = table["state"].isin([state, "*"]).to_numpy()
         own_weight = table.loc[table["state"] == state, "weight"].max()  # gambling's states differ weakly in both parts
         own = _STATE_PATTERN * own_weight * generator(seed, "pattern", task, state).normal(size=n)
@@ -267,7 +300,7 @@ def simulate_run(
     frame_times = np.arange(n_frames) * tr_s
     series = np.zeros((n_frames, len(anatomy.brain)), np.float32)
     subject_gain = np.exp(generator(settings.seed, "gain", row["subject"]).normal(0, 0.15))
-    for state, names in TASKS[task].states.items():
+    for state, names in _design_of(task).states.items():
         blocks = pd.concat([evs[name] for name in names])
         if blocks.empty:
             continue
@@ -275,18 +308,63 @@ def simulate_run(
         condition = np.stack([blocks["onset"], blocks["duration"], gains])
         regressor = compute_regressor(condition, "glover", frame_times)[0].astype(np.float32)
         series += np.float32(settings.contrast * subject_gain) * regressor * maps[state]
-    series += _noise(n_frames, tr_s, anatomy, settings.resolution_mm, random)
+    scanner = settings.scanner
+    series += _noise(n_frames, tr_s, anatomy, settings.resolution_mm, random, scanner.drift if scanner else 1.0)
     series = np.float32(_BASELINE) * anatomy.intensity * (1 + series / 100)
     mask = anatomy.brain > generator(settings.seed, "mask", row["subject"]).uniform(0.42, 0.55)
     series *= mask
-    bold = anatomy.image(series)
-    bold.header.set_zooms((*(settings.resolution_mm,) * 3, tr_s))
+    bold, brain = anatomy.image(series), anatomy.image(mask.astype(np.float32))
+    if scanner:
+        pose = generator(settings.seed, "pose", row["subject"])
+        bold, brain = _as_scanned(bold, brain, scanner, settings.resolution_mm, pose, random)
+    bold.header.set_zooms((*bold.header.get_zooms()[:3], tr_s))
     bold.header.set_xyzt_units("mm", "sec")
-    return bold, anatomy.image(mask.astype(np.float32)), evs
+    return bold, brain, evs
+
+
+def _as_scanned(
+    bold: nib.Nifti1Image,
+    brain: nib.Nifti1Image,
+    scanner: ScannerSettings,
+    resolution_mm: float,
+    of_subject: np.random.Generator,
+    of_run: np.random.Generator,
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """A run (X, Y, Z, T) and its mask in scanner space: the head has a pose of its own and moves slowly about it.
+
+    The grid is the subject's own: cubes of 90 to 110% of the resolution, centred on the head up to half a voxel.
+    """
+    edge_mm = resolution_mm * of_subject.uniform(0.9, 1.1)
+    still = [of_subject.normal(0, scanner.pose_mm, 3), of_subject.normal(0, scanner.pose_deg, 3)]
+    shape = tuple(int(np.ceil(n * resolution_mm / edge_mm)) for n in brain.shape)
+    affine = np.diag([-edge_mm, edge_mm, edge_mm, 1.0])
+    middle = apply_affine(brain.affine, (np.array(brain.shape) - 1) / 2)
+    centre = middle + still[0] + of_subject.uniform(-0.5, 0.5, 3) * edge_mm
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    steps = of_run.standard_normal((bold.shape[3], 6), np.float32)
+    wandering = np.cumsum(steps - steps.mean(axis=0), axis=0)
+    wandering *= scanner.motion_mm / np.maximum(wandering.std(axis=0), 1e-6)
+
+    def moved(volume: np.ndarray, motion: np.ndarray, order: int) -> np.ndarray:
+        turn = Rotation.from_euler("xyz", still[1] + motion[3:], degrees=True)
+        in_head = turn.inv().apply(apply_affine(affine, voxels) - middle - still[0] - motion[:3]) + middle
+        places = apply_affine(np.linalg.inv(brain.affine), in_head)
+        return map_coordinates(volume, places.T, order=order).reshape(shape)
+
+    data = bold.get_fdata(dtype=np.float32)
+    frames = [moved(data[..., t], motion, 1) for t, motion in enumerate(wandering)]
+    mask = moved(brain.get_fdata(dtype=np.float32), np.zeros(6), 0)
+    return nib.Nifti1Image(np.stack(frames, axis=-1), affine), nib.Nifti1Image(mask, affine)
 
 
 def _noise(
-    n_frames: int, tr_s: float, anatomy: Anatomy, resolution_mm: float, random: np.random.Generator
+    n_frames: int,
+    tr_s: float,
+    anatomy: Anatomy,
+    resolution_mm: float,
+    random: np.random.Generator,
+    drift: float = 1.0,
 ) -> np.ndarray:
     """(T, V) noise in percent: thermal, smooth and autocorrelated, network-shaped, global, drift, spikes."""
     n_voxels = len(anatomy.brain)
@@ -300,7 +378,7 @@ def _noise(
     total += np.float32(_GLOBAL_NOISE) * _autocorrelated(random.standard_normal((n_frames, 1), np.float32), tr_s, 8.0)
     time = np.linspace(-1, 1, n_frames, dtype=np.float32)[:, None]
     for course in (time, np.cos(np.pi * time + random.uniform(0, 6.28)).astype(np.float32)):
-        total += np.float32(_DRIFT) * course * _smooth_field(anatomy, resolution_mm, random)
+        total += np.float32(drift * _DRIFT) * course * _smooth_field(anatomy, resolution_mm, random)
     for frame in np.flatnonzero(random.random(n_frames) < _SPIKE_RATE):
         total[frame] += np.float32(_SPIKE) * (random.choice([-1, 1]) + _smooth_field(anatomy, resolution_mm, random))
     return total
@@ -337,8 +415,8 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
     ValueError
         If the folder holds a dataset of other settings, or the manifest has tasks without a design.
     """
-    if unknown := sorted(set(manifest["task"]) - set(TASKS)):
-        raise ValueError(f"cannot simulate task(s) {', '.join(unknown)}; the simulated tasks are {', '.join(TASKS)}")
+    if unknown := sorted(set(manifest["task"]) - set(_DESIGNS)):
+        raise ValueError(f"cannot simulate task(s) {', '.join(unknown)}; the simulated tasks are {', '.join(_DESIGNS)}")
     fill(manifest, Path(root), settings, _write_planted, _simulate_and_write, jobs, "simulated runs")
 
 
@@ -367,7 +445,7 @@ def fill(
     root.mkdir(parents=True, exist_ok=True)
     record = root / "simulation.json"
     stated = settings.model_dump(mode="json", exclude={"subjects"})  # which runs there are, not what is in them
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != stated:
+    if record.is_file() and _recorded(record, settings) != stated:
         raise ValueError(
             f"{root} holds a dataset simulated with {record.read_text(encoding='utf-8').strip()}, "
             f"not {json.dumps(stated)}; choose another folder, or delete this one"
@@ -378,6 +456,12 @@ def fill(
     missing = [row for _, row in manifest.iterrows() if not (root / row["image"]).is_file()]
     if missing:
         in_processes(partial(write, root=root, settings=settings), missing, jobs, what)
+
+
+def _recorded(record: Path, settings: Settings) -> object:
+    """What a dataset was simulated with; settings that its version lacked have their defaults."""
+    content = json.loads(record.read_text(encoding="utf-8"))
+    return {**type(settings)().model_dump(mode="json", exclude={"subjects"}), **content}
 
 
 def _simulate_and_write(row: pd.Series, root: Path, settings: SimulationSettings) -> None:
@@ -399,7 +483,7 @@ def planted_path(root: Path, task: str, state: str) -> Path:
 def _write_planted(root: Path, settings: SimulationSettings) -> None:
     (root / "planted").mkdir(parents=True, exist_ok=True)
     anatomy = load_anatomy(settings.resolution_mm)
-    for task in TASKS:
+    for task in (settings.subjects and settings.subjects.tasks) or TASKS:
         for state, values in planted_maps(task, anatomy, settings.seed).items():
             nib.save(anatomy.image(values), planted_path(root, task, state))
     nib.save(anatomy.image(_parcels(anatomy)), root / "planted/networks.nii.gz")

@@ -55,7 +55,15 @@ _OTHERS = {
             "data/none": "The cohorts",
         },
     ),
-    "contrast": ("contrast", "07_contrast", {"07_contrast": "Temporal contrast", "01_data": "Runs of the contrast"}),
+    "contrast": (
+        "contrast",
+        "07_contrast",
+        {
+            "07_contrast": "Temporal contrast",
+            "01_data": "Runs of the contrast",
+            "data/none": "Unprepared runs, and many tasks",
+        },
+    ),
 }
 _OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {

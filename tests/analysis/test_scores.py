@@ -14,6 +14,7 @@ from deeplight_core.analysis.scores import (
     group_scores,
     number_predictions,
     outcome_predictions,
+    recalls,
     state_predictions,
     subject_scores,
 )
@@ -192,3 +193,12 @@ def test_seeds_are_measured_at_their_mean_step() -> None:
     table = common_steps(trainings())
     assert table.groupby("training")["step"].unique().map(list).to_dict() == {"a": [22, 44], "b": [22, 44], "c": [50]}
     assert common_steps(trainings()[:0]).empty
+
+
+def test_recalls_are_shares_of_each_states_volumes() -> None:
+    rows = [("s1", "a", "a"), ("s1", "a", "b"), ("s1", "b", "b"), ("s2", "a", "a"), ("s2", "b", "a")]
+    predictions = pd.DataFrame(rows, columns=["subject", "state", "predicted_state"])
+    found = recalls(predictions.assign(task="T", predicted_task="T")).set_index(["state", "subject"])["score"]
+    assert found.to_dict() == {("a", "s1"): 0.5, ("b", "s1"): 1.0, ("a", "s2"): 1.0, ("b", "s2"): 0.0}
+    elsewhere = recalls(predictions.assign(task="T", predicted_task="U"))  # the state of another task
+    assert (elsewhere["score"] == 0).all()

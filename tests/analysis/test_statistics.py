@@ -8,6 +8,7 @@ from scipy import integrate, stats
 from statsmodels.formula.api import ols
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
 
 from deeplight_core.analysis import statistics
 from deeplight_core.analysis.statistics import (
@@ -661,3 +662,25 @@ def test_intervals_over_folds_count_what_folds_share():
     assert 0.75 + reach > 1
     assert found.loc["b", ["low", "high"]].tolist() == pytest.approx([0.5, 0.5])
     assert np.isnan(fold_intervals(of_group([0.1]))["low"]).all()
+
+
+def test_states_are_recalled_above_chance_by_scipys_one_sided_test():
+    random = np.random.default_rng(0)
+    means = {"a": 0.4, "b": 0.26, "c": 0.1}
+    rows = [("T", s, f"s{i}", m + random.normal(0, 0.1)) for s, m in means.items() for i in range(8)]
+    rows += [("T", "always", f"s{i}", 1.0) for i in range(8)] + [("T", "never", f"s{i}", 0.0) for i in range(8)]
+    table = pd.DataFrame(rows, columns=["task", "state", "subject", "score"])
+    found = statistics.recalled(table, 0.2).set_index("state")
+    expected = [
+        stats.ttest_1samp(table.loc[table["state"] == s, "score"], 0.2, alternative="greater").pvalue for s in means
+    ]
+    np.testing.assert_allclose(found.loc[list(means), "p"], expected)
+    holm = multipletests([*expected, 1, 1], method="holm")[1][:3]
+    np.testing.assert_allclose(found.loc[list(means), "p_holm"], holm)
+    assert found["above"].to_dict() == {
+        "a": True,
+        "b": bool(holm[1] < 0.05),
+        "c": False,
+        "always": True,
+        "never": False,
+    }

@@ -586,6 +586,27 @@ def test_a_grid_that_nobody_knows_is_named(project: Path, dataset: Dataset, tiny
         prepare(dataset[0], resampling(tiny_profile, "hcp3mm"), jobs=1)
 
 
+def test_runs_of_another_space_get_the_grid_and_voxels_of_a_given_mask(
+    store: Store, project: Path, dataset: Dataset, tiny_profile: Profile
+) -> None:
+    inside = store.mask.copy()
+    inside[np.unravel_index(np.flatnonzero(inside)[::3], inside.shape)] = False
+    nib.save(nib.Nifti1Image(inside.astype(np.uint8), store.affine), project / "other.nii.gz")
+    own = {"mask": Path("other.nii.gz"), "crop": False}
+    profile = tiny_profile.model_copy(update={"preprocessing": tiny_profile.preprocessing.model_copy(update=own)})
+    made = prepare(dataset[0], profile, jobs=1)
+    np.testing.assert_array_equal(made.mask, inside)
+    np.testing.assert_allclose(made.affine, store.affine, atol=1e-5)
+    np.testing.assert_allclose(made.read(RUN_FILE).float(), store.read(RUN_FILE).float()[:, inside.T[store.mask.T]])
+    missing = profile.preprocessing.model_copy(update={"mask": Path("none.nii.gz")})
+    with pytest.raises(
+        ValueError, match=r"preprocessing.mask: .*none.nii.gz.*prepare the store whose mask it is first"
+    ):
+        prepare(dataset[0], profile.model_copy(update={"preprocessing": missing, "name": "else"}), jobs=1)
+    with pytest.raises(ValueError, match="mask and resample_to both name a grid"):
+        tiny_profile.overridden({"preprocessing": {"mask": "other.nii.gz", "resample_to": "first"}})
+
+
 def test_hcps_grid_is_that_of_the_simulation() -> None:
     shape, affine = simulate.grid(resolution_mm=2)
     grid = _target_grid(PreprocessingSettings(resample_to="hcp2mm"), Header((1, 1, 1, 1), np.eye(4), 0.0), False)

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nilearn.image import resample_to_img
 from scipy.stats import gamma
 
-from deeplight_core.config import SimulationSettings
+from deeplight_core.config import ScannerSettings, SimulatedSubjects, SimulationSettings
 from deeplight_core.data.manifest import read_manifest
 from deeplight_core.data.simulate import design, foci, grid, load_anatomy, plan, planted_maps, simulate, simulate_run
-from deeplight_core.tasks import HCP_TR_S, TASKS
+from deeplight_core.tasks import BATTERY, HCP_TR_S, TASKS
 
 Dataset = tuple[pd.DataFrame, Path, SimulationSettings]
 
@@ -322,3 +323,85 @@ def test_nobody_of_the_demo_is_among_the_people_its_settings_were_chosen_on() ->
     assert not {*shown["image"]} & {*chosen_on["image"]}
     kept = ["task", "run", "tr_s", "n_volumes", "split"]  # all else is the same
     pd.testing.assert_frame_equal(shown[kept], chosen_on[kept])
+
+
+# ---- runs as a scanner gives them, and a battery of tasks
+
+
+def as_scanned(number: int = 1, **scanner: float) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    own = {"pose_mm": 0, "pose_deg": 0, "motion_mm": 0, "drift": 1} | scanner
+    settings = SimulationSettings(resolution_mm=10, contrast=2, scanner=ScannerSettings.model_validate(own))
+    row = plan(3, 1, 2.16, ("LR",), ["EMOTION"]).iloc[number - 1]
+    bold, mask, _ = simulate_run(row, settings)
+    return bold, mask
+
+
+def middle_mm(mask: nib.Nifti1Image) -> np.ndarray:
+    inside = np.argwhere(mask.get_fdata() > 0)
+    return nib.affines.apply_affine(mask.affine, inside).mean(axis=0)
+
+
+def test_a_head_has_its_own_grid_and_lies_where_its_header_says() -> None:
+    row = plan(3, 1, 2.16, ("LR",), ["EMOTION"]).iloc[0]
+    still, _, _ = simulate_run(row, SimulationSettings(resolution_mm=10, contrast=2))
+    grids = [as_scanned(number) for number in (1, 2)]
+    assert not np.allclose(grids[0][0].affine, grids[1][0].affine)
+    bold, mask = grids[0]
+    assert bold.shape[:3] == mask.shape
+    assert bold.header.get_zooms()[3] == pytest.approx(2.16)
+    there = resample_to_img(bold.slicer[..., 5], still.slicer[..., 5], copy_header=True, force_resample=True)
+    inside = still.get_fdata()[..., 5] > 0
+    assert np.corrcoef(there.get_fdata()[inside], still.get_fdata()[..., 5][inside])[0, 1] > 0.9
+
+
+def test_poses_movements_and_drift_are_those_asked_for() -> None:
+    quiet, lying = as_scanned()
+    _, moved = as_scanned(pose_mm=20)
+    assert 5 < np.linalg.norm(middle_mm(moved) - middle_mm(lying)) < 100
+    _, turned = as_scanned(pose_deg=10)
+    shape, affine = grid(10)
+    centre = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)  # which it turns about
+    away = [np.linalg.norm(middle_mm(mask) - centre) for mask in (turned, lying, moved)]
+    assert away[0] == pytest.approx(away[1], abs=2)
+    assert abs(away[2] - away[1]) > 2
+    assert (turned.get_fdata() != lying.get_fdata()).mean() > 0.03
+    restless, _ = as_scanned(motion_mm=2)
+    drifting, _ = as_scanned(drift=10)
+    inside = lying.get_fdata() > 0
+    sd = [image.get_fdata()[inside].std(axis=1).mean() for image in (quiet, restless, drifting)]
+    assert sd[1] > 2 * sd[0]
+    assert sd[2] > 2 * sd[0]
+
+
+def test_the_battery_has_a_block_of_every_task_and_foci_of_their_own() -> None:
+    blocks = pd.concat(design("BATTERY", "LR", 0)).sort_values("onset")
+    assert len(blocks) == 13
+    assert (blocks["duration"] == 30).all()
+    assert np.diff(blocks["onset"]).tolist() == [35.0] * 12
+    row = plan(1, 1, 1.0, ("LR",), ["BATTERY"], first=301).iloc[0]
+    assert (row["subject"], row["n_volumes"]) == ("sim301", 455)
+    maps = planted_maps("BATTERY", load_anatomy(10), 0)
+    assert set(maps) == set(BATTERY.states)
+    peaks = {state: int(values.argmax()) for state, values in maps.items()}
+    assert len(set(peaks.values())) > 8  # the shared visual focus may be the largest of some
+    for a, b in itertools.combinations(maps.values(), 2):
+        assert np.corrcoef(a, b)[0, 1] < 0.95
+
+
+def test_planted_maps_are_those_of_the_tasks_asked_for(tmp_path: Path) -> None:
+    subjects = SimulatedSubjects(train=1, validation=1, tasks=["BATTERY"])
+    simulate(
+        plan(1, 1, 1.0, ("LR",), ["BATTERY"])[:0], tmp_path, SimulationSettings(resolution_mm=10, subjects=subjects)
+    )
+    assert len(list((tmp_path / "planted").glob("BATTERY_*"))) == 13
+    assert not list((tmp_path / "planted").glob("WM_*"))
+
+
+def test_settings_that_an_older_dataset_lacks_have_their_defaults(simulated: Dataset, tmp_path: Path) -> None:
+    manifest, root, settings = simulated
+    record = json.loads((root / "simulation.json").read_text())
+    shutil.copytree(root, tmp_path / "old")
+    (tmp_path / "old/simulation.json").write_text(json.dumps({k: v for k, v in record.items() if k != "scanner"}))
+    simulate(manifest, tmp_path / "old", settings)
+    with pytest.raises(ValueError, match="holds a dataset simulated with"):
+        simulate(manifest, tmp_path / "old", settings.model_copy(update={"scanner": ScannerSettings()}))

@@ -103,6 +103,11 @@ def test_temporal_contrast_has_its_page(project, warm):
     profile["finetuning"] |= {"epochs": 1, "min_steps": 0, "steps_per_epoch": 3}
     profile["sweep"] = {"variants": ["contrast", "contrast-frozen", "linear"], "fractions": [1.0]}
     profile["controls"]["shortcuts"] = ["order"]
+    for transfer in profile["transfers"].values():
+        transfer["simulation"]["subjects"] |= {"train": 2, "validation": 2, "runs": ["LR"]}
+        transfer["sweep"]["variants"] = ["contrast", "scratch"]
+    profile["transfers"]["raw"]["data"]["target"] = {"MOTOR": ["left toe", "tongue"]}
+    profile["transfers"]["raw"]["simulation"]["subjects"]["tasks"] = ["MOTOR"]
     profile["controls"]["networks"]["keep"] = ["Visual"]
     (project / "profiles/contrast.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     done = run(workflow("contrast", controls="yes"), project, **warm)
@@ -114,6 +119,9 @@ def test_temporal_contrast_has_its_page(project, warm):
         "mean of all voxels",
         "windows in random order",
         "Beyond the shortcut",
+        "encoded in pre-training",
+        "Heads lie 5 mm",
+        "Of 13 tasks, classified are",
     ):
         assert said in text, said
     assert "have not been run" not in text

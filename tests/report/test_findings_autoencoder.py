@@ -124,6 +124,12 @@ def test_missing_pretrainings_are_named() -> None:
     )
 
 
+def test_a_dead_code_is_said() -> None:
+    alive = np.random.default_rng(0).normal(size=(5, 3))
+    assert "The code of one is the same" in findings.dead_codes_note({"one": np.ones((5, 3)), "two": alive})
+    assert findings.dead_codes_note({"two": alive}) == ""
+
+
 def test_separation_is_said_for_both_parts() -> None:
     assert "one +0.30 and +0.10" in findings.separation_note({"one": (0.3, 0.1)}, "diagnosis")
     assert findings.separation_note({}, "diagnosis") == ""

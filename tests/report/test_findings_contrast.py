@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deeplight_core.analysis.statistics import compare, recalled
 from deeplight_core.config import Profile
 from deeplight_core.models.contrast import Quality
 from deeplight_core.report import findings, plots
@@ -133,3 +134,42 @@ def test_networks_are_compared_with_the_whole_brain() -> None:
     assert table["input"].tolist() == ["Visual", "whole brain", "Limbic"]
     assert findings.networks_table(found.iloc[:0]) is None
     assert "make controls PROFILE=contrast" in findings.networks_note(found[found["network"] == ""])
+
+
+RAW = Profile.model_validate({"simulation": {"scanner": {"pose_mm": 6}}})
+
+
+def test_the_claim_on_unprepared_data_needs_one_above_and_one_at_a_constant_answer() -> None:
+    for means, verdict in (
+        ({"contrast": [0.5, 0.6, 0.8], "scratch": [0.3, 0.4, 0.45]}, "**That claim holds here.**"),
+        ({"contrast": [0.5, 0.6, 0.8], "scratch": [0.3, 0.4, 0.75]}, "**That claim does not hold here.**"),
+        ({"contrast": [0.3, 0.3, 0.3], "scratch": [0.3, 0.3, 0.3]}, "**That claim does not hold here.**"),
+    ):
+        table = results(**means).query("fraction == 0.12")
+        tests = compare(table, "contrast", "scratch")
+        said = findings.unprepared_note(RAW, findings.convergence(table, ROWS), tests)
+        assert verdict in said
+        assert "Heads lie 6 mm" in said
+        assert f"{means['contrast'][2] - means['scratch'][2]:+.1%}" in said
+        assert "at most 50.0%" in said
+
+
+def test_classified_tasks_are_counted() -> None:
+    shares = {"x": 0.9, "y": 0.5, "z": 0.34}
+    rows = [("T", s, f"s{i}", m + 0.02 * (i % 3 - 1)) for s, m in shares.items() for i in range(9)]
+    table = pd.DataFrame(rows, columns=["task", "state", "subject", "score"])
+    tests = {"contrast": recalled(table, 1 / 3), "scratch": recalled(table.assign(score=table["score"] - 0.3), 1 / 3)}
+    said = findings.recalls_note(tests)
+    assert "Of 3 tasks, classified are by DeepLight, from scratch 1 and" in said
+    assert "contrast 2" in said
+    shown = findings.recalls_table(tests).data
+    assert shown["task"].tolist() == ["x", "y", "z"]
+    assert shown.iloc[:, 2].tolist() == ["90.0% ✓", "50.0% ✓", "34.0%"]
+    figure = plots.recall_dots(tests)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x", "y", "z"]
+
+
+def test_seen_volumes_are_listed() -> None:
+    assert "402,444 and" in findings.seen_note({"contrast": 402_444, "pretrained": 403_200})
+    assert findings.seen_note({}) == ""

@@ -17,6 +17,7 @@ __all__ = [
     "autoencoder_speed",
     "codes_note",
     "codes_table",
+    "dead_codes_note",
     "equal_note",
     "kl_note",
     "people_table",
@@ -284,6 +285,12 @@ def separation_note(separations: dict[str, tuple[float, float]], label: str) -> 
         if said
         else ""
     )
+
+
+def dead_codes_note(codes: dict[str, np.ndarray]) -> str:
+    """Which codes (N, F), by their titles, are the same for all images; nothing if none is."""
+    dead = [title for title, code in codes.items() if (np.ptp(code, axis=0) == 0).all()]
+    return f"**The code of {listed(dead)} is the same for all images: it says nothing about them.**" if dead else ""
 
 
 def trained_note(finished: dict[str, bool]) -> str:

@@ -113,11 +113,11 @@ def kept_note(store: Store) -> str:
         f"Events ignored on purpose: {_listed(runs['ignored_events'])}. "
         f"Events with unknown names: {_listed(runs['unknown_events'])}.",
     ]
-    if runs["resampled"].any() and settings.resample_to:
+    if runs["resampled"].any() and (named := settings.named_grid):
         sentences.append(
             f"**{runs['resampled'].sum()} of {len(runs)} runs had another grid** (orientations "
-            f"{', '.join(sorted(runs['orientation'].unique()))}) and were resampled: `preprocessing.resample_to` is "
-            f"`{settings.resample_to}`."
+            f"{', '.join(sorted(runs['orientation'].unique()))}) and were resampled: `preprocessing.{named}` is "
+            f"`{getattr(settings, named)}`."
         )
     if settings.storage == "int8":
         sentences.append(

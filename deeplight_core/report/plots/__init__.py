@@ -1,6 +1,6 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
-from deeplight_core.report.plots.contrast import way_bars
+from deeplight_core.report.plots.contrast import recall_dots, way_bars
 from deeplight_core.report.plots.data import (
     activation_maps,
     carpet,
@@ -57,6 +57,7 @@ __all__ = [
     "mask_map",
     "model_diagram",
     "rate_lines",
+    "recall_dots",
     "reconstruction_grid",
     "saved_subjects",
     "seed_differences",
