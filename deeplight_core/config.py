@@ -7,6 +7,7 @@ defaults are the recipe of Thomas, Müller & Samek (2019), so a profile states o
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
@@ -343,6 +344,17 @@ class AtlasSettings(Section):
     """Table with columns `index` and `name`, tab- or comma-separated."""
     keep: list[str] = Field(min_length=1)
     """Names of the regions."""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The regions' names by what stands for them in names of files."""
+        return {re.sub("[^A-Za-z0-9]+", "_", name): name for name in self.keep}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "AtlasSettings":
+        if alike := sorted({*self.keep} - {*self.keys.values()}):
+            raise ValueError(f"{', '.join(alike)} and another region differ in signs only, not in names of files")
+        return self
 
 
 class FinetuningSettings(TrainingSettings):

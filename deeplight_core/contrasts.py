@@ -11,7 +11,7 @@ from deeplight_core.collect import finished_trainings, sweep_predictions, sweep_
 from deeplight_core.config import Profile, project_root
 from deeplight_core.data.store import open_store
 from deeplight_core.experiment import Training, examples_of, start_of
-from deeplight_core.sweeps import planned, region_key
+from deeplight_core.sweeps import planned
 from deeplight_core.system.files import read_table
 from deeplight_core.training.loader import Volumes
 
@@ -83,7 +83,7 @@ def of_networks(profile: Profile) -> pd.DataFrame:
     """
     results, _ = sweep_results(profile, "networks")
     atlas = profile.controls.networks
-    names = {f"network-{region_key(name)}": name for name in atlas.keep} if atlas else {}
+    names = {f"network-{key}": name for key, name in atlas.keys.items()} if atlas else {}
     return results.assign(network=results["change"].map({"": "", **names}))
 
 

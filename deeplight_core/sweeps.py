@@ -1,6 +1,5 @@
 """The trainings behind each page of the book: the paper's sweep and the controls."""
 
-import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -23,7 +22,6 @@ __all__ = [
     "faulted",
     "planned",
     "pretraining_of",
-    "region_key",
 ]
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
@@ -93,9 +91,9 @@ def changes(profile: Profile) -> dict[str, Change]:
         overrides = _with_drift(profile) if shortcut == "drift" else window
         found[f"shortcut-{shortcut}"] = Change(f"shortcut-{shortcut}", overrides)
     if atlas := controls.networks:
-        for region in atlas.keep:
+        for key, region in atlas.keys.items():
             alone = atlas.model_dump(mode="json") | {"keep": [region]}
-            found[f"network-{region_key(region)}"] = Change("", {"finetuning": {"atlas": alone}})
+            found[f"network-{key}"] = Change("", {"finetuning": {"atlas": alone}})
     found |= {f"fault-{name}": Change("", fault.overrides) for name, fault in controls.faults.items()}
     for width, penalty in product(controls.code_widths, controls.penalties):
         widths = [*profile.routes.autoencoder.encoder.widths[:-1], width]
@@ -116,11 +114,6 @@ def changes(profile: Profile) -> dict[str, Change]:
             pretraining = {"routes": {"supervised": {"pretraining": {"n_units": n}}}}
             found[name] = Change(name, data | pretraining)
     return found
-
-
-def region_key(name: str) -> str:
-    """The name of an atlas' region as it stands in names of files."""
-    return re.sub("[^A-Za-z0-9]+", "_", name)
 
 
 def _with_drift(profile: Profile) -> dict[str, Any]:

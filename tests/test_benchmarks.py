@@ -38,6 +38,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ("scaling", ["--jobs", "1", "--many", "3", "3"], ["--jobs must be 2 or more, got 1", "--many needs two"]),
         ("sweep", ["--steps", "0"], ["--steps must be 1 or more, got 0"]),
         ("autoencoder", ["--batch", "0"], ["--batch must be 1 or more, got 0"]),
+        ("contrast", ["--series", "1"], ["--series must be 2 or more, got 1"]),
     ],
 )
 def test_wrong_options_are_one_message_before_anything_is_measured(
@@ -285,6 +286,15 @@ def test_the_autoencoder_is_compared_on_one_image(tmp_path: Path) -> None:
         assert of["peak_mb"] > of["start_mb"] > 50
     ratio = grid["median_ms_per_image"]["plain"] / grid["median_ms_per_image"]["ours"]
     assert grid["times_as_fast_as_plain"]["ours"] == pytest.approx(ratio)
+
+
+def test_contrast_is_compared_with_supervision_on_a_coarse_grid(tmp_path: Path) -> None:
+    tiny = ["--sizes", "10", "--series", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
+    (grid,) = result_of("contrast", tiny, tmp_path)["grids"]
+    assert (grid["shape"], grid["volumes"]) == ([14, 18, 14], 18)
+    medians = grid["median_ms_per_volume"]
+    assert medians == {way: pytest.approx(np.median(times)) for way, times in grid["ms_per_volume"].items()}
+    assert grid["contrast_to_supervised"] == pytest.approx(medians["contrast"] / medians["supervised"])
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("autoencoder-*.json")), ids=lambda p: p.stem)

@@ -374,6 +374,19 @@ def test_a_transfer_is_a_profile_with_other_data_that_knows_its_origin(project: 
         mine.transferred("t3")
 
 
+def test_the_full_contrast_differs_from_the_small_one_in_its_sweep_only() -> None:
+    small, full = (load_profile(ROOT / f"profiles/{name}.yaml") for name in ("contrast", "contrast-full"))
+    assert set(small.sweep.fractions) < set(full.sweep.fractions) | {0.5}
+    same = {"name": small.name, "data": full.data.model_copy(update={"store": None}), "sweep": small.sweep}
+    assert full.model_copy(update=same) == small
+    supervised, contrast = (getattr(small.routes, route) for route in ("supervised", "contrast"))
+    seen = [
+        route.pretraining.epochs * (route.pretraining.steps_per_epoch or 0) * route.pretraining.batch_size * volumes
+        for route, volumes in ((supervised, 1), (contrast, 3 * contrast.example.frames))
+    ]
+    assert seen[0] == seen[1]  # batches that are full; a pass may end with a smaller one
+
+
 def test_the_states_of_the_task_battery_are_those_of_its_profile() -> None:
     states, data = read_states(ROOT / "profiles/states/mdtb.yaml"), load_profile(ROOT / "profiles/mdtb.yaml").data
     assert len({state for of_task in states.values() for state in of_task}) == 26

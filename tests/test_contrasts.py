@@ -1,5 +1,6 @@
 """The routes of temporal contrast, from a run without any event to a decoder of volumes or clips."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import N_FRAMES, changed, use_threads
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from deeplight_core.data.store import open_store
 from deeplight_core.sweeps import changed as changed_by
 from deeplight_core.sweeps import planned
 from deeplight_core.training.checkpoint import read_record
-from deeplight_core.training.loader import Volumes
+from deeplight_core.training.loader import BatchOrder, Volumes
 
 TRAINING = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "threads": 1}
 SMALL = {"widths": (2, 3, 4, 4, 4, 6), "features": 8}
@@ -221,3 +223,35 @@ def test_a_decoder_of_clips_of_one_network_is_evaluated_on_such(profile: Profile
     again = experiment.evaluate(asked, trained.folder)
     columns = ["subject", "level", "score", "n"]
     pd.testing.assert_frame_equal(again[columns], trained.results()[columns], check_dtype=False)
+
+
+@pytest.mark.parametrize("by_run", [False, True])
+def test_series_are_streamed_as_they_are_kept_in_memory(profile: Profile, by_run: bool) -> None:
+    training = experiment.pretraining(profile, 1, "contrast")
+    store = open_store(profile.store)
+    series = experiment.examples_of(training, store, training.units)
+    order = BatchOrder(series.table["file"].to_numpy(), 8, 1, shuffled_runs=2 if by_run else None)
+
+    def batches(in_memory: bool) -> list[torch.Tensor]:
+        data = Volumes(store, series, in_memory=in_memory, by_run=by_run)
+        return [batch["volumes"] for _, batch in data.batches(order[step] for step in range(6))]
+
+    streamed, kept = batches(False), batches(True)
+    assert [volumes.shape[1:3] for volumes in kept] == [(3, 2)] * 6
+    assert all(torch.equal(one, other) for one, other in zip(streamed, kept, strict=True))
+
+
+def test_a_run_without_signal_is_refused(profile: Profile, dataset: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
+    shutil.copytree(dataset[1], tmp_path / "spoilt")
+    image = nib.load(path := tmp_path / "spoilt" / dataset[0]["image"][0])
+    nib.save(nib.Nifti1Image(np.full(image.shape, 100, np.float32), image.affine), path)
+    spoilt = profile.model_copy(
+        update={"data": profile.data.model_copy(update={"root": str(tmp_path / "spoilt"), "store": tmp_path / "store"})}
+    )
+    with pytest.raises(ValueError, match=rf"{path.name}: no voxel varies over time"):
+        prepare(dataset[0], spoilt, jobs=1)
+
+
+def test_regions_whose_names_differ_in_signs_only_are_refused(profile: Profile) -> None:
+    with pytest.raises(ValueError, match="A-b and another region differ in signs only"):
+        profile.overridden({"controls": {"networks": {"image": "a", "labels": "b", "keep": ["A-b", "A b"]}}})

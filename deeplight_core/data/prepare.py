@@ -273,6 +273,8 @@ def _write_series(
         n_constant, tsnr = process_run(
             source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device
         )
+        if n_constant == len(tsnr):
+            raise ValueError(f"{source}: no voxel varies over time, so there is no signal; leave this run out")
         counted.update(constant_voxels=n_constant, median_tsnr=float(np.median(tsnr)))
         return {"tsnr": tsnr}
 

@@ -17,6 +17,7 @@ from deeplight_core.report.findings.autoencoder import (
     widest,
 )
 from deeplight_core.report.findings.contrast import (
+    contrast_speed,
     convergence,
     convergence_note,
     convergence_table,
@@ -190,6 +191,7 @@ __all__ = [
     "codes_note",
     "codes_table",
     "confusion_note",
+    "contrast_speed",
     "controls_cost",
     "convergence",
     "convergence_note",

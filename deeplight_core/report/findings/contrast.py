@@ -14,6 +14,7 @@ from deeplight_core.report.findings.cells import counted, interval, listed, tabl
 from deeplight_core.routes import VARIANTS
 
 __all__ = [
+    "contrast_speed",
     "convergence",
     "convergence_note",
     "convergence_table",
@@ -107,6 +108,25 @@ def quality_note(found: Quality) -> str:
         f"dimensions; uniformity is {found.uniformity:.2f} (0: all at one point)."
     )
     return f"{said} **They have collapsed: all windows look the same.**" if found.collapsed else said
+
+
+def contrast_speed(results: list[dict[str, Any]]) -> Styler | None:
+    """A step of temporal contrast beside a supervised one, per encoded volume; None if unmeasured.
+
+    Parameters
+    ----------
+    results : of `benchmarks/contrast.py`, one for each machine
+    """
+    rows = [
+        {
+            "device": result["device"], "grid": " × ".join(map(str, grid["shape"])),
+            "supervised, ms per volume": f"{grid['median_ms_per_volume']['supervised']:.2f}",
+            "contrast, ms per volume": f"{grid['median_ms_per_volume']['contrast']:.2f}",
+            "ratio": f"{grid['contrast_to_supervised']:.2f}",
+        }
+        for result in results for grid in result["grids"]
+    ]  # fmt: skip
+    return table({title: [row[title] for row in rows] for title in rows[0]}) if rows else None
 
 
 def convergence(results: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
