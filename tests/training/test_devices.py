@@ -92,10 +92,19 @@ def test_layers_that_unfreeze_on_several_processes(store: Store, tmp_path: Path)
     np.testing.assert_allclose(metrics_of(tmp_path / "many")["loss"], one["loss"], rtol=2e-4)
 
 
+@pytest.fixture(scope="module")
+def unbroken(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training by two processes."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    status, output = run(store, folder, devices=2)
+    assert status == 0, output
+    return folder
+
+
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others_and_the_run_goes_on(lost: int, store: Store, tmp_path: Path) -> None:
-    status, _ = run(store, tmp_path / "whole", devices=2)
-    assert status == 0
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(
+    lost: int, unbroken: Path, store: Store, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     process = start(store, broken, devices=2, kill=[lost, 4])
     output, _ = process.communicate(timeout=120)  # the pipe closes when the last of them has ended
@@ -105,9 +114,9 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(lost: int, store: St
     status, output = run(store, broken, devices=2)
     assert status == 0
     assert "run: going on at step 4 of 6" in output
-    whole, resumed = (load_file(folder / "weights.safetensors") for folder in (tmp_path / "whole", broken))
+    whole, resumed = (load_file(folder / "weights.safetensors") for folder in (unbroken, broken))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    pd.testing.assert_frame_equal(metrics_of(broken), metrics_of(tmp_path / "whole"), check_exact=True)
+    pd.testing.assert_frame_equal(metrics_of(broken), metrics_of(unbroken), check_exact=True)
 
 
 def test_the_command_starts_its_processes(tiny_profile: Profile, store: Store, tmp_path: Path) -> None:
