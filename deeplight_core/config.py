@@ -33,8 +33,10 @@ __all__ = [
     "AtlasSettings",
     "CohortSettings",
     "ColumnTarget",
+    "ConfoundSettings",
     "ControlSettings",
     "DataSettings",
+    "ExampleSettings",
     "FaultSettings",
     "FinetuningSettings",
     "LaterVersionError",
@@ -220,6 +222,10 @@ class SimulationSettings(Section):
 
 
 Suffix = Literal["T1w", "T2w"]
+Strategy = Literal[
+    "motion", "high_pass", "wm_csf", "global_signal", "compcor", "ica_aroma", "scrub", "non_steady_state"
+]  # fmt: skip
+ConfoundModel = Literal["basic", "power2", "derivatives", "full"]
 Shape = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Counts = dict[Literal["AD", "CN", "CVD", "HC", "PD"], Annotated[int, Field(ge=1)]]
 
@@ -278,6 +284,66 @@ class StructuralSettings(Section):
     ControlSettings.faults)."""
 
 
+class ConfoundSettings(Section):
+    """Confounds of fMRIPrep that are regressed out, and volumes that are left out (censored) for motion.
+
+    Names and meanings are those of `nilearn.interfaces.fmriprep.load_confounds`.
+    """
+
+    strategy: list[Strategy] = Field([])
+    """What to regress out; scrub leaves volumes out, and non_steady_state those before the scanner's steady state, as
+    every other strategy also does (empty = nothing)."""
+    motion: ConfoundModel = "full"
+    """Motion parameters: 6 (basic), 12 (power2, derivatives) or 24 (full)."""
+    wm_csf: ConfoundModel = "basic"
+    """Means of white matter and of cerebrospinal fluid, and terms as in motion."""
+    global_signal: ConfoundModel = "basic"
+    """Mean of the brain, and terms as in motion."""
+    compcor: Literal[
+        "anat_combined", "anat_separated", "temporal", "temporal_anat_combined", "temporal_anat_separated"
+    ] = "anat_combined"
+    """Kind of CompCor's components."""
+    n_compcor: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Number of components of each kind."""
+    ica_aroma: Literal["full", "basic"] = "full"
+    """full: the images are ICA-AROMA's (desc-smoothAROMAnonaggr); basic: its noise components are regressed out."""
+    scrub: int = Field(5, ge=0)
+    """Segments between censored volumes that are shorter than this number of volumes are censored, too."""
+    fd_threshold: float = Field(0.5, gt=0)
+    """Framewise displacement in mm above which a volume is censored."""
+    std_dvars_threshold: float = Field(1.5, gt=0)
+    """Standardised DVARS above which a volume is censored."""
+
+    @model_validator(mode="after")
+    def _components_need_their_filter(self) -> "ConfoundSettings":
+        if "compcor" in self.strategy and "high_pass" not in self.strategy:
+            raise ValueError(
+                "fMRIPrep computed CompCor's components after a high-pass filter: name high_pass in the strategy, too"
+            )
+        return self
+
+
+class ExampleSettings(Section):
+    """What a decoder learns from, of runs with events: volumes, or one example per trial."""
+
+    kind: Literal["volume", "window", "lsa", "lss"] = "volume"
+    """volume: every volume of a block. Or one example per trial: the mean of its volumes in a window after its onset
+    (window), or its beta in a general linear model: least squares all (lsa), or separate (lss; Mumford et al. 2012)."""
+    window_s: tuple[float, float] = (4.0, 8.0)
+    """First and last second of the window, from the trial's onset; lag_s and skip_s do not move it."""
+    hrf: Literal[
+        "spm", "spm + derivative", "spm + derivative + dispersion",
+        "glover", "glover + derivative", "glover + derivative + dispersion",
+    ] = "spm"  # fmt: skip
+    """Haemodynamic response of betas, by its name in nilearn; derivatives are regressors of their own."""
+
+    @model_validator(mode="after")
+    def _window_is_one(self) -> "ExampleSettings":
+        if not self.window_s[0] <= self.window_s[1]:
+            raise ValueError(f"window_s goes from its first to its last second, got {list(self.window_s)}")
+        return self
+
+
 class PreprocessingSettings(Section):
     """From a run to clean volumes, in the paper's order (section 2.1)."""
 
@@ -309,6 +375,10 @@ class PreprocessingSettings(Section):
     """Volumes to store: those with a state, or all (e.g. for rest)."""
     storage: Literal["float16", "int8"] = "float16"
     """Number format of stored volumes; int8 takes half the space and rounds to 1/127 of a run's largest value."""
+    confounds: ConfoundSettings = ConfoundSettings()
+    """Confounds to regress out of every voxel, and volumes to leave out for motion."""
+    example: ExampleSettings = ExampleSettings()
+    """Volumes, or one example per trial."""
     structural: StructuralSettings = StructuralSettings()
     """Settings for structural images (of the others, only mask_coverage, crop, resample_to, keep and storage apply to
     them)."""
@@ -317,6 +387,15 @@ class PreprocessingSettings(Section):
     def named_grid(self) -> str:
         """What names the grid that runs are resampled to; empty if they share one."""
         return "mask" if self.mask else "resample_to" if self.resample_to else ""
+
+    @model_validator(mode="after")
+    def _trials_are_no_volumes(self) -> "PreprocessingSettings":
+        if self.example.kind != "volume" and self.keep == "all":
+            raise ValueError(
+                f"keep: all stores every volume, and example.kind: {self.example.kind} one example per trial; keep one "
+                "of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_grid(self) -> "PreprocessingSettings":

@@ -33,6 +33,7 @@ from deeplight_core.data.manifest import select
 from deeplight_core.data.plan import plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
+from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store, shared_images
 from deeplight_core.models import Head, build
@@ -343,12 +344,14 @@ def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, 
     For figures: holds the whole run in memory.
     """
     inside = torch.from_numpy(store.mask.T.copy())
-    with at_hand(profile.data_root, [row["image"]], None) as folder:
+    with at_hand(profile.data_root, source_files(profile.data_root, row), None) as folder:
         bold = load_bold(folder / row["image"], grid=(store.mask.shape, store.affine))
+        matrices = run_of(row, folder, profile).matrices
     before = bold[:, inside]
     if profile.preprocessing.fwhm_mm:
         bold = smooth(bold, store.affine, profile.preprocessing.fwhm_mm)
-    after, _, _ = clean(bold[:, inside], float(row["tr_s"]), profile.preprocessing)
+    matrices = matrices and matrices._replace(examples=None)  # its series
+    after, _, _ = clean(bold[:, inside], float(row["tr_s"]), profile.preprocessing, matrices=matrices)
     return before.numpy(), after.numpy()
 
 

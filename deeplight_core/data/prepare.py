@@ -22,11 +22,11 @@ from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import Profile, StructuralSettings, digest
-from deeplight_core.data.events import label_frames, read_events
 from deeplight_core.data.images import Header, load_volume, read_header, same_grid
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
+from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.store import FORMAT, Store, open_store, write_volumes
 from deeplight_core.data.structural import (
     distance_mm,
@@ -76,8 +76,8 @@ def prepare(
         if profile.data.label and is_structural(manifest).all():
             raise ValueError(_no_label(manifest, profile))
         raise ValueError(
-            "no volume of any run lies in a block; check the events, lag_s and skip_s, or store volumes without a "
-            "state, too, with preprocessing.keep: all (--keep all)"
+            "no volume of any run lies in a block; check the events, lag_s and skip_s, take one example per trial if "
+            "trials are short (--example window, lsa or lss), or store volumes without a state, too (--keep all)"
         )
     files = [record["file"] for record in records]
     volumes = pd.concat(
@@ -96,13 +96,15 @@ def prepare(
         how="left",
     )
     index.insert(2, "onset_s", index["frame"] * index.pop("tr_s").fillna(0.0))
+    if profile.preprocessing.example.kind != "volume":
+        index["onset_s"] = [onset for record in records for onset in record.get("onsets", [0.0] * record["n_kept"])]
     index["row"] = index.groupby("file").cumcount()
     if not still_holds(manifest, profile, planned):
         raise ValueError(f"store {path} was begun anew with other settings meanwhile; prepare it again")
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    private = ("made_of", "sources", "frames", "states", "blocks", "whole", "transform", "regions")
+    private = ("made_of", "sources", "frames", "states", "blocks", "onsets", "whole", "transform", "regions")
     own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
     if profile.preprocessing.structural.regions != "none" and is_structural(manifest).all():
@@ -171,7 +173,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
     store, root, settings = profile.store, profile.data_root, profile.preprocessing
     file, structural = f"runs/{run_key(row)}.safetensors", is_structural(row)
     note = (store / file).with_suffix(".json")
-    names = [name for name in (row["image"], row["events"], row["mask"]) if name]
+    names = source_files(root, row)
     for name in names:
         refuse_escape(root, name)
     label = str(row[profile.data.label]) if structural and profile.data.label else ""
@@ -264,26 +266,26 @@ def _write_series(
 
     torch.set_num_threads(1)
     settings, source = profile.preprocessing, folder / row["image"]
-    events_path = folder / row["events"] if row["events"] else None
-    events = read_events(events_path, profile.data.events(row["task"]), row["task"])
-    labels = label_frames(events.blocks, int(row["n_volumes"]), row["tr_s"], settings)
-    counted: dict[str, Any] = {}
+    run = run_of(row, folder, profile)
+    labels, counted = run.labels, dict(run.facts)
 
     def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
         n_constant, tsnr = process_run(
-            source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device
+            source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device, run.matrices
         )
         if n_constant == len(tsnr):
             raise ValueError(f"{source}: no voxel varies over time, so there is no signal; leave this run out")
         counted.update(constant_voxels=n_constant, median_tsnr=float(np.median(tsnr)))
         return {"tsnr": tsnr}
 
-    stored = write_volumes(path, labels.frames, int(planned.mask.sum()), settings.storage, process, ("tsnr",))
+    stored = write_volumes(path, run.rows, int(planned.mask.sum()), settings.storage, process, ("tsnr",))
+    if run.onset_s is not None:
+        counted["onsets"] = run.onset_s.tolist()
     return {
         "n_kept": len(labels.frames), **labels.dropped, **counted, **stored,
-        "states_without_events": ", ".join(events.empty), "ignored_events": ", ".join(events.ignored),
-        "unknown_events": ", ".join(events.unknown), "frames": labels.frames.tolist(), "states": list(labels.states),
-        "blocks": labels.blocks.tolist(),
+        "states_without_events": ", ".join(run.events.empty), "ignored_events": ", ".join(run.events.ignored),
+        "unknown_events": ", ".join(run.events.unknown), "frames": labels.frames.tolist(),
+        "states": list(labels.states), "blocks": labels.blocks.tolist(),
     }  # fmt: skip
 
 

@@ -3,15 +3,16 @@
 Axis letters: T frames, V in-mask voxels, Z, Y, X slices (bottom to top), rows, columns.
 
 Smoothing and cleaning are linear, so both are matrices: one banded matrix per axis, and one T×T matrix that detrends
-and filters. They are what scipy and nilearn make of the identity, hence equal to both. A run is smoothed a few frames
-at a time, as they come from the file, and cleaned a few voxels at a time, so it is never in memory as a whole.
+and filters. They are what scipy and nilearn make of the identity, hence equal to both. With confounds, the matrix also
+regresses them out, and has K×T values, K being the frames that are not censored. A run is smoothed a few frames at a
+time, as they come from the file, and cleaned a few voxels at a time, so it is never in memory as a whole.
 """
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,25 @@ from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.images import read_frames
 from deeplight_core.system.files import read_at
 
-__all__ = ["clean", "cleaning_matrix", "process_run", "smooth", "smoothing_matrix"]
+__all__ = ["Matrices", "clean", "cleaning_matrix", "confound_matrix", "process_run", "smooth", "smoothing_matrix"]
 
 _SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
 _BLOCK_BYTES = 1 << 23  # of float32 cleaned at a time: few enough for the CPU's cache
 _CONSTANT = 1e-6  # a voxel whose SD is below this share of its mean is constant, up to float32 rounding
+_EXPLAINED = 1e-5  # a voxel of whose SD regressors leave less than this share is explained, up to float32 rounding
+
+
+class Matrices(NamedTuple):
+    """What a run of its own confounds or of trials is multiplied by, in the place of the common matrix.
+
+    cleaning : (K, T) or None, if the series stays as it is (then K = T)
+    kept : (K,) the frames that are not censored, ascending
+    examples : (N, K) makes examples of the clean series; None: its volumes are the examples
+    """
+
+    cleaning: np.ndarray | None
+    kept: np.ndarray
+    examples: np.ndarray | None = None
 
 
 @lru_cache(maxsize=32)
@@ -87,10 +102,60 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
     ValueError
         If the run is too short for the filter's edge padding, or the cut-off is above the Nyquist frequency.
     """
-    from nilearn.signal import clean as nilearn_clean
-
     if not detrend and high_pass_hz is None:
         return None
+    return _of_identity(n_frames, tr_s, detrend, high_pass_hz)
+
+
+def confound_matrix(
+    tr_s: float, detrend: bool, high_pass_hz: float | None, confounds: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    """The K×T matrix of nilearn's detrending, Butterworth high-pass and regression of confounds.
+
+    It equals `nilearn.signal.clean(confounds=…, sample_mask=kept)`: censored frames are interpolated before the filter
+    and left out after it, and confounds are filtered like the series.
+
+    Parameters
+    ----------
+    confounds : (T, C) finite; C may be 0
+    kept : (K,) the frames that are not censored, ascending
+
+    Raises
+    ------
+    ValueError
+        As `cleaning_matrix`, or if the confounds leave nothing of a series.
+    """
+    n_frames, n_lost = len(confounds), confounds.shape[1] + 2 * detrend
+    if n_lost + 2 > len(kept):
+        raise ValueError(
+            f"{confounds.shape[1]} confounds leave nothing of {len(kept)} volumes (of {n_frames}) that are not "
+            "censored; name fewer in preprocessing.confounds, or censor fewer volumes (fd_threshold, scrub)"
+        )
+    # nilearn 0.14 mistakes the frames after censored ones at the beginning for others if frames at the end are
+    # censored, too (its interpolation counts censored frames from the end). Both are cut off first in that case.
+    part = slice(0, n_frames)
+    ends = np.setdiff1d(np.arange(n_frames), np.arange(kept[0], kept[-1] + 1))
+    if not np.isin(n_frames - 1 - ends, kept).all():
+        part = slice(int(kept[0]), int(kept[-1]) + 1)
+    matrix = np.zeros((len(kept), n_frames))
+    matrix[:, part] = _of_identity(
+        part.stop - part.start, tr_s, detrend, high_pass_hz, confounds[part] if confounds.size else None,
+        kept - part.start if len(kept) < part.stop - part.start else None,
+    )  # fmt: skip
+    return matrix
+
+
+def _of_identity(
+    n_frames: int,
+    tr_s: float,
+    detrend: bool,
+    high_pass_hz: float | None,
+    confounds: np.ndarray | None = None,
+    sample_mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """What `nilearn.signal.clean` makes of the identity."""
+    from nilearn.signal import clean as nilearn_clean
+
     if high_pass_hz is not None and high_pass_hz >= 0.5 / tr_s:
         raise ValueError(
             f"high_pass_hz {high_pass_hz:g} is not below the Nyquist frequency {0.5 / tr_s:g} Hz of TR {tr_s:g} s"
@@ -98,8 +163,10 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
     filtering = {} if high_pass_hz is None else {"filter": "butterworth", "high_pass": high_pass_hz, "t_r": tr_s}
     if high_pass_hz is None:
         filtering = {"filter": False}
+    own = {} if confounds is None else {"confounds": confounds.copy()}
+    own |= {} if sample_mask is None else {"sample_mask": sample_mask.copy()}  # which nilearn changes
     try:
-        return np.asarray(nilearn_clean(np.eye(n_frames), detrend=detrend, standardize=None, **filtering))
+        return np.asarray(nilearn_clean(np.eye(n_frames), detrend=detrend, standardize=None, **filtering, **own))
     except ValueError as error:
         if "padlen" not in str(error):
             raise
@@ -109,33 +176,48 @@ def cleaning_matrix(n_frames: int, tr_s: float, detrend: bool, high_pass_hz: flo
         ) from error
 
 
-def clean(series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0) -> tuple[Any, Any, Any]:
+def clean(
+    series: Any, tr_s: float, settings: PreprocessingSettings, baseline: Any = 0.0, matrices: Matrices | None = None
+) -> tuple[Any, Any, Any]:
     """Detrend, high-pass and z-score (T, V) float32; equals `nilearn.signal.clean(standardize="zscore_sample")`.
 
     Parameters
     ----------
     baseline : (V,) what was subtracted from the series; a voxel that varies by rounding only is constant
+    matrices : what the run is multiplied by in the place of the settings' common matrix
 
     Returns
     -------
-    the clean series; which voxels are constant (V): zeros in the series; the temporal signal-to-noise ratio (V) before
-    cleaning: mean / SD over time, zero in constant voxels
+    the clean series, or the examples made of it (N, V); which voxels are constant (V): zeros in the series; the
+    temporal signal-to-noise ratio (V) before cleaning: mean / SD over time, zero in constant voxels
     """
     import torch
 
-    if len(series) < 3:
-        raise ValueError(f"a run of {len(series)} frame(s) cannot be standardised; at least 3 are needed")
-    scale = np.sqrt(len(series) - 1)  # of the sample
-    mean = series.mean(dim=0, dtype=torch.float64)
+    censored = matrices is not None and len(matrices.kept) < len(series)
+    n_kept = len(matrices.kept) if matrices and censored else len(series)
+    if n_kept < 3:
+        raise ValueError(f"a run of {n_kept} frame(s) cannot be standardised; at least 3 are needed")
+    scale = np.sqrt(n_kept - 1)  # of the sample
+    kept = series[torch.from_numpy(matrices.kept).to(series.device)] if matrices and censored else series
+    mean = kept.mean(dim=0, dtype=torch.float64)
     series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
-    level, deviation = (mean + baseline).abs(), torch.linalg.vector_norm(series, dim=0) / scale
+    kept = (kept - mean).float() if censored else series
+    level, deviation = (mean + baseline).abs(), torch.linalg.vector_norm(kept, dim=0) / scale
     constant = deviation <= _CONSTANT * level
-    matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
+    if matrices is None:
+        matrix = cleaning_matrix(len(series), tr_s, settings.detrend, settings.high_pass_hz)
+    else:
+        matrix = matrices.cleaning
     if matrix is not None:
         series = torch.as_tensor(matrix - matrix.mean(axis=0), dtype=series.dtype, device=series.device) @ series
     norm = torch.linalg.vector_norm(series, dim=0)
     tsnr = torch.where(constant, 0.0, level / deviation)
-    return series * torch.where(constant | (norm == 0), 0.0, scale / norm), constant, tsnr.float()
+    if matrices is not None:
+        constant = constant | (norm <= _EXPLAINED * scale * deviation)
+    series = series * torch.where(constant | (norm == 0), 0.0, scale / norm)
+    if matrices is not None and matrices.examples is not None:
+        series = torch.as_tensor(matrices.examples, dtype=series.dtype, device=series.device) @ series
+    return series, constant, tsnr.float()
 
 
 def process_run(
@@ -147,6 +229,7 @@ def process_run(
     scratch: Path,
     write: Callable[[slice, Any], object],
     device: str = "cpu",
+    matrices: Matrices | None = None,
 ) -> tuple[int, np.ndarray]:
     """Smooth and clean one run's in-mask series, never holding more than a part of it in memory.
 
@@ -154,7 +237,8 @@ def process_run(
     ----------
     mask : (X, Y, Z) bool
     scratch : folder with room for the smoothed in-mask series in float32
-    write : receives a slice of the in-mask voxels and their clean series (T, v), float32, block by block
+    write : receives a slice of the in-mask voxels and their clean series (T, v) or examples, float32, block by block
+    matrices : see `clean`
 
     Returns
     -------
@@ -193,7 +277,7 @@ def process_run(
                 read_at(file.fileno(), row, 4 * (frame * len(voxels) + start))
             try:
                 cleaned, constant, block_tsnr = clean(
-                    torch.from_numpy(series).to(device), tr_s, settings, baseline[block]
+                    torch.from_numpy(series).to(device), tr_s, settings, baseline[block], matrices
                 )
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
