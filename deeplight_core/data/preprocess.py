@@ -200,8 +200,9 @@ def clean(
     scale = np.sqrt(n_kept - 1)  # of the sample
     kept = series[torch.from_numpy(matrices.kept).to(series.device)] if matrices and censored else series
     mean = kept.mean(dim=0, dtype=torch.float64)
-    series = (series - mean).float()  # every matrix below removes the mean: taking it first keeps float32 exact enough
-    kept = (kept - mean).float() if censored else series
+    precision = torch.float64 if matrices and matrices.examples is not None else torch.float32  # betas may be large
+    series = (series - mean).to(precision)  # every matrix removes the mean: taking it first keeps float32 exact enough
+    kept = (kept - mean).to(precision) if censored else series
     level, deviation = (mean + baseline).abs(), torch.linalg.vector_norm(kept, dim=0) / scale
     constant = deviation <= _CONSTANT * level
     if matrices is None:
@@ -217,7 +218,7 @@ def clean(
     series = series * torch.where(constant | (norm == 0), 0.0, scale / norm)
     if matrices is not None and matrices.examples is not None:
         series = torch.as_tensor(matrices.examples, dtype=series.dtype, device=series.device) @ series
-    return series, constant, tsnr.float()
+    return series.float(), constant, tsnr.float()
 
 
 def process_run(

@@ -55,8 +55,9 @@ def trials_of(
     divided by the SD of the voxel's clean series, without drifts and confounds, and by one number per run, the median
     norm of the betas' weights: noise then has an SD of about one in the median trial, however long trials are.
 
-    Dropped are trials whose window, or most of whose response, lies outside the run or in censored frames, and trials
-    whose beta is not separable from the others' (two states at once).
+    Dropped are trials that begin together with one of another state, trials whose window, or most of whose response,
+    lies outside the run or in censored frames, and trials whose beta is not separable from the others'. They stay in
+    the model of the others.
 
     Parameters
     ----------
@@ -74,17 +75,17 @@ def trials_of(
     table = blocks.drop_duplicates(["onset", "duration", "state"]).sort_values("onset", kind="stable")
     if settings.example.kind == "window":
         weights, reasons, more = _windows(table, times, settings, kept)
-        unit = 1.0
     else:
         nuisance = nuisance_matrix(times, settings, confounds)
         weights, reasons = _betas(table, times, settings, nuisance, kept)
-        unit, more = 1.0, {}
-        if (reasons == "").any():
-            unit = float(np.median(np.linalg.norm(weights[reasons == ""], axis=1)))
-    names = {"window": ("outside", "censored"), "lsa": ("outside", "inseparable"), "lss": ("outside", "inseparable")}
+        more = {}
+    reasons = np.where(table.duplicated("onset", keep=False), "of_two_states", reasons)
+    own = "censored" if settings.example.kind == "window" else "inseparable"
     counts = {"trials": len(table), **more}
-    counts |= {f"trials_{name}": int((reasons == name).sum()) for name in names[settings.example.kind]}
-    chosen = np.flatnonzero(reasons == "")
+    counts |= {f"trials_{name}": int((reasons == name).sum()) for name in ("of_two_states", "outside", own)}
+    chosen, unit = np.flatnonzero(reasons == ""), 1.0
+    if settings.example.kind != "window" and len(chosen):
+        unit = float(np.median(np.linalg.norm(weights[chosen], axis=1)))
     states = table["state"].to_numpy(object)[chosen]
     return Trials(chosen, table["onset"].to_numpy(float)[chosen], states, weights[chosen] / unit, unit, counts)
 
