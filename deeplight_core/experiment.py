@@ -421,9 +421,11 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
 
 
 def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
-    """A training's examples in some units: volumes, clips, or in pre-training its route's windows."""
+    """A training's examples in some units: volumes (or trials), clips, or in pre-training its route's windows."""
     data, which = training.profile.data, training.which
     route = ROUTES[training.route]
+    if training.stage == "pretraining" and route.example != "volume":
+        _check_order(store, f"route {training.route}")
     if training.stage == "pretraining" and route.unlabelled:
         chosen = learnt_from.of_anything(store.index, data.tasks(which), units=units)
     elif columns := data.columns(which):
@@ -447,8 +449,18 @@ def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
 def _as_decoded(chosen: Examples, store: Store, settings: FinetuningSettings) -> Examples:
     """Volumes as decoders see them: as clips, and some regions only, if the settings say so."""
     if settings.clip:
+        _check_order(store, "a decoder of clips (finetuning.clip)")
         chosen = learnt_from.clips(chosen, **settings.clip.in_frames(store.info["tr_s"]))
     return replace(chosen, seen=seen_voxels(settings.atlas, store)) if settings.atlas else chosen
+
+
+def _check_order(store: Store, who: str) -> None:
+    """Raise ValueError if a store holds no volumes that follow each other."""
+    if store.preprocessing.example.kind != "volume":
+        raise ValueError(
+            f"{who} learns from volumes that follow each other, and {store.path} holds one example per trial; prepare "
+            "volumes (preprocessing.example.kind: volume), or choose another"
+        )
 
 
 def _too_short(chosen: Examples) -> list[str]:

@@ -7,8 +7,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from deeplight_core.commands.options import DataRoot, Jobs, ProfileName, manifests_profile, own_profile
-from deeplight_core.config import SimulationSettings, read_states
+from deeplight_core.commands.options import (
+    DataRoot,
+    Example,
+    Hrf,
+    Jobs,
+    Lag,
+    ProfileName,
+    Skip,
+    Strategies,
+    Window,
+    labelling,
+    manifests_profile,
+    own_profile,
+)
+from deeplight_core.config import Profile, SimulationSettings, read_states
 
 __all__ = ["cohort", "make_manifest", "prepare", "simulate", "verify"]
 
@@ -88,10 +101,17 @@ def make_manifest(
     test: Annotated[int, typer.Option(help="More to hold out, as a third split: test.", min=0)] = 0,
     stratify: Annotated[str, typer.Option(help="Keep this label's proportions in every split.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
+    lag: Lag = None,
+    skip: Skip = None,
+    example: Example = None,
+    window: Window = None,
+    hrf: Hrf = None,
+    confounds: Strategies = None,
 ) -> None:
     """List a dataset's runs or structural images in a manifest, with fixed splits: train, validation and test.
 
-    Beside it, `….left-out.csv` lists the files left out and why, and `….source.json` says where the data are.
+    Beside it, `….left-out.csv` lists the files left out and why, and `….source.json` says where the data are, and what
+    an example is (`--lag`, `--skip`, `--example`, `--confounds`), for `deeplight prepare` with this manifest.
 
     Example: `deeplight manifest --bids /data/mystudy --validation 4 -o mystudy.csv`
 
@@ -115,6 +135,8 @@ def make_manifest(
         raise ValueError(f"{output} would be overwritten; give the manifest another name")
     if labels and subjects is None:
         raise ValueError("--label needs --subjects")
+    labels_by = labelling(lag, skip, example, window, hrf, confounds)
+    Profile().overridden({"preprocessing": labels_by})  # refuse wrong settings now, not later
     asked = read_states(states) if states else None
     layout, root = ("hcp", hcp) if hcp else ("bids", bids or data or str(table and table.absolute().parent))
     if "://" not in root:
@@ -137,7 +159,7 @@ def make_manifest(
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # refuse a faulty manifest now, not later
     known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
-    manifest.write_notes(output, root, layout, unit, known, left_out)
+    manifest.write_notes(output, root, layout, unit, known, left_out, labels_by)
     for reason, n in left_out["reason"].value_counts().head(20).items():
         print(f"warning: {n} × {reason}", file=sys.stderr)
     if len(left_out):
@@ -180,6 +202,12 @@ def prepare(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on after a failure; list all failures at the end.")
     ] = False,
+    lag: Lag = None,
+    skip: Skip = None,
+    example: Example = None,
+    window: Window = None,
+    hrf: Hrf = None,
+    confounds: Strategies = None,
 ) -> None:
     """Preprocess and label runs into a volume store; simulate them first if the profile says so.
 
@@ -188,6 +216,8 @@ def prepare(
     From a manifest, with the paper's recipe: `deeplight prepare hcp.csv --store hcp.store --jobs 8`
 
     Resting runs have no states: `deeplight prepare rest.csv --store rest.store --keep all`
+
+    Short trials, and fMRIPrep's confounds: `deeplight prepare faces.csv --example lss --confounds motion`
 
     Structural images in their own spaces: `deeplight prepare t1.csv --store t1.store --register 4 --regions grey`
 
@@ -211,14 +241,15 @@ def prepare(
     }
     if register_mm:
         asked["structural"] |= {"registration": "affine"}
-    profile = profile.overridden({"preprocessing": {k: v for k, v in asked.items() if v}})
+    asked = {k: v for k, v in asked.items() if v} | labelling(lag, skip, example, window, hrf, confounds)
+    profile = profile.overridden({"preprocessing": asked})
     profile = profile.model_copy(update={"data": settings})
     if plan_only or subjects:
         n = experiment.prepare_part(profile, subjects or [], jobs, device, keep_going)
         print(f"{profile.store}: planned" + (f", {n} runs of {', '.join(subjects)} prepared" if subjects else ""))
         return
     made = experiment.prepare_data(profile, jobs, device, keep_going)
-    print(f"{made.path}: {len(made.index)} volumes of {len(made.runs)} runs, {made.info['n_voxels']} voxels each")
+    print(f"{made.path}: {len(made.index)} {made.holds} of {len(made.runs)} runs, {made.info['n_voxels']} voxels each")
 
 
 def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.")]) -> None:

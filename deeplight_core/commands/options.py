@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,13 +12,20 @@ from deeplight_core.routes import PRECISIONS, ROUTES
 __all__ = [
     "DataRoot",
     "Devices",
+    "Example",
     "Fold",
+    "Hrf",
     "Jobs",
+    "Lag",
     "Nodes",
     "Precision",
     "ProfileName",
     "Route",
     "Seed",
+    "Skip",
+    "Strategies",
+    "Window",
+    "labelling",
     "manifests_profile",
     "own_profile",
     "rank",
@@ -38,6 +45,31 @@ Route = Annotated[
 Fold = Annotated[int, typer.Option(help="Fold of cross-validation, from 1 (0: the manifest's own split).", min=0)]
 Precision = Annotated[
     str | None, typer.Option(help="32-true or bf16-mixed, instead of the profile's; the same for both trainings.")
+]
+
+Lag = Annotated[float | None, typer.Option("--lag", help="Seconds by which labels are shifted for the lag.", min=0)]
+Skip = Annotated[
+    float | None, typer.Option("--skip", help="Seconds dropped at the start of a block (default: two TRs).", min=0)
+]
+Example = Annotated[
+    Literal["volume", "window", "lsa", "lss"] | None,
+    typer.Option(
+        help="What a decoder learns from: each volume of a block or, of each trial, the mean of a window, or its beta "
+        "(least squares all, or separate)."
+    ),
+]
+Window = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="--example window: its first and last second, from the trial's onset (default: 4 8)."),
+]
+Hrf = Annotated[str | None, typer.Option(help="--example lsa, lss: nilearn's name of the response, e.g. glover.")]
+Strategies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--confounds",
+        help="Regress out fMRIPrep's confounds: motion, motion=basic, wm_csf, compcor, high_pass, scrub … (names of "
+        "nilearn's load_confounds); repeat for several.",
+    ),
 ]
 
 
@@ -61,6 +93,25 @@ def with_precision(profile: Profile, precision: str | None) -> Profile:
     return Profile.model_validate(content)
 
 
+def labelling(
+    lag_s: float | None, skip_s: float | None, example: str | None, window_s: tuple[float, float] | None,
+    hrf: str | None, confounds: list[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The settings of the preprocessing that these options name."""
+    if window_s and example != "window":
+        raise ValueError("--window is for --example window")
+    if hrf and example not in ("lsa", "lss"):
+        raise ValueError("--hrf is for --example lsa and --example lss")
+    asked: dict[str, Any] = {"lag_s": lag_s, "skip_s": skip_s}
+    asked["example"] = {"kind": example, "window_s": window_s, "hrf": hrf}
+    asked["example"] = {key: value for key, value in asked["example"].items() if value} or None
+    if confounds:
+        named = [strategy.partition("=") for strategy in confounds]
+        asked["confounds"] = {"strategy": [name for name, _, _ in named]}
+        asked["confounds"] |= {name: value for name, _, value in named if value}
+    return {key: value for key, value in asked.items() if value is not None}
+
+
 def rank() -> int:
     """This process's number among those started together by torchrun, srun or Fabric."""
     return int(next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0))
@@ -72,5 +123,7 @@ def manifests_profile(path: Path) -> Profile:
 
     notes = read_notes(path)
     states = {"source": notes.pop("states"), "target": {}}
+    preprocessing = notes.pop("preprocessing", {})
     data = {"manifest": path.absolute(), **notes, **states}
-    return Profile.model_validate({"name": path.stem, "data": data})
+    profile = Profile.model_validate({"name": path.stem, "data": data})
+    return profile.overridden({"preprocessing": preprocessing}) if preprocessing else profile

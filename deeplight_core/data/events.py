@@ -13,7 +13,7 @@ from deeplight_core.config import PreprocessingSettings
 from deeplight_core.system.files import read_table
 from deeplight_core.tasks import TASKS
 
-__all__ = ["Events", "Labels", "event_names", "label_frames", "read_events"]
+__all__ = ["Events", "Labels", "event_names", "joined", "label_frames", "read_events"]
 
 _TIME_TOLERANCE_S = 1e-6
 
@@ -151,7 +151,7 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
     too.
     """
     if settings.join_s is not None:
-        blocks = _joined(blocks, settings.join_s)
+        blocks = joined(blocks, settings.join_s)
     times = np.arange(n_frames) * tr_s
     skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
     start = blocks["onset"].to_numpy(float) + settings.lag_s
@@ -173,13 +173,13 @@ def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: Pre
     return Labels(frames, states[frames], numbers[frames], dropped)
 
 
-def _joined(blocks: pd.DataFrame, gap_s: float) -> pd.DataFrame:
+def joined(blocks: pd.DataFrame, gap_s: float) -> pd.DataFrame:
     """Events of one state as one block where each begins at most `gap_s` after the end of those before it."""
     ordered = blocks.sort_values(["state", "onset"], kind="stable")
     end = ordered["onset"] + ordered["duration"]
     latest = end.groupby(ordered["state"]).cummax().groupby(ordered["state"]).shift()
     number = (ordered["onset"] > latest.fillna(-np.inf) + gap_s + _TIME_TOLERANCE_S).cumsum().rename("number")
     found = pd.DataFrame({"state": ordered["state"], "onset": ordered["onset"], "end": end}).groupby(number)
-    joined = found.agg({"onset": "min", "end": "max", "state": "first"}).sort_values("onset", kind="stable")
-    joined["duration"] = joined["end"] - joined["onset"]
-    return joined[["onset", "duration", "state"]].reset_index(drop=True)
+    whole = found.agg({"onset": "min", "end": "max", "state": "first"}).sort_values("onset", kind="stable")
+    whole["duration"] = whole["end"] - whole["onset"]
+    return whole[["onset", "duration", "state"]].reset_index(drop=True)

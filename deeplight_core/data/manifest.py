@@ -283,10 +283,17 @@ def write_notes(
     split_unit: str,
     states: dict[str, dict[str, list[str]]],
     left_out: pd.DataFrame | None = None,
+    preprocessing: dict[str, Any] | None = None,
 ) -> None:
-    """Write what a manifest's table cannot say beside it: `….source.json` (where the data are) and `….left-out.csv`."""
+    """Write what a manifest's table cannot say beside it: `….source.json` (where the data are) and `….left-out.csv`.
+
+    Parameters
+    ----------
+    preprocessing : settings of the preprocessing that were asked for with the manifest
+    """
     listed = pd.DataFrame(columns=["path", "reason"]) if left_out is None else left_out
-    notes = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
+    notes: dict[str, Any] = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
+    notes |= {"preprocessing": preprocessing} if preprocessing else {}
     write_whole(
         path.with_suffix(".source.json"), lambda p: p.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     )
@@ -294,7 +301,7 @@ def write_notes(
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The root, layout, unit of splits and states that a manifest was made with.
+    """The root, layout, unit of splits and states that a manifest was made with, and its preprocessing if it named any.
 
     Raises
     ------
@@ -304,7 +311,8 @@ def read_notes(path: Path) -> dict[str, Any]:
     notes = path.with_suffix(".source.json")
     try:
         found = json.loads(notes.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("root", "layout", "split_unit", "states")}
+        named = {key: found[key] for key in ("preprocessing",) if key in found}
+        return {key: found[key] for key in ("root", "layout", "split_unit", "states")} | named
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{notes}, which says where the data of {path} are, cannot be read ({error}); make both anew with "

@@ -8,6 +8,9 @@ statistics.safetensors   `mean`, `sd` (V) over the training images, if the setti
 regions.parquet      regional means of structural images, one row per image, if the settings ask for them
 runs.parquet         the records, one row per run
 index.parquet        one row per volume; written last: a store that has it is whole
+
+Where the settings ask for one example per trial, a trial takes the place of a volume: `frame` and `block` are its
+number within the run, `onset_s` is its onset.
 """
 
 import json
@@ -89,6 +92,11 @@ class Store:
     def is_structural(self) -> bool:
         """Whether it holds structural images instead of runs of fMRI."""
         return self.info["tr_s"] is None
+
+    @property
+    def holds(self) -> str:
+        """What one of its examples is, in the plural: volumes or trials."""
+        return "volumes" if self.preprocessing.example.kind == "volume" else "trials"
 
     @property
     def normalisation(self) -> str:

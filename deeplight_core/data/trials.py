@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import PreprocessingSettings
+from deeplight_core.data.events import joined
 
 __all__ = ["Trials", "nuisance_matrix", "residual_matrix", "trials_of"]
 
@@ -49,7 +50,9 @@ def trials_of(
     confounds: np.ndarray | None = None,
     kept: np.ndarray | None = None,
 ) -> Trials:
-    """The trials of a run as examples, by the settings' kind of example; repeated rows of the events are one trial.
+    """The trials of a run as examples, by the settings' kind of example.
+
+    Repeated rows of the events are one trial, and so are events that the settings join.
 
     A window is the mean of the volumes acquired in it, or the volume nearest to its middle if there is none. A beta is
     divided by the SD of the voxel's clean series, without drifts and confounds, and by one number per run, the median
@@ -72,6 +75,7 @@ def trials_of(
         If a model has more regressors than the run has volumes.
     """
     kept = np.arange(len(times)) if kept is None else kept
+    blocks = blocks if settings.join_s is None else joined(blocks, settings.join_s)
     table = blocks.drop_duplicates(["onset", "duration", "state"]).sort_values("onset", kind="stable")
     if settings.example.kind == "window":
         weights, reasons, more = _windows(table, times, settings, kept)

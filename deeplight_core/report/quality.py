@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import Profile
-from deeplight_core.data.events import label_frames, read_events
 from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.simulate import planted_path
 from deeplight_core.data.store import Store
 from deeplight_core.system.sources import at_hand
@@ -18,6 +18,7 @@ __all__ = [
     "Design",
     "background",
     "designs",
+    "motion_by_unit",
     "planted_contrasts",
     "state_contrasts",
     "trend_share",
@@ -32,9 +33,10 @@ class Design:
     """What happened in a run.
 
     blocks : `onset, duration` in seconds and `state`
-    labelled_s : (N,) acquisition times of the volumes that have a state
+    labelled_s : (N,) acquisition times of the volumes that have a state, or onsets of the trials that are examples
     n_volumes, tr_s : of the run
-    n_empty : blocks without any volume
+    n_empty : blocks without any volume, or trials that are no examples
+    of_trials : whether examples are trials
     """
 
     blocks: pd.DataFrame
@@ -42,20 +44,24 @@ class Design:
     n_volumes: int
     tr_s: float
     n_empty: int
+    of_trials: bool = False
 
 
 def designs(profile: Profile, manifest: pd.DataFrame) -> dict[str, Design]:
     """Task → design of its first training run; structural images have none."""
     found = {}
     runs = manifest[(manifest["split"] == "train") & ~is_structural(manifest)]
-    for row in runs.drop_duplicates("task").to_dict("records"):
-        task, tr_s, n_volumes = row["task"], row["tr_s"], row["n_volumes"]
-        with at_hand(profile.data_root, [row["events"]] if row["events"] else [], None) as folder:
-            path = folder / row["events"] if row["events"] else None
-            blocks = read_events(path, profile.data.events(task), task).blocks
-        labels = label_frames(blocks, n_volumes, tr_s, profile.preprocessing)
-        labelled = labels.frames[labels.states != ""]
-        found[task] = Design(blocks, labelled * tr_s, n_volumes, tr_s, labels.dropped["blocks_without_volumes"])
+    for _, row in runs.drop_duplicates("task").iterrows():
+        tr_s, n_volumes = float(row["tr_s"]), int(row["n_volumes"])
+        names = [name for name in source_files(profile.data_root, row) if name not in (row["image"], row["mask"])]
+        with at_hand(profile.data_root, names, None) as folder:
+            run = run_of(row, folder, profile)
+        labels, blocks = run.labels, run.events.blocks
+        if run.onset_s is None:
+            labelled_s, n_empty = labels.frames[labels.states != ""] * tr_s, labels.dropped["blocks_without_volumes"]
+        else:
+            labelled_s, n_empty = run.onset_s, labels.dropped["trials"] - len(labels.frames)
+        found[row["task"]] = Design(blocks, labelled_s, n_volumes, tr_s, n_empty, run.onset_s is not None)
     return found
 
 
@@ -114,6 +120,15 @@ def worst_runs(store: Store, manifest: pd.DataFrame, n: int = 3) -> dict[str, pd
     lowest = store.runs["median_tsnr"].argsort()[:n]
     titles = store.runs["run"] + store.runs["median_tsnr"].map(" (tSNR {:.0f})".format)
     return {titles.iloc[i]: manifest.iloc[i] for i in lowest}
+
+
+def motion_by_unit(store: Store) -> pd.DataFrame:
+    """`unit, split, mean_fd_mm` of every unit whose motion is known: framewise displacement, averaged over its runs."""
+    if "mean_fd_mm" not in store.runs:
+        return pd.DataFrame(columns=["unit", "split", "mean_fd_mm"])
+    whose = store.index.drop_duplicates("file")[["file", "unit", "split"]]
+    known = whose.merge(store.runs[["file", "mean_fd_mm"]], on="file").dropna(subset="mean_fd_mm")
+    return known.groupby(["unit", "split"], as_index=False, sort=False)["mean_fd_mm"].mean()
 
 
 def trend_share(series: np.ndarray) -> float:

@@ -98,6 +98,7 @@ from deeplight_core.report.findings.fairness import (
     rates_table,
     transfer_gain,
 )
+from deeplight_core.report.findings.motion import motion_note, motion_score_note
 from deeplight_core.report.findings.paper import (
     claims_note,
     claims_table,
@@ -253,6 +254,8 @@ __all__ = [
     "measured_note",
     "measured_table",
     "missing_note",
+    "motion_note",
+    "motion_score_note",
     "networks_note",
     "networks_table",
     "not_measured",

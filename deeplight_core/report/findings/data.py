@@ -1,6 +1,6 @@
 """Sentences and tables about the data: who, what was kept, what was left out, and quality."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ _COUNTS = {
     "blocks_past_the_end": "blocks that end after their run (with the lag)",
     "blocks_without_volumes": "blocks without any volume",
     "constant_voxels": "constant voxels, set to zero (summed over runs)",
+    "trials": "trials",
+    "trials_nearest": "trials without a volume in their window, which take the nearest",
+    "trials_of_two_states": "trials left out: another state begins with them",
+    "trials_outside": "trials left out: window or response outside the run, or censored",
+    "trials_censored": "trials left out: all their volumes are censored",
+    "trials_inseparable": "trials left out: their beta is not separable from the others'",
+    "unsteady_volumes": "volumes before the scanner's steady state",
+    "censored_volumes": "volumes censored for motion, or before the steady state",
+    "labelled_volumes_censored": "volumes with a state that were censored",
 }
 _QUALITY = {
     "run": "run",
@@ -81,15 +90,46 @@ def cleaning_note(settings: PreprocessingSettings, manifest: pd.DataFrame) -> st
     if is_structural(manifest).all():
         registered = ", registered to MNI152 (affine)" if settings.structural.registration == "affine" else ""
         return f"These are structural images: each is masked{registered} and scaled to values from 0 to 1."
+    strategy, kind = settings.confounds.strategy, settings.example.kind
+    regressed = [name for name in strategy if name not in ("scrub", "non_steady_state")]
+    in_model = kind in ("lsa", "lss")
     steps = {
         f"Gaussian smoothing ({settings.fwhm_mm} mm FWHM)": settings.fwhm_mm,
-        "linear detrending": settings.detrend,
-        f"a Butterworth high-pass filter ({settings.high_pass_hz} Hz)": settings.high_pass_hz,
-        "z-scores": True,
+        "linear detrending": settings.detrend and not in_model,
+        f"a Butterworth high-pass filter ({settings.high_pass_hz} Hz)": settings.high_pass_hz and not in_model,
+        f"regression of confounds ({', '.join(regressed)})": regressed and not in_model,
+        "censoring of volumes" + (" for motion" if "scrub" in strategy else " before the steady state"): strategy,
+        "z-scores": not in_model,
     }
     return (
-        f"Cleaning here: {', '.join(step for step, asked in steps.items() if asked)}. Labels are shifted by "
-        f"{settings.lag_s:g} s for the haemodynamic lag."
+        f"Cleaning here: {', '.join(step for step, asked in steps.items() if asked) or 'none'}. "
+        f"{_example(settings, regressed)}"
+    )
+
+
+def _example(settings: PreprocessingSettings, regressed: Sequence[str]) -> str:
+    """What an example of a run is, and how it is made."""
+    example = settings.example
+    if example.kind == "volume":
+        return f"Labels are shifted by {settings.lag_s:g} s for the haemodynamic lag."
+    if example.kind == "window":
+        first_s, last_s = example.window_s
+        return (
+            f"An example is a **trial**: the mean of its volumes from {first_s:g} to {last_s:g} s after its onset or, "
+            "if there is none, the volume nearest to the middle."
+        )
+    drifts = "a straight line" if settings.detrend else "a constant"
+    if settings.high_pass_hz is not None:
+        drifts = f"cosines up to {settings.high_pass_hz:.4g} Hz"
+    models = {
+        "lsa": "least squares all: one model of all trials of a run",
+        "lss": "least squares separate (Mumford et al. 2012): for each trial a model of it and of all others together",
+    }
+    confounds = f" and confounds ({', '.join(regressed)})" if regressed else ""
+    return (
+        f"An example is a **trial**: its beta by {models[example.kind]}. The haemodynamic response is nilearn's "
+        f"*{example.hrf}*; {drifts}{confounds} are in the model. Betas are in SDs of what drifts and confounds leave "
+        "of a voxel's series, and those of a run are divided by one number, so that noise alone has an SD of about 1."
     )
 
 
@@ -99,16 +139,18 @@ def cleaning_note(settings: PreprocessingSettings, manifest: pd.DataFrame) -> st
 def counts_table(runs: pd.DataFrame) -> Styler:
     """Volumes, blocks and voxels that were kept or left out, summed over a store's runs."""
     there = {column: name for column, name in _COUNTS.items() if column in runs}
+    there |= {"n_kept": "trials kept"} if "trials" in runs else {}
     return runs[list(there)].sum().rename(there).astype(int).to_frame("number").style.format(thousands=",")
 
 
 def kept_note(store: Store) -> str:
-    """The number of volumes kept, the events not used, and the effects of resampling and rounding."""
+    """The number of volumes or trials kept, the events not used, and the effects of resampling and rounding."""
     runs, settings = store.runs, store.preprocessing
-    acquired, kept = int(runs["n_frames"].sum()), int(runs["n_kept"].sum())
+    trials = store.holds == "trials"
+    there, kept = int(runs["trials" if trials else "n_frames"].sum()), int(runs["n_kept"].sum())
     rule = ", each in exactly one block" if settings.keep == "labelled" and not store.is_structural else ""
     sentences = [
-        f"Kept: **{kept:,}** of {acquired:,} volumes ({kept / acquired:.0%}){rule}. They have "
+        f"Kept: **{kept:,}** of {there:,} {store.holds} ({kept / there:.0%}){'' if trials else rule}. They have "
         f"{store.info['n_voxels']:,} voxels each, on a grid of {' × '.join(map(str, store.shape))}.",
         f"Events ignored on purpose: {_listed(runs['ignored_events'])}. "
         f"Events with unknown names: {_listed(runs['unknown_events'])}.",
@@ -158,13 +200,13 @@ def left_out_note(left_out: pd.DataFrame, manifest_path: Path) -> str:
 
 
 def _seconds(profile: Profile, store: Store) -> pd.DataFrame | None:
-    if profile.data.layout != "hcp":
+    if profile.data.layout != "hcp" or store.holds == "trials":
         return None
     return paper.table1(store.index[store.index["state"] != ""], store.info["tr_s"])
 
 
 def seconds_table(profile: Profile, store: Store) -> Styler | None:
-    """Table 1 in the paper, by the label rule and in this run; None unless the layout is HCP's."""
+    """Table 1 in the paper, by the label rule and in this run; None unless these are volumes in HCP's layout."""
     durations = _seconds(profile, store)
     if durations is None:
         return None
@@ -176,7 +218,8 @@ def seconds_note(profile: Profile, store: Store) -> str:
     """The totals of Table 1."""
     durations = _seconds(profile, store)
     if durations is None:
-        return "These are not the paper's tasks: Table 1 has no counterpart here."
+        these = "Examples here are trials" if profile.data.layout == "hcp" else "These are not the paper's tasks"
+        return f"{these}: Table 1 has no counterpart here."
     total = durations.iloc[-1]
     return (
         f"The paper counts {total['paper']:,.0f} s in all, and the label rule keeps {total['label rule']:,.0f} s; "
@@ -231,7 +274,8 @@ def worst_runs_table(runs: pd.DataFrame, n: int = 10) -> Styler | None:
     """The n runs with the lowest temporal signal-to-noise ratio; None for structural images, which have none."""
     if "median_tsnr" not in runs:
         return None
-    table = runs.sort_values("median_tsnr")[list(_QUALITY)].head(n).rename(columns=_QUALITY)
+    names = _QUALITY | ({"n_kept": "trials kept"} if "trials" in runs else {})
+    table = runs.sort_values("median_tsnr")[list(names)].head(n).rename(columns=names)
     formats: dict[Any, Any] = {_QUALITY["median_tsnr"]: "{:.0f}", _QUALITY["mask_overlap"]: "{:.1%}"}
     return table.style.hide(axis="index").format(formats).set_table_attributes('class="wrapped"')
 
@@ -248,17 +292,25 @@ def worst_runs_note(runs: pd.DataFrame) -> str:
 
 
 def design_note(found: Mapping[str, Design]) -> str:
-    """Numbers of volumes with a state, and of blocks without volumes; empty if there are no blocks."""
+    """Numbers of volumes with a state, and of blocks without volumes, or of trials; empty if there are no blocks."""
     if not any(len(design.blocks) for design in found.values()):
         return ""
+    if all(design.of_trials for design in found.values()):
+        each = [f"{task} {len(d.labelled_s)} of {len(d.labelled_s) + d.n_empty}" for task, d in found.items()]
+        return f"Trials that are examples: {', '.join(each)}."
     labelled = ", ".join(f"{task} {len(d.labelled_s)} of {d.n_volumes}" for task, d in found.items())
     empty = [f"{counted(d.n_empty, 'block')} of {task}" for task, d in found.items() if d.n_empty]
     end = f"Without any volume: {' and '.join(empty)}." if empty else "Every block has volumes."
     return f"Volumes with a state: {labelled}. {end}"
 
 
-def states_note(index: pd.DataFrame) -> str:
-    """The rarest and the most frequent state of the training data; empty if no volume has a state."""
+def states_note(index: pd.DataFrame, what: str = "volumes") -> str:
+    """The rarest and the most frequent state of the training data; empty if no volume has a state.
+
+    Parameters
+    ----------
+    what : what a row of the index is (`Store.holds`)
+    """
     trained_on = index[(index["split"] == "train") & (index["state"] != "")]
     counts = (
         trained_on.groupby(["task", "state"]).size().sort_values(kind="stable").reset_index(name="n").to_dict("records")
@@ -266,7 +318,7 @@ def states_note(index: pd.DataFrame) -> str:
     if not counts:
         return ""
     rare, frequent = (f"*{row['state']}* ({row['task']}) with {row['n']:,}" for row in (counts[0], counts[-1]))
-    return f"The rarest state of the training data is {rare} volumes, the most frequent one {frequent}."
+    return f"The rarest state of the training data is {rare} {what}, the most frequent one {frequent}."
 
 
 def drift_note(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

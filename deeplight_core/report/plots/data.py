@@ -21,6 +21,7 @@ __all__ = [
     "class_counts",
     "design_timeline",
     "mask_map",
+    "motion_by_split",
     "tsnr_distribution",
     "value_map",
 ]
@@ -29,8 +30,13 @@ __all__ = [
 _SPLITS = {"train": ("solid: training", 0.95), "validation": ("pale: validation", 0.5), "test": ("palest: test", 0.25)}
 
 
-def class_counts(index: pd.DataFrame) -> Figure:
-    """Volumes per state and split; `index` has `task, state, split`, and volumes without a state are not counted."""
+def class_counts(index: pd.DataFrame, what: str = "volumes") -> Figure:
+    """Volumes per state and split; `index` has `task, state, split`, and volumes without a state are not counted.
+
+    Parameters
+    ----------
+    what : what a row of the index is (`Store.holds`)
+    """
     counts = index[index["state"] != ""].groupby(["task", "state", "split"], sort=True).size().unstack(fill_value=0)
     figure, axes = plt.subplots(figsize=(7, 1 + 0.27 * len(counts)))
     places = np.arange(len(counts))[::-1]
@@ -43,7 +49,7 @@ def class_counts(index: pd.DataFrame) -> Figure:
             bar.set_alpha(alpha)
         left += counts[split].to_numpy()
     axes.set_yticks(places, [f"{task.lower()}: {state}" for task, state in counts.index], fontsize=9)
-    axes.set_xlabel(f"labelled volumes ({', '.join(name for name, _ in splits.values())})")
+    axes.set_xlabel(f"labelled {what} ({', '.join(name for name, _ in splits.values())})")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     return figure
@@ -56,15 +62,30 @@ def tsnr_distribution(runs: pd.DataFrame) -> Figure:
     ----------
     runs : a store's `split, median_tsnr`
     """
+    return _by_split(runs, "median_tsnr", "median tSNR of a run", "runs")
+
+
+def motion_by_split(units: pd.DataFrame, unit: str = "subject") -> Figure:
+    """Histogram of the units' mean framewise displacements, by split.
+
+    Parameters
+    ----------
+    units : `split, mean_fd_mm`, as `quality.motion_by_unit` gives it
+    """
+    return _by_split(units, "mean_fd_mm", f"mean framewise displacement of a {unit} (mm)", f"{unit}s")
+
+
+def _by_split(table: pd.DataFrame, column: str, label: str, what: str) -> Figure:
+    """Histogram of a column, stacked by `split`."""
     greys = {"train": "#595959", "validation": "#999999", "test": "#CCCCCC"}
-    there = [split for split in greys if split in set(runs["split"])]
+    there = [split for split in greys if split in set(table["split"])]
     figure, axes = plt.subplots(figsize=(7, 2.8))
     sns.histplot(
-        runs, x="median_tsnr", hue="split", hue_order=there[::-1], palette=greys, multiple="stack", alpha=1,
+        table, x=column, hue="split", hue_order=there[::-1], palette=greys, multiple="stack", alpha=1,
         edgecolor="white", ax=axes,
     )  # fmt: skip
-    axes.set_xlabel("median tSNR of a run")
-    axes.set_ylabel("runs")
+    axes.set_xlabel(label)
+    axes.set_ylabel(what)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     sns.move_legend(axes, "best", title=None)
     return figure

@@ -36,6 +36,7 @@ __all__ = [
     "difference_bars",
     "fraction_curves",
     "saved_subjects",
+    "score_by_motion",
     "seed_differences",
     "task_bars",
     "task_curves",
@@ -242,6 +243,27 @@ def saved_subjects(table: pd.DataFrame, unit: str = "subject") -> Figure:
     axes.set_ylim(sizes.min() * 0.8, top * 1.2)
     axes.set_xlabel(f"{unit}s to fine-tune the pre-trained decoder on")
     axes.set_ylabel(f"{unit}s from scratch that equal them")
+    return figure
+
+
+def score_by_motion(scored: pd.DataFrame, unit: str = "subject", measure: Measure = ACCURACY) -> Figure:
+    """Each held-out unit's score against its mean framewise displacement, a mark for each variant.
+
+    Parameters
+    ----------
+    scored : `variant, score, mean_fd_mm`, as `analysis.motion.scores_and_motion` gives it
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    for position, variant in enumerate(v for v in VARIANTS if v in set(scored["variant"])):
+        group = scored[scored["variant"] == variant]
+        colour, mark = STYLES.get(variant.removesuffix("-permuted"), (colour_of("", position), "*"))
+        axes.plot(
+            group["mean_fd_mm"], group["score"], color=colour, marker=mark, linestyle="none", alpha=0.8,
+            label=VARIANTS[variant].title,
+        )  # fmt: skip
+    axes.set_xlabel(f"mean framewise displacement of a {unit} (mm)")
+    value_axis(axes, measure, f"validation {measure.title}")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
