@@ -38,6 +38,8 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ("scaling", ["--jobs", "1", "--many", "3", "3"], ["--jobs must be 2 or more, got 1", "--many needs two"]),
         ("sweep", ["--steps", "0"], ["--steps must be 1 or more, got 0"]),
         ("autoencoder", ["--batch", "0"], ["--batch must be 1 or more, got 0"]),
+        ("betas", ["--trials", "1", "--frames", "60"], ["--trials must be 2 or more, got 1"]),
+        ("betas", ["--trials", "60", "--frames", "60"], ["--frames must leave 4 s for every trial"]),
         ("contrast", ["--series", "1"], ["--series must be 2 or more, got 1"]),
     ],
 )
@@ -306,3 +308,19 @@ def test_committed_results_of_the_autoencoder_are_of_both_grids(path: Path) -> N
         plain, *ours = grid["ways"].values()
         for of in ours:
             np.testing.assert_allclose(of["losses"], plain["losses"], rtol=0.05)
+
+
+def test_betas_are_compared_with_nilearns_on_a_small_run(tmp_path: Path) -> None:
+    result = result_of("betas", ["--resolution", "10", "--frames", "60", "--trials", "3"], tmp_path)
+    assert result["largest_difference"] < 1e-4
+    ours, theirs = (result["measured"][who] for who in ("ours", "nilearn"))
+    assert result["times_as_fast"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+    assert result["n_voxels"] > 1000
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("betas-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_betas_are_of_sixty_trials(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert (result["trials"], result["frames"]) == (60, 300)
+    assert result["largest_difference"] < 1e-4
+    assert result["times_as_fast"] >= 20

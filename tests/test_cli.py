@@ -90,6 +90,10 @@ def test_what_a_manifest_leaves_out_is_listed_beside_it(tmp_path, monkeypatch, c
         (["manifest", "--bids", ".", "-o", "m.csv"], "found no BIDS runs"),
         (["manifest", "--hcp", ".", "--space", "T1w", "-o", "m.csv"], "--space, --res and --anat are for --bids"),
         (["manifest", "--bids", ".", "--split-unit", "voxel", "-o", "m.csv"], "subject or run, got 'voxel'"),
+        (["manifest", "--bids", ".", "--window", "4", "8", "-o", "m.csv"], "--window is for --example window"),
+        (["prepare", "demo", "--example", "window", "--hrf", "spm"], "--hrf is for --example lsa and --example lss"),
+        (["manifest", "--bids", ".", "--confounds", "magic", "-o", "m.csv"], "confounds.strategy.0: .*'motion'"),
+        (["prepare", "demo", "--example", "lss", "--keep", "all"], "keep: all stores every volume"),
         (["simulate", "x", "--resolution", "1"], "resolution_mm: .*2"),
         (["verify", "nowhere"], "store nowhere does not exist"),
         (["finetune", "demo", "--variant", "magic", "--fraction", "0.5"], "unknown variant 'magic'"),
@@ -110,6 +114,27 @@ def test_wrong_input_is_one_message_and_status_2(arguments, message, monkeypatch
     assert error.startswith("deeplight: ")
     assert "Traceback" not in error
     assert not Path("m.csv").exists()
+
+
+def test_what_an_example_is_is_noted_with_the_manifest(tmp_path, monkeypatch, capsys):
+    use_threads(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    small = ["--train", "1", "--validation", "1", "--tr", "3", "--resolution", "10", "--jobs", "1"]
+    assert call(monkeypatch, "simulate", "data", *small) == 0
+    listing = ["manifest", "--hcp", "data", "--task", "EMOTION", "-o", "m.csv"]
+    listing += ["--example", "window", "--window", "5", "9"]
+    assert call(monkeypatch, *listing, "--lag", "0") == 0
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "windows.store", "--jobs", "1") == 0
+    windows = open_store("windows.store")
+    example = windows.preprocessing.example
+    assert (example.kind, example.window_s) == ("window", (5.0, 9.0))
+    assert f"{len(windows.index)} trials of 2 runs" in capsys.readouterr().out
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "betas.store", "--example", "lsa", "--hrf", "glover") == 0
+    betas = open_store("betas.store")
+    assert (betas.preprocessing.example.kind, betas.preprocessing.example.hrf) == ("lsa", "glover")
+    assert betas.index["onset_s"].tolist() == windows.index["onset_s"].tolist()
+    assert call(monkeypatch, "prepare", "m.csv", "--store", "no.store", "--confounds", "motion=basic") == 2
+    assert "needs one file of fMRIPrep's confounds beside it" in capsys.readouterr().err
 
 
 def test_the_installed_command_runs():

@@ -46,7 +46,7 @@ def motion_correlations(scored: pd.DataFrame) -> pd.DataFrame:
     for variant, of_variant in scored.groupby("variant", sort=False):
         score, fd = of_variant["score"], of_variant["mean_fd_mm"]
         values = (np.nan,) * 4
-        if len(of_variant) >= _LEAST and min(score.std(), fd.std()) > 0:
+        if len(of_variant) >= _LEAST and min(np.ptp(score), np.ptp(fd)) > 0:
             found = corr(fd, score, method="spearman").iloc[0]
             values = (found["r"], *found["CI95"], found["p_val"])
         rows.append((variant, len(of_variant), *map(float, values)))

@@ -16,8 +16,6 @@ __all__ = ["Confounds", "confound_files", "read_confounds"]
 
 _KINDS = ("timeseries", "regressors")  # fMRIPrep's suffixes, of now and of before version 20.2
 _AROMA = "smoothAROMAnonaggr"
-_OF_NILEARN = ("motion", "wm_csf", "global_signal", "compcor", "n_compcor", "ica_aroma", "scrub", "fd_threshold",
-               "std_dvars_threshold")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,11 @@ def _by_nilearn(path: Path, image: str, n_frames: int, settings: ConfoundSetting
             warnings.filterwarnings("ignore", "strategy is empty")
             warnings.filterwarnings("ignore", "All volumes were marked")
             table, kept = load_confounds(
-                str(named), strategy=strategy, demean=False, **settings.model_dump(include=set(_OF_NILEARN))
-            )
+                str(named), strategy=strategy, demean=False, motion=settings.motion, wm_csf=settings.wm_csf,
+                global_signal=settings.global_signal, compcor=settings.compcor, n_compcor=settings.n_compcor,
+                ica_aroma=settings.ica_aroma, scrub=settings.scrub, fd_threshold=settings.fd_threshold,
+                std_dvars_threshold=settings.std_dvars_threshold,
+            )  # fmt: skip
     except (ValueError, KeyError, IndexError, TypeError) as error:
         said = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         asked = ", ".join(settings.strategy)

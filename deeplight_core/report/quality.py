@@ -1,6 +1,7 @@
 """Contents of the data page: designs of runs, maps of states, and the brain under the maps."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -128,7 +129,8 @@ def motion_by_unit(store: Store) -> pd.DataFrame:
         return pd.DataFrame(columns=["unit", "split", "mean_fd_mm"])
     whose = store.index.drop_duplicates("file")[["file", "unit", "split"]]
     known = whose.merge(store.runs[["file", "mean_fd_mm"]], on="file").dropna(subset="mean_fd_mm")
-    return known.groupby(["unit", "split"], as_index=False, sort=False)["mean_fd_mm"].mean()
+    of_unit: Any = known.groupby(["unit", "split"], as_index=False, sort=False)
+    return pd.DataFrame(of_unit.agg(mean_fd_mm=("mean_fd_mm", "mean")))
 
 
 def trend_share(series: np.ndarray) -> float:

@@ -394,6 +394,8 @@ def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_notes(path) == {
         "root": "s3://x/y", "layout": "bids", "split_unit": "run", "states": {"faces": {"face": ["f1"]}}
     }  # fmt: skip
+    write_notes(path, "s3://x/y", "bids", "run", {}, left_out, {"lag_s": 4.0})
+    assert read_notes(path)["preprocessing"] == {"lag_s": 4.0}
     pd.testing.assert_frame_equal(read_left_out(path), left_out)
     assert read_left_out(tmp_path / "other.csv").empty
     with pytest.raises(ValueError, match=r"other.source.json, which says where the data of .* are, cannot be read"):

@@ -239,8 +239,9 @@ def test_trials_are_decoded(project: Path, study: tuple[pd.DataFrame, Path]) -> 
     assert by_trial.set_index("subject")["n"].to_dict() == counts[["03", "04"]].to_dict()
     blocks = results[results["level"] == "block"]
     assert blocks["score"].tolist() == by_trial["score"].tolist()
+    of_clips = settings.overridden({"finetuning": {"clip": {"length_s": 4, "step_s": 2}}})
     with pytest.raises(ValueError, match=r"a decoder of clips .* one example per trial; prepare volumes"):
-        experiment.finetune(settings.overridden({"finetuning": {"clip": {"length_s": 4, "step_s": 2}}}), "linear", 1.0, 1)
+        experiment.finetune(of_clips, "linear", 1.0, 1)
 
 
 def test_the_series_of_a_run_is_without_confounds(project: Path, study: tuple[pd.DataFrame, Path]) -> None:

@@ -74,6 +74,41 @@ def test_cleaning_names_the_steps_that_are_asked_for() -> None:
     assert "masked, registered to MNI152 (affine) and" in findings.cleaning_note(registered, manifest(tr_s=np.nan))
 
 
+def test_cleaning_says_what_an_example_is() -> None:
+    def said(**settings: Any) -> str:
+        return findings.cleaning_note(PreprocessingSettings.model_validate(settings), manifest())
+
+    confounds = {"strategy": ["motion", "scrub"]}
+    assert said(fwhm_mm=None, example={"kind": "window", "window_s": [3, 7.5]}, confounds=confounds) == (
+        "Cleaning here: linear detrending, a Butterworth high-pass filter (0.0078125 Hz), regression of confounds "
+        "(motion), censoring of volumes for motion, z-scores. An example is a **trial**: the mean of its volumes from "
+        "3 to 7.5 s after its onset or, if there is none, the volume nearest to the middle."
+    )
+    beta = said(example={"kind": "lss", "hrf": "glover"}, confounds=confounds)
+    assert beta.startswith(
+        "Cleaning here: Gaussian smoothing (3.0 mm FWHM), censoring of volumes for motion. An example"
+    )
+    assert "least squares separate (Mumford et al. 2012)" in beta
+    assert "*glover*; the model also has cosines up to 0.007812 Hz, confounds (motion) and a constant." in beta
+    lsa = said(fwhm_mm=None, high_pass_hz=None, example={"kind": "lsa"}, confounds={"strategy": ["non_steady_state"]})
+    assert "censoring of volumes before the steady state. An example" in lsa
+    assert "*spm*; the model also has a straight line and a constant." in lsa
+
+
+def test_trials_are_counted_as_trials() -> None:
+    runs = RUNS.assign(trials=[40, 40, 30], trials_outside=[10, 0, 10])
+    table = findings.counts_table(runs).data["number"]
+    assert (table["trials"], table["trials kept"]) == (110, 90)
+    assert table["trials left out: window or response outside the run, or censored"] == 20
+    said = findings.kept_note(store(runs, example={"kind": "window"}))
+    assert said.startswith("Kept: **90** of 110 trials (82%). They have 24 voxels each")
+    worst = findings.worst_runs_table(runs)
+    assert worst is not None
+    assert "trials kept" in worst.data
+    assert findings.seconds_table(PROFILE, store(runs, example={"kind": "window"})) is None
+    assert "are trials" in findings.seconds_note(PROFILE, store(runs, example={"kind": "window"}))
+
+
 def test_counts_are_sums_over_runs_of_what_was_counted() -> None:
     table = findings.counts_table(RUNS).data["number"]
     assert table["volumes kept"] == 90
@@ -88,6 +123,12 @@ def test_what_was_kept_is_a_share_of_what_was_acquired() -> None:
         "3 × 4 × 5. Events ignored on purpose: `cue`, `rest`. Events with unknown names: none."
     )
     assert "(60%). They have" in findings.kept_note(store(keep="all"))
+
+
+def test_trials_of_a_design_are_told() -> None:
+    design = Design(pd.DataFrame({"onset": [1.0, 5, 9]}), np.array([1.0, 5]), 20, 2.0, 1, of_trials=True)
+    assert findings.design_note({"faces": design}) == "Trials that are examples: faces 2 of 3."
+    assert "*tool* (WM) with 2 trials" in findings.states_note(INDEX, "trials")
 
 
 def test_resampling_and_rounding_are_said_where_they_happened() -> None:

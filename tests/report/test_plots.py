@@ -583,3 +583,15 @@ def test_every_planted_fault_has_its_panel_beside_the_decoder_without():
     assert [line.get_ydata().tolist() for line in panels[0].lines] == pytest.approx(
         np.array([[0.8, 0.4], [0.9, 0.7], [1.8, 1.4], [1.9, 1.7]])
     )
+
+
+def test_motion_and_scores_have_a_mark_per_subject() -> None:
+    units = pd.DataFrame({"split": ["train"] * 3 + ["validation"] * 2, "mean_fd_mm": [0.1, 0.2, 0.3, 0.4, 0.1]})
+    axes = plots.motion_by_split(units).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 5
+    scored = pd.DataFrame(
+        {"variant": ["pretrained"] * 3 + ["linear"] * 2, "score": 0.5, "mean_fd_mm": np.arange(5) / 10}
+    )
+    axes = plots.score_by_motion(scored, "run").axes[0]
+    assert [len(line.get_xdata()) for line in axes.lines] == [3, 2]
+    assert axes.get_xlabel() == "mean framewise displacement of a run (mm)"

@@ -13,7 +13,7 @@ from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.manifest import is_structural, unit_names
 from deeplight_core.data.store import Store
 from deeplight_core.report import paper
-from deeplight_core.report.findings.cells import counted
+from deeplight_core.report.findings.cells import counted, listed
 from deeplight_core.report.quality import Design, trend_share
 
 __all__ = [
@@ -118,18 +118,19 @@ def _example(settings: PreprocessingSettings, regressed: Sequence[str]) -> str:
             f"An example is a **trial**: the mean of its volumes from {first_s:g} to {last_s:g} s after its onset or, "
             "if there is none, the volume nearest to the middle."
         )
-    drifts = "a straight line" if settings.detrend else "a constant"
+    drifts = ["a straight line"] if settings.detrend else []
     if settings.high_pass_hz is not None:
-        drifts = f"cosines up to {settings.high_pass_hz:.4g} Hz"
+        drifts = [f"cosines up to {settings.high_pass_hz:.4g} Hz"]
     models = {
         "lsa": "least squares all: one model of all trials of a run",
         "lss": "least squares separate (Mumford et al. 2012): for each trial a model of it and of all others together",
     }
-    confounds = f" and confounds ({', '.join(regressed)})" if regressed else ""
+    confounds = [f"confounds ({', '.join(regressed)})"] if regressed else []
     return (
         f"An example is a **trial**: its beta by {models[example.kind]}. The haemodynamic response is nilearn's "
-        f"*{example.hrf}*; {drifts}{confounds} are in the model. Betas are in SDs of what drifts and confounds leave "
-        "of a voxel's series, and those of a run are divided by one number, so that noise alone has an SD of about 1."
+        f"*{example.hrf}*; the model also has {listed([*drifts, *confounds, 'a constant'])}. Betas are in SDs of what "
+        "these leave of a voxel's series, and those of a run are divided by one number, so that noise alone has an SD "
+        "of about 1."
     )
 
 
