@@ -6,6 +6,7 @@ from collections.abc import Callable
 import typer
 
 from deeplight_core.commands.data import cohort, make_manifest, prepare, simulate, verify
+from deeplight_core.commands.explaining import explain
 from deeplight_core.commands.options import rank
 from deeplight_core.commands.pages import book
 from deeplight_core.commands.trainings import evaluate, finetune, pretrain, sweep
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "sweep": sweep,
     "evaluate": evaluate,
+    "explain": explain,
     "book": book,
 }
 for name, command in COMMANDS.items():

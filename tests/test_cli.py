@@ -14,7 +14,19 @@ from deeplight_core import cli
 from deeplight_core.config import project_root
 from deeplight_core.data.store import open_store, verify
 
-COMMANDS = ("simulate", "cohort", "manifest", "prepare", "verify", "pretrain", "finetune", "sweep", "evaluate", "book")
+COMMANDS = (
+    "simulate",
+    "cohort",
+    "manifest",
+    "prepare",
+    "verify",
+    "pretrain",
+    "finetune",
+    "sweep",
+    "evaluate",
+    "explain",
+    "book",
+)
 
 
 def call(monkeypatch, *arguments: str) -> int:

@@ -4,6 +4,8 @@ The first three measures are those of Quantus 0.6.0 (Hedström et al. 2023), on 
 accuracy (Arras et al. 2022) and the pointing game (Zhang et al. 2018). A map without any value gets NaN.
 """
 
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -55,7 +57,9 @@ def regions(image: nib.Nifti1Image, share: float = 0.3, n: int = 10) -> pd.DataF
     if not size.any():
         return empty
     least = share * size.max() * (1 - 1e-6)  # nilearn takes what is larger
-    table = get_clusters_table(image, stat_threshold=least, cluster_threshold=0, two_sided=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No clusters found")  # of one sign
+        table = get_clusters_table(image, stat_threshold=least, cluster_threshold=0, two_sided=True)
     table = table[table["Cluster ID"].astype(str).str.fullmatch(r"\d+")].rename(columns=columns)[list(columns.values())]
     table = table.apply(pd.to_numeric).sort_values("value", key=np.abs, ascending=False, ignore_index=True)
     return table.head(n)

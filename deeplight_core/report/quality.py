@@ -22,6 +22,7 @@ __all__ = [
     "motion_by_unit",
     "planted_contrasts",
     "state_contrasts",
+    "state_names",
     "trend_share",
     "worst_runs",
 ]
@@ -90,7 +91,7 @@ def state_contrasts(store: Store, states: list[tuple[str, str]]) -> dict[str, ni
         sums += of_state.T @ volumes.masked(numbers).float().numpy()
     counts = np.bincount(chosen.targets, minlength=len(states))
     mean = sums.sum(axis=0) / counts.sum()
-    names = _names(states)
+    names = state_names(states)
     return {names[k]: store.unmask(sums[k] / counts[k] - mean) for k in counts.nonzero()[0]}
 
 
@@ -100,10 +101,10 @@ def planted_contrasts(profile: Profile, store: Store, states: list[tuple[str, st
     if profile.simulation is None or not states or not all(path.is_file() for path in paths):
         return {}
     maps = np.stack([nib.load(path).get_fdata().T[store.mask.T] for path in paths])
-    return dict(zip(_names(states), map(store.unmask, maps - maps.mean(axis=0)), strict=True))
+    return dict(zip(state_names(states), map(store.unmask, maps - maps.mean(axis=0)), strict=True))
 
 
-def _names(states: list[tuple[str, str]]) -> list[str]:
+def state_names(states: list[tuple[str, str]]) -> list[str]:
     """Names of states, with their task if several tasks are decoded."""
     several = len({task for task, _ in states}) > 1
     return [f"{task}: {state}" if several else state for task, state in states]

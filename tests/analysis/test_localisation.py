@@ -50,6 +50,7 @@ def test_regions_are_clusters_with_their_peaks_in_mm() -> None:
     assert table["volume_mm3"].tolist() == [24, 48]
     assert len(regions(nib.Nifti1Image(data, affine), share=0.1)) == 3
     assert len(regions(nib.Nifti1Image(data, affine), n=1)) == 1
+    assert regions(nib.Nifti1Image(np.abs(data), affine))["value"].tolist() == [5.0, 4.0]
     nothing = regions(nib.Nifti1Image(0 * data, affine))
     assert nothing.columns.tolist() == table.columns.tolist()
     assert nothing.empty

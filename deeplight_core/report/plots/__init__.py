@@ -25,6 +25,7 @@ from deeplight_core.report.plots.decoding import (
 )
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
 from deeplight_core.report.plots.model import model_diagram
+from deeplight_core.report.plots.relevance import glass_brains, interactive_map, localisation_bars, surface_map
 from deeplight_core.report.plots.speed import hours_bars, hours_by_gpus, loading_bars, loss_curves, step_bars
 from deeplight_core.report.plots.structural import (
     code_histograms,
@@ -52,9 +53,12 @@ __all__ = [
     "fault_curves",
     "fraction_curves",
     "gain_lines",
+    "glass_brains",
     "hours_bars",
     "hours_by_gpus",
+    "interactive_map",
     "loading_bars",
+    "localisation_bars",
     "loss_curves",
     "mask_map",
     "model_diagram",
@@ -67,6 +71,7 @@ __all__ = [
     "seed_differences",
     "step_bars",
     "step_curves",
+    "surface_map",
     "task_bars",
     "task_curves",
     "transfer_map",
