@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import typer
 
+from deeplight_core.commands.checkpoints import decode, export, import_published, push
 from deeplight_core.commands.data import cohort, make_manifest, prepare, simulate, verify
 from deeplight_core.commands.explaining import explain
 from deeplight_core.commands.options import rank
@@ -27,7 +28,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "sweep": sweep,
     "evaluate": evaluate,
+    "decode": decode,
     "explain": explain,
+    "export": export,
+    "push": push,
+    "import": import_published,
     "book": book,
 }
 for name, command in COMMANDS.items():

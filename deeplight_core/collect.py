@@ -44,7 +44,8 @@ def _if_finished(cell: Cell, bench: dict[tuple[str, str], tuple[Profile, Splits]
     if (cell.change, cell.target) not in bench:
         return None
     variant, (profile, splits) = VARIANTS[cell.variant], bench[cell.change, cell.target]
-    if variant.start != "random" and not start_of(profile, cell.variant, cell.seed, cell.fold, splits).finished:
+    starts = variant.start != "random" and not profile.checkpoint
+    if starts and not start_of(profile, cell.variant, cell.seed, cell.fold, splits).finished:
         return None
     training = finetuning(profile, cell.variant, cell.fraction, cell.seed, cell.fold, splits)
     return training if training.finished else None

@@ -53,6 +53,7 @@ __all__ = [
     "project_root",
     "read_states",
     "recorded_settings",
+    "shipped",
 ]
 
 
@@ -549,6 +550,9 @@ class Profile(Section):
     controls: ControlSettings = ControlSettings()
     pretrained_by: Annotated["Profile | None", BeforeValidator(_named_profile)] = None
     """The profile whose pre-training the decoders start from, by its name, file or settings (None = this one's)."""
+    checkpoint: str | None = None
+    """The checkpoint that the decoders start from, and whose encoder they have, instead of a pre-training: its folder,
+    or ORG/NAME@REVISION of the Hugging Face hub."""
     transfers: dict[Annotated[str, Field(pattern=_NAME)], dict[str, Any]] = Field({})
     """Other datasets to decode with this profile's pre-training, by name: overrides of this profile, among them the
     data's `root` and `manifest`."""
@@ -632,6 +636,10 @@ class Profile(Section):
         left = {key: None for key in ("simulation", "cohort") if moved and key not in overrides}
         return _validated(_merged(Profile, self.model_dump(mode="json") | left, overrides), where)
 
+    def stored_in(self, store: Path) -> "Profile":
+        """This profile with another folder for its store."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"store": store})})
+
     @property
     def makes_manifest(self) -> bool:
         """Whether the manifest is made of the settings where there is none."""
@@ -665,7 +673,7 @@ class Profile(Section):
     @property
     def manifest_path(self) -> Path:
         """The manifest, absolute."""
-        return project_root() / self.data.manifest
+        return shipped(self.data.manifest)
 
     @property
     def data_root(self) -> Any:
@@ -715,6 +723,12 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "profiles").is_dir()), here)
 
 
+def shipped(name: str | Path) -> Path:
+    """A file of the project, or the one that came with the installed package if there is none."""
+    own, packaged = project_root() / name, Path(__file__).parent / "project" / name
+    return packaged if packaged.is_file() and not own.exists() else own
+
+
 def digest(*values: object) -> str:
     """Twelve hexadecimal digits that identify settings and other JSON-like values; the order of keys does not matter.
 
@@ -739,12 +753,13 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
     """
     path = Path(profile)
     if path.suffix not in (".yaml", ".yml"):
-        path = project_root() / "profiles" / f"{profile}.yaml"
+        path = shipped(Path("profiles") / f"{profile}.yaml")
     elif not path.is_file() and (project_root() / path).is_file():
         path = project_root() / path
     if not path.is_file():
-        shipped = sorted(p.stem for p in (project_root() / "profiles").glob("*.yaml"))
-        raise ValueError(f"there is no profile {path}; shipped profiles: {', '.join(shipped) or 'none'}")
+        folders = (project_root() / "profiles", Path(__file__).parent / "project" / "profiles")
+        known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
+        raise ValueError(f"there is no profile {path}; shipped profiles: {', '.join(known) or 'none'}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

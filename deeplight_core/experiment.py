@@ -4,7 +4,7 @@ A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ h
 
     config.yaml, environment.txt      settings; hardware, software and the code's commit
     metrics.csv, tensorboard/         every epoch, per task, target and subject
-    model.safetensors, model.json     weights and their record (not for linear models)
+    model.safetensors, model.json     weights and their record, mask.nii.gz the voxels seen (not for linear models)
     predictions.parquet               every example of the reported split, with its target and answer
     scores.csv                        the results table; written last, so it marks a finished training
 """
@@ -29,14 +29,14 @@ from deeplight_core.config import FinetuningSettings, Profile, digest, project_r
 from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.cohorts import manifest_of, simulate_cohort
 from deeplight_core.data.images import load_bold
-from deeplight_core.data.manifest import select
+from deeplight_core.data.manifest import is_structural, select
 from deeplight_core.data.plan import plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store, shared_images
-from deeplight_core.models import Head, build
+from deeplight_core.models import ENCODERS, Head, build
 from deeplight_core.models.contrast import Contrast, quality
 from deeplight_core.models.heads import Classes, Numbers
 from deeplight_core.models.reconstruction import Reconstruction
@@ -51,14 +51,17 @@ from deeplight_core.training.baselines import linear_answers, readout_answers
 from deeplight_core.training.checkpoint import (
     check_data,
     data_facts,
+    load_mask,
     load_model,
     read_record,
+    save_mask,
     save_model,
     shuffle,
     transfer,
 )
 from deeplight_core.training.devices import available_precision, session
 from deeplight_core.training.examples import Examples, draw_units, permuted, unit_statistics
+from deeplight_core.training.hub import local
 from deeplight_core.training.inference import features as encoded
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
@@ -78,6 +81,7 @@ __all__ = [
     "pretraining",
     "series",
     "start_of",
+    "started_from",
     "train_all",
 ]
 
@@ -231,19 +235,24 @@ def finetuning(
     split = replace(split, train=splits.draw(split.train, fraction, seed))
     checkpoint: Path | None = None
     origin: Any = None
-    if chosen.start != "random":
+    given = _given(profile)
+    if given and chosen.start != "random":
+        checkpoint = local(profile.checkpoint or "")
+        _refuse_trained_on(given, checkpoint, splits.store, split.reported)
+    elif chosen.start != "random":
         checkpoint = start_of(profile, variant, seed, fold, splits).folder
+    if checkpoint:
         origin = read_record(checkpoint)["sha256"]
     settings: Any = None
     if chosen.learner == "components":
         _check_targets(profile, "source", f"variant {variant}")
         origin = [_asked(profile, "source"), splits.of("source", fold).train]
-    encoder = getattr(profile.routes, chosen.route).encoder
+    encoder = given["architecture"]["encoder"] if given else getattr(profile.routes, chosen.route).encoder.model_dump()
     if chosen.learner == "probe" and chosen.start == "random":
-        settings = encoder.model_dump(mode="json")
+        settings = encoder
     if chosen.learner == "deep":
         settings = [
-            encoder.model_dump(mode="json"),
+            encoder,
             profile.finetuning.of(variant).model_dump(mode="json"),
             split.watched,
         ]
@@ -252,9 +261,10 @@ def finetuning(
         {**asdict(chosen), "title": variant}, origin, seed,
     )  # fmt: skip
     name = f"finetuning-{variant}-{fraction:g}-seed{seed}" + (f"-fold{fold}" if fold else "")
+    way = given.get("training", {}).get("route") if given else None
     training = Training(
-        profile, profile.folder / f"{name}-{key}", "finetuning", chosen.route, variant, fraction, seed, fold, split,
-        checkpoint,
+        profile, profile.folder / f"{name}-{key}", "finetuning", way if way in ROUTES else chosen.route, variant,
+        fraction, seed, fold, split, checkpoint,
     )  # fmt: skip
     if chosen.learner == "deep":
         _check_selection(training, [])
@@ -289,6 +299,57 @@ def start_of(profile: Profile, variant: str, seed: int, fold: int = 0, splits: S
             f"names: {pairs}; leave them out of one of the two manifests"
         )
     return training
+
+
+def _given(profile: Profile) -> dict[str, Any] | None:
+    """The record of the checkpoint that the profile names, if it names one."""
+    return read_record(local(profile.checkpoint)) if profile.checkpoint else None
+
+
+def _refuse_trained_on(record: dict[str, Any], folder: Path, store: Store, reported: list[str]) -> None:
+    """Raise ValueError if a checkpoint was trained on somebody whom the decoder is tested on, as far as it says."""
+    tested = _people(store, reported)
+    trained_on = {f"{of}/{unit}" for of in record.get("datasets", []) for unit in record["training"].get("units", [])}
+    if both := sorted(tested & trained_on):
+        raise ValueError(
+            f"checkpoint {folder} was trained on {len(both)} of the tested people: {', '.join(both[:10])}; take a "
+            "checkpoint of others"
+        )
+
+
+def started_from(profile: Profile, checkpoint: str | Path) -> Profile:
+    """The profile with decoders that start from a checkpoint, and have its encoder.
+
+    If the encoder needs its grid, the runs are resampled to it and keep its mask's voxels, in a store of their own.
+
+    Raises
+    ------
+    ValueError
+        If there is no such checkpoint, it is of another kind of images, or of clips of another length.
+    """
+    folder = local(checkpoint)
+    record = read_record(folder)
+    encoder, of_images = record["architecture"]["encoder"], record["data"]["tr_s"] is None
+    if is_structural(select(manifest_of(profile), profile.data)).all() != of_images:
+        kinds = ("structural images", "runs of fMRI")
+        there, here = kinds if of_images else reversed(kinds)
+        raise ValueError(
+            f"checkpoint {checkpoint} was trained on {there}, and profile {profile.name} has {here}; take another one"
+        )
+    frames, clip = encoder["settings"].get("frames"), profile.finetuning.clip
+    if frames and (clip is None or clip.frames != frames):
+        raise ValueError(
+            f"checkpoint {checkpoint} reads clips of {frames} frames; set finetuning.clip: {{length_s: …, step_s: …, "
+            f"frames: {frames}}} in profile {profile.name}"
+        )
+    name = str(folder) if Path(checkpoint).is_dir() else str(checkpoint)
+    if encoder["name"] not in ENCODERS or not ENCODERS[encoder["name"]].needs_grid:
+        return profile.overridden({"checkpoint": name})
+    load_mask(folder, record)  # refuses a bad one before anything is prepared
+    store = profile.folder / f"store-{record['sha256'][:8]}"
+    grid = {"resample_to": None, "mask": str(folder / "mask.nii.gz"), "crop": False}
+    own = {"checkpoint": name, "preprocessing": {**grid, "structural": {"resolution_mm": None}}}
+    return profile.overridden(own).stored_in(store)
 
 
 def _people(store: Store, units: list[str]) -> set[str]:
@@ -389,7 +450,7 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
         If there is no checkpoint, it decodes nothing that can be scored here, or its data and the store differ where
         they must agree.
     """
-    store = open_store(profile.store)
+    store, checkpoint = open_store(profile.store), local(checkpoint)
     model, record = load_model(checkpoint)
     for difference in check_data(record, checkpoint, data_facts(store)):
         print(f"note: other data than {Path(checkpoint).name} was trained on: {difference}", flush=True)
@@ -397,8 +458,8 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
     shape, grid = list(store.shape), record["data"]["grid"]["shape"]
     if len(model.encoder.output_shape) > 1 and shape != grid:
         raise ValueError(f"{checkpoint} has a head for volumes of {grid}, the store has volumes of {shape}")
-    held_out = {*training["reported"]} & {*store.index["unit"]}
-    units = sorted(held_out) if training["fold"] and held_out and not split else None
+    held_out = {*training.get("reported", [])} & {*store.index["unit"]}
+    units = sorted(held_out) if training.get("fold") and held_out and not split else None
     if units is None:
         split = split or ("test" if "test" in store.splits else "validation")
     if model.head.name == "classes":
@@ -414,9 +475,11 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
     chosen = _as_decoded(chosen, store, FinetuningSettings.model_validate(kept))
     model.eval()
     answers = predict(model, Volumes(store, chosen)).answer
-    key = {name: training[name] for name in ("route", "variant", "fraction", "seed", "fold", "seen_volumes", "seconds")}
+    names = ("route", "variant", "fraction", "seed", "fold", "seen_volumes", "seconds")
+    key = {name: training.get(name, np.nan) for name in names}  # an exported record lacks some
+    n = record.get("n_units", len(training.get("units", [])))
     return scores.subject_scores(
-        _predictions(chosen, answers, targets), encoder=model.encoder.name, n_subjects=len(training["units"]), **key
+        _predictions(chosen, answers, targets), encoder=model.encoder.name, n_subjects=n, **key
     )
 
 
@@ -479,16 +542,22 @@ def _architecture(training: Training, store: Store, auxiliary: list[dict[str, An
     """The encoder of the training's route, with the route's head (pre-training) or one for the target (fine-tuning)."""
     data, which = training.profile.data, training.which
     route, section = ROUTES[training.route], getattr(training.profile.routes, training.route)
-    own = {"initialisation": VARIANTS[training.variant].initialisation} if training.variant else {}
-    encoder = section.encoder.model_copy(update={key: value for key, value in own.items() if value})
+    given = _given(training.profile) if training.stage == "finetuning" else None
+    initialisation = VARIANTS[training.variant].initialisation if training.variant else None
+    own = {"initialisation": initialisation} if initialisation else {}
+    encoder = section.encoder.model_copy(update=own)
     columns = data.columns(which)
     targets: list[Any] = columns or [list(pair) for pair in data.states(which)]
     name, settings = "numbers" if columns else "classes", training.profile.finetuning.head
     if training.stage == "pretraining":
         name, settings = (name if route.head == "classes" else route.head), section.head
         targets = auxiliary if route.unlabelled else targets
+    described = {"name": route.encoder, "settings": encoder.model_dump()}
+    if given:
+        described = {"name": given["architecture"]["encoder"]["name"],
+                     "settings": given["architecture"]["encoder"]["settings"] | own}  # fmt: skip
     return {
-        "encoder": {"name": route.encoder, "shape": store.shape, "settings": encoder.model_dump()},
+        "encoder": {**described, "shape": store.shape},
         "head": {"name": name, "targets": targets, "settings": settings.model_dump()},
     }
 
@@ -555,7 +624,9 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
         if fabric.is_global_zero:
             measured = {"seen_volumes": fitted.seen_volumes, "seconds": round(fitted.seconds, 1)}
             record = {
-                "data": facts, "store": store.identity,
+                "data": facts, "store": store.identity, "manifest": store.info["manifest"],
+                "datasets": sorted(store.index["dataset"].unique().tolist()),
+                "source": read_record(training.checkpoint).get("source") if training.checkpoint else None,
                 "training": {**settings.model_dump(mode="json"), **_key(training), **measured, "precision": precision,
                              "units": training.units, "reported": split.reported,
                              "tasks": training.profile.data.tasks(training.which),
@@ -571,6 +642,7 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
                         "); lower the learning rate or the temperature, or take negatives: batch",
                         flush=True,
                     )
+            save_mask(_seen(store, train), facts["grid"]["affine"], training.folder)
             save_model(model, training.folder, record)
             if model.head.name in ("classes", "numbers"):
                 predictions = _predictions(reported, answers.answer, model.head.targets)
@@ -579,6 +651,14 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             _write_results(training, predictions, measure=model.head.measure, **measured)
         fabric.barrier()  # the other processes may read the files next
     return training
+
+
+def _seen(store: Store, train: Examples) -> np.ndarray:
+    """The voxels (X, Y, Z) of the model's grid that it sees, bool."""
+    mask = store.mask.copy()
+    if train.seen is not None:
+        mask.T[store.mask.T] = train.seen
+    return mask[store.box]
 
 
 def _tell_of_data(head: Head, store: Store, train: Examples) -> None:
@@ -654,7 +734,8 @@ def _predictions(reported: Examples, answers: np.ndarray, targets: list[Any]) ->
 
 def _write_results(training: Training, predictions: pd.DataFrame, measure: str = "", **measured: float) -> None:
     """Write predictions and, last, the results table; then delete what only an unfinished training needs."""
-    encoder = ROUTES[training.route].encoder
+    given = _given(training.profile) if training.stage == "finetuning" else None
+    encoder = given["architecture"]["encoder"]["name"] if given else ROUTES[training.route].encoder
     learner = VARIANTS[training.variant].learner if training.variant else "deep"
     table = scores.subject_scores(
         predictions, measure, encoder=encoder if learner == "deep" else learner, n_subjects=len(training.units),
@@ -699,7 +780,8 @@ def train_all(
     jobs : worker processes; by default one per core
     """
     cells = [(changed(p, c.change, c.target), c) for p in profiles for name in names for c in planned(p, name)]
-    starts = [start_of(p, c.variant, c.seed, c.fold) for p, c in cells if VARIANTS[c.variant].start != "random"]
+    asked = [(p, c) for p, c in cells if VARIANTS[c.variant].start != "random" and not p.checkpoint]
+    starts = [start_of(p, c.variant, c.seed, c.fold) for p, c in asked]
     first = {training.folder: training for training in [*pretrainings, *starts]}
     in_processes(_quietly, [t for t in first.values() if not t.finished], jobs, "pre-trainings")
     decoders = {t.folder: t for t in (finetuning(p, c.variant, c.fraction, c.seed, c.fold) for p, c in cells)}

@@ -24,7 +24,11 @@ COMMANDS = (
     "finetune",
     "sweep",
     "evaluate",
+    "decode",
     "explain",
+    "export",
+    "push",
+    "import",
     "book",
 )
 

@@ -109,7 +109,9 @@ def imported(folder: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("deeplight_core", ["structural"]), ("tests", ["book", "hpc", "dev"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("deeplight_core", ["structural", "hub", "keras"]), ("tests", ["book", "hpc", "dev"])]
+)
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
     declared = by_name([*PROJECT["dependencies"], *(name for extra in extras for name in EXTRAS[extra])])
     own = {"deeplight_core", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}

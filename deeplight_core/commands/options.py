@@ -29,6 +29,7 @@ __all__ = [
     "manifests_profile",
     "own_profile",
     "rank",
+    "with_data",
     "with_precision",
 ]
 
@@ -75,7 +76,11 @@ Strategies = Annotated[
 
 def own_profile(name: str, data: Path | None = None) -> Profile:
     """The profile of a name or file, with another data folder if one is given."""
-    profile = load_profile(name)
+    return with_data(load_profile(name), data)
+
+
+def with_data(profile: Profile, data: Path | None) -> Profile:
+    """The profile with another data folder, if one is given."""
     if data is None:
         return profile
     return profile.model_copy(update={"data": profile.data.model_copy(update={"root": str(data.absolute())})})

@@ -53,8 +53,11 @@ def pretrain(
 
 def finetune(
     profile: ProfileName,
-    variant: Annotated[str, typer.Option(help=f"Decoder to train: {', '.join(VARIANTS)}.")],
-    fraction: Annotated[float, typer.Option(help="Fraction of the training subjects, above 0 and at most 1.")],
+    variant: Annotated[str, typer.Option(help=f"Decoder to train: {', '.join(VARIANTS)}.")] = "pretrained",
+    fraction: Annotated[float, typer.Option(help="Fraction of the training subjects, above 0 and at most 1.")] = 1.0,
+    checkpoint: Annotated[
+        str, typer.Option("--from", help="Start from this checkpoint: its folder, or ORG/NAME@REVISION of the hub.")
+    ] = "",
     seed: Seed = 1,
     fold: Fold = 0,
     devices: Devices = 1,
@@ -64,10 +67,21 @@ def finetune(
     """Train one variant on a fraction of the target's training data.
 
     Example: `deeplight finetune demo --variant pretrained --fraction 0.05 --seed 1`
+
+    From a decoder of others, with the study's runs brought to its grid: `deeplight finetune mystudy --from exported`
     """
     from deeplight_core import experiment
 
     settings = with_precision(own_profile(profile), precision)
+    if checkpoint or settings.checkpoint:
+        settings = experiment.started_from(settings, checkpoint or settings.checkpoint or "")
+        if settings.preprocessing.mask and rank() == 0:
+            print(f"{settings.name}: runs are brought to the checkpoint's grid, in {settings.store}", flush=True)
+        store = experiment.prepare_data(settings)
+        if rank() == 0 and not store.is_structural:
+            mm = " × ".join(f"{size:g}" for size in store.voxel_mm)
+            n = f"{int(store.runs['resampled'].sum())} of {len(store.runs)} runs"
+            print(f"{n} were resampled; the grid has {store.shape} voxels of {mm} mm, {store.orientation}", flush=True)
     training = experiment.finetune(settings, variant, fraction, seed, fold, devices, nodes)
     if rank() == 0:
         _print_scores(training.folder, training.results(), training.predictions())

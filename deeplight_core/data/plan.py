@@ -24,8 +24,10 @@ from deeplight_core.data.structural import reoriented, smoothed_for, template_ma
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
 
-__all__ = ["Plan", "finished", "misfit", "on_grid", "own_mask", "plan", "software", "still_holds"]
+__all__ = ["HCP_GRID", "Plan", "finished", "misfit", "on_grid", "own_mask", "plan", "software", "still_holds"]
 
+HCP_GRID: Grid = (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+"""The Human Connectome Project's grid at 2 mm: shape (X, Y, Z) and affine."""
 _REMEDY = "name its own mask in the manifest, or none"
 _AT_ONCE = 16  # headers and masks read at a time; for remote data, latency dominates
 
@@ -193,7 +195,7 @@ def _target_grid(settings: PreprocessingSettings, first: Header, structural: boo
     if settings.resample_to in (None, "first"):
         return first.grid
     if settings.resample_to == "hcp2mm":
-        return (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+        return HCP_GRID
     try:
         return read_header(Path(settings.resample_to)).grid
     except ValueError as error:

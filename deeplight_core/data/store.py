@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 from safetensors import SafetensorError, safe_open
 
 from deeplight_core.config import LaterVersionError, PreprocessingSettings, digest, recorded_settings
@@ -82,6 +83,12 @@ class Store:
     def orientation(self) -> str:
         """The directions of the axes, e.g. LAS."""
         return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def voxel_mm(self) -> tuple[float, float, float]:
+        """Edges of a voxel in mm along X, Y, Z."""
+        x, y, z = (float(edge) for edge in voxel_sizes(self.affine).round(4))
+        return x, y, z
 
     @property
     def splits(self) -> list[str]:

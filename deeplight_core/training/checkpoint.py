@@ -1,32 +1,46 @@
 """Weights in safetensors, everything else in JSON beside them; nothing is ever unpickled."""
 
+import gzip
 import json
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import nibabel as nib
+import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from deeplight_core.config import PreprocessingSettings, recorded_settings
+from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.store import Store
 from deeplight_core.models import ENCODERS, Model, build
 from deeplight_core.system.files import file_sha256, write_whole
 
 __all__ = [
+    "LARGEST_RECORD",
+    "LARGEST_WEIGHTS",
     "Saved",
     "check_data",
     "data_facts",
+    "load_mask",
     "load_model",
     "load_state",
     "read_record",
+    "save_mask",
     "save_model",
     "save_state",
     "save_weights",
     "shuffle",
     "transfer",
 ]
+
+LARGEST_RECORD, LARGEST_WEIGHTS = 4 << 20, 2 << 30  # bytes: more than any model has
+_MOST_VOXELS = 1 << 26  # of a grid
+_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}  # safetensors' names
 
 
 def data_facts(store: Store) -> dict[str, Any]:
@@ -94,40 +108,176 @@ def save_weights(model: Model, path: Path) -> None:
     write_whole(path, lambda p: p.write_bytes(save(tensors)))
 
 
+def save_mask(mask: np.ndarray, affine: Any, folder: Path) -> None:
+    """Write `mask.nii.gz`: the voxels (X, Y, Z) of the grid that the model sees; its bytes depend on nothing else."""
+    image = nib.Nifti1Image(np.asarray(mask, np.uint8), np.asarray(affine, float)).to_bytes()
+    write_whole(folder / "mask.nii.gz", lambda p: p.write_bytes(gzip.compress(image, mtime=0)))
+
+
+# ---- reading: everything is checked before memory is taken for it
+
+
+class _Part(BaseModel):
+    """An encoder or a head, as it is recorded."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    settings: dict[str, Any]
+    shape: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(None, min_length=3, max_length=3)
+    targets: list[list[str] | str | dict[str, Any]] | None = None
+
+
+class _Architecture(BaseModel):
+    encoder: _Part
+    head: _Part
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "_Architecture":
+        if self.encoder.shape is None or self.head.targets is None:
+            raise ValueError("an encoder has a shape, a head has targets")
+        if math.prod(self.encoder.shape) > _MOST_VOXELS:
+            raise ValueError(f"a grid of {self.encoder.shape} has more than {_MOST_VOXELS:,} voxels")
+        return self
+
+
+class _Grid(BaseModel):
+    shape: tuple[int, int, int]
+    affine: list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=4, max_length=4)]]
+    orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")]
+
+
+class _Data(BaseModel):
+    grid: _Grid
+    normalisation: Annotated[str, Field(max_length=200)]
+    tr_s: Annotated[float, Field(gt=0, lt=1e4)] | None
+    preprocessing: dict[str, Any]
+
+
+class _Record(BaseModel):
+    """What every record holds. Others may be there."""
+
+    architecture: _Architecture
+    data: _Data
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The JSON record of a checkpoint folder; raises ValueError if there is no whole checkpoint."""
+    """The JSON record of a checkpoint folder.
+
+    Raises
+    ------
+    ValueError
+        If there is no whole checkpoint, or its record is damaged, of an earlier version, or none of a checkpoint.
+    """
     path = Path(folder) / "model.json"
     if not path.is_file():
         raise ValueError(f"there is no finished checkpoint in {folder} (model.json); run the pre-training first")
+    if (size := path.stat().st_size) > LARGEST_RECORD:
+        raise ValueError(f"{path} is no checkpoint's record: it has {size:,} bytes, more than any")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or "encoder" not in record.get("architecture", {}):
+    architecture = record.get("architecture") if isinstance(record, dict) else None
+    if not isinstance(architecture, dict) or "encoder" not in architecture:
         raise ValueError(
             f"{path} is of an earlier version of this software, which did not record the grid that the model sees; "
             "train it again (`deeplight pretrain` or `deeplight finetune`)"
         )
+    try:
+        _Record.model_validate(record)
+    except (ValidationError, RecursionError) as error:
+        raise ValueError(f"{path} is no checkpoint's record: {_first_problem(error)}") from None
     return record
 
 
-def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    path = folder / "model.safetensors"
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).split("\n", 1)[0][:300]
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}, got {str(first['input'])[:100]}"
+
+
+def _expected(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+    """Name, shape and type of every tensor of the recorded model; no memory is taken."""
     try:
-        if file_sha256(path) == record["sha256"]:
-            return dict(load_file(path))
+        with torch.device("meta"):
+            return build(record["architecture"]).state_dict()
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{folder / 'model.json'} describes no model of this version: {_first_problem(error)}"
+        ) from None
+
+
+def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's tensors, if they are those of its record."""
+    path, expected = folder / "model.safetensors", _expected(folder, record)
+    size = sum(tensor.numel() * tensor.itemsize for tensor in expected.values())
+    if size > LARGEST_WEIGHTS:
+        raise ValueError(f"{folder / 'model.json'} describes weights of {size:,} bytes, more than any model has")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
+    wanted = {name: (tuple(tensor.shape), _TYPES[tensor.dtype]) for name, tensor in expected.items()}
+    wrong = [
+        f"{name}: {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} expected"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{path} holds other weights than model.json describes: {'; '.join(wrong[:5])}{more}")
+    if file_sha256(path) != record["sha256"]:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
+    tensors = dict(load_file(path))
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{path} holds weights that are no numbers: {', '.join(bad[:5])}")
+    return tensors
 
 
 def load_model(folder: str | Path) -> tuple[Model, dict[str, Any]]:
     """Build the model of a checkpoint folder, weights and all; returns it with its record."""
     folder = Path(folder)
     record = read_record(folder)
+    tensors = _tensors(folder, record)
     model = build(record["architecture"])
-    model.load_state_dict(_tensors(folder, record), strict=True)
+    model.load_state_dict(tensors, strict=True)
     return model, record
+
+
+def load_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
+    """The voxels (X, Y, Z) that a checkpoint's model sees, bool.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, or not on the grid of the record.
+    """
+    path, shape = Path(folder) / "mask.nii.gz", tuple(record["data"]["grid"]["shape"])
+    room = math.prod(shape) + 4096  # bytes of the image: one for each voxel, and its header
+    try:
+        with gzip.open(path) as stream:
+            content = stream.read(room + 1)
+        if len(content) > room:
+            raise ValueError(f"it holds more than a mask of {shape} takes")
+        image = nib.Nifti1Image.from_bytes(content)
+        if image.shape != shape or image.get_data_dtype() != np.uint8:
+            raise ValueError(f"it holds {image.get_data_dtype()} {image.shape}, not uint8 {shape}")
+        if not np.allclose(image.affine, record["data"]["grid"]["affine"], atol=1e-3):
+            raise ValueError("its affine is not that of model.json")
+        mask = np.asarray(image.dataobj) > 0
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing; a checkpoint of this version has one, so train or export it again"
+        ) from None
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no mask of this checkpoint: {error}") from error
+    if not mask.any():
+        raise ValueError(f"{path} is empty: no voxel is above zero")
+    return mask
 
 
 def transfer(
