@@ -11,6 +11,7 @@ import numpy as np
 
 from deeplight_core.config import ConfoundSettings
 from deeplight_core.system.files import read_table
+from deeplight_core.system.sources import is_remote
 
 __all__ = ["Confounds", "confound_files", "read_confounds"]
 
@@ -37,7 +38,8 @@ class Confounds:
 def confound_files(root: Any, image: str) -> list[str]:
     """The files of fMRIPrep's confounds that belong to an image, relative to the root: a table and its description.
 
-    They lie beside it, and all their entities but `desc` are the image's. Only images with a `desc` have them.
+    They lie beside it, below the root, and all their entities but `desc` are the image's. Images without a `desc` have
+    none.
 
     Parameters
     ----------
@@ -52,8 +54,12 @@ def confound_files(root: Any, image: str) -> list[str]:
     for table in sorted(path.parent.glob("*desc-confounds_*.tsv"), key=str):
         its = _entities(table.name)
         if its.pop("desc", "") == "confounds" and its.items() <= own.items() and table.stem.endswith(_KINDS):
-            found += [file for file in (table, table.with_suffix(".json")) if file.is_file()]
+            found += [file for file in (table, table.with_suffix(".json")) if file.is_file() and _is_inside(root, file)]
     return [str(file.relative_to(root)) for file in found]
+
+
+def _is_inside(root: Any, file: Any) -> bool:
+    return is_remote(root) or file.resolve().is_relative_to(root.resolve())
 
 
 def _entities(name: str) -> dict[str, str]:
@@ -64,6 +70,8 @@ def read_confounds(
     folder: Path, files: list[str], image: str, n_frames: int, settings: ConfoundSettings
 ) -> Confounds | None:
     """The confounds of a run, by `nilearn.interfaces.fmriprep.load_confounds`; None if it has no file of them.
+
+    Without a strategy, a file that cannot be used counts as none.
 
     Volumes before the steady state are censored with every strategy. A regressor that is not stated in the first frame
     (a derivative) takes the second one's value there, as in nilearn.
@@ -89,7 +97,12 @@ def read_confounds(
             "the images of `deeplight manifest --derivatives`, or name no strategy"
         )
     path = folder / tables[0]
-    raw = read_table(path)
+    try:
+        raw = read_table(path)
+    except ValueError:
+        if not settings.strategy:
+            return None
+        raise
     if len(raw) != n_frames:
         if not settings.strategy:
             return None

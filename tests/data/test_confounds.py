@@ -62,6 +62,9 @@ def test_the_files_beside_an_image_are_its_own(kind: str, tmp_path: Path) -> Non
         (tmp_path / f"sub-01/func/{name}_desc-confounds_{kind}.tsv").write_text("a\n1\n")
     assert confound_files(tmp_path, IMAGE) == files
     assert confound_files(tmp_path, f"sub-01/func/{STEM}_bold.nii.gz") == []  # a raw image
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/sub-01").symlink_to(tmp_path / "sub-01")
+    assert confound_files(tmp_path / "root", IMAGE) == []  # outside the root
     assert confound_files(tmp_path, "gone/sub-01_desc-preproc_bold.nii.gz") == []
 
 
@@ -157,6 +160,10 @@ def test_without_a_strategy_motion_is_noted_and_nothing_is_done(tmp_path: Path) 
     assert (found.regressors.shape, found.kept.tolist(), found.n_unsteady) == ((T, 0), list(range(T)), 2)
     assert read_confounds(tmp_path, [], IMAGE, T, ConfoundSettings()) is None
     assert read_confounds(tmp_path, files, IMAGE, T + 1, ConfoundSettings()) is None
+    (tmp_path / files[0]).write_bytes(b"\xff\xfe")
+    assert read_confounds(tmp_path, files, IMAGE, T, ConfoundSettings()) is None
+    with pytest.raises(ValueError, match="is not a tab-separated table in UTF-8"):
+        read_confounds(tmp_path, files, IMAGE, T, ConfoundSettings(strategy=["motion"]))
     table = confounds().drop(columns="framewise_displacement")
     found = read_confounds(tmp_path, written(tmp_path, table), IMAGE, T, ConfoundSettings())
     assert found is not None
