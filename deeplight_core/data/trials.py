@@ -75,8 +75,7 @@ def trials_of(
         If a model has more regressors than the run has volumes.
     """
     kept = np.arange(len(times)) if kept is None else kept
-    blocks = blocks if settings.join_s is None else joined(blocks, settings.join_s)
-    table = blocks.drop_duplicates(["onset", "duration", "state"]).sort_values("onset", kind="stable")
+    table = _in_order(blocks, settings)
     if settings.example.kind == "window":
         weights, reasons, more = _windows(table, times, settings, kept)
     else:
@@ -92,6 +91,18 @@ def trials_of(
         unit = float(np.median(np.linalg.norm(weights[chosen], axis=1)))
     states = table["state"].to_numpy(object)[chosen]
     return Trials(chosen, table["onset"].to_numpy(float)[chosen], states, weights[chosen] / unit, unit, counts)
+
+
+def _in_order(blocks: pd.DataFrame, settings: PreprocessingSettings) -> pd.DataFrame:
+    """The trials of a run, each once, in the order of their onsets."""
+    blocks = blocks if settings.join_s is None else joined(blocks, settings.join_s)
+    return blocks.drop_duplicates(["onset", "duration", "state"]).sort_values("onset", kind="stable")
+
+
+def _in_run(table: pd.DataFrame, times: np.ndarray) -> np.ndarray:
+    """Which trials may have a response in the run."""
+    onsets = table["onset"].to_numpy(float)
+    return np.asarray((onsets >= times[0] - _BEFORE_S) & (onsets <= times[-1]))
 
 
 def _windows(
@@ -145,9 +156,11 @@ def _betas(
     table: pd.DataFrame, times: np.ndarray, settings: PreprocessingSettings, nuisance: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (n, K) of all trials' betas, and why trials are dropped (n)."""
+    from scipy.linalg import orth
+
     onsets, durations = table["onset"].to_numpy(float), table["duration"].to_numpy(float)
     weights, reasons = np.zeros((len(table), len(kept))), np.full(len(table), "outside", object)
-    there = np.flatnonzero((onsets >= times[0] - _BEFORE_S) & (onsets <= times[-1]))
+    there = np.flatnonzero(_in_run(table, times))
     separate, hrf = settings.example.kind == "lss", settings.example.hrf
     own = [_regressors(onsets[[i]], durations[[i]], times, hrf)[kept] for i in there]
     n_regressors = nuisance.shape[1] + (2 if separate else len(own)) * (own[0].shape[1] if own else 0)
@@ -157,17 +170,26 @@ def _betas(
             f"{len(kept)} volumes that are not censored; take example.kind: {'window' if separate else 'lss'}, an hrf "
             "without derivatives, or fewer confounds"
         )
-    if not separate and own:
-        together = np.linalg.pinv(np.hstack([*own, nuisance[kept]]))
+    axes = orth(nuisance[kept])
+
+    def inverted(regressors: list[np.ndarray]) -> np.ndarray:
+        """The weights of all coefficients in a model of these regressors and the nuisance (Frisch, Waugh & Lovell)."""
+        together = np.hstack(regressors)
+        return np.linalg.pinv(together - axes @ (axes.T @ together))
+
+    in_one = inverted(own) if own and not separate else np.empty(0)
+    total = _regressors(onsets[there], durations[there], times, hrf)[kept] if own else np.empty(0)
     whole = {d: _whole_response(d, times[1] - times[0], hrf) for d in {*durations[there]}}
     for place, i in enumerate(there):
         regressor = own[place][:, 0]
         if separate:
             others = there[there != i]
-            rest = [_regressors(onsets[others], durations[others], times, hrf)[kept]] if len(others) else []
-            weights[i] = np.linalg.pinv(np.hstack([own[place], *rest, nuisance[kept]]))[0]
+            rest = total - own[place]  # of the response; its derivatives are made orthogonal to it
+            if rest.shape[1] > 1 and len(others):
+                rest = _regressors(onsets[others], durations[others], times, hrf)[kept]
+            weights[i] = inverted([own[place], rest] if len(others) else [own[place]])[0]
         else:
-            weights[i] = together[place * own[0].shape[1]]
+            weights[i] = in_one[place * own[0].shape[1]]
         inside, left = np.linalg.norm(regressor), 1 / max(float(np.linalg.norm(weights[i])), 1e-300)
         if inside < _INSIDE * whole[durations[i]]:
             continue
