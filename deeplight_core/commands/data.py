@@ -262,6 +262,5 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of a volume store.
     if problems := stores.verify(store):
         raise ValueError(f"{store} has {len(problems)} problem(s):\n" + "\n".join(f"  {p}" for p in problems))
     opened = stores.open_store(store)
-    print(
-        f"{store} is whole: {len(opened.index)} volumes of {len(opened.runs)} runs, manifest {opened.info['manifest']}"
-    )
+    examples = f"{len(opened.index)} {opened.holds} of {len(opened.runs)} runs"
+    print(f"{store} is whole: {examples}, manifest {opened.info['manifest']}")

@@ -91,6 +91,15 @@ def test_preparing_is_compared_with_nilearn() -> None:
     assert findings.preparing_note([]) == ""
 
 
+def test_betas_are_so_many_times_as_fast() -> None:
+    result = {"device": "A", "trials": 60, "frames": 300, "n_voxels": 29478}
+    result |= {"times_as_fast": 36.7, "largest_difference": 2.4e-7}
+    note = findings.betas_speed([result])
+    assert note.startswith("On A, the betas of 60 trials of a run of 300 volumes (29,478 voxels) are ready 37 times as")
+    assert note.endswith("by at most 2e-07, in units of their noise.")
+    assert findings.betas_speed([]) == ""
+
+
 def test_processes_are_counted_with_their_efficiency() -> None:
     packed = {"efficiency_without_startup": 0.5, "with_one": {"cores_busy": 1.32}}
     note = findings.processes_note(
