@@ -174,7 +174,7 @@ def decode(
 
 
 def _prepared_as(record: dict[str, Any], folder: Path, profile: Profile) -> Profile:
-    """The profile with the settings of the decoder's training data, all volumes, and its grid and mask."""
+    """The profile with the settings of the decoder's training data, its grid and mask, and all volumes (or trials)."""
     settings = dict(record["data"]["preprocessing"])
     if settings.get("structural", {}).get("z_score"):
         raise ValueError(
@@ -183,7 +183,8 @@ def _prepared_as(record: dict[str, Any], folder: Path, profile: Profile) -> Prof
         )
     load_mask(folder, record)
     encoder = record["architecture"]["encoder"]["name"]
-    settings |= {"resample_to": None, "mask": None, "keep": "all"}
+    trials = settings.get("example", {}).get("kind", "volume") != "volume"
+    settings |= {"resample_to": None, "mask": None, "keep": "labelled" if trials else "all"}
     if ENCODERS[encoder].needs_grid or record["data"]["tr_s"] is not None:
         settings |= {"mask": str(folder / "mask.nii.gz"), "crop": False}
         settings["structural"] = {**settings.get("structural", {}), "resolution_mm": None, "regions": "none"}

@@ -41,6 +41,7 @@ from deeplight_core.system.progress import track
 from deeplight_core.training import examples as learnt_from
 from deeplight_core.training.checkpoint import check_data, data_facts, load_model, shuffle
 from deeplight_core.training.examples import Examples
+from deeplight_core.training.hub import local
 from deeplight_core.training.inference import batch_size, predict
 from deeplight_core.training.loader import Volumes
 
@@ -141,6 +142,7 @@ def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | Non
     ValueError
         If there is no checkpoint, it decodes nothing, or its data and the store differ where they must agree.
     """
+    checkpoint = local(checkpoint)
     model, record = load_model(checkpoint)
     for difference in check_data(record, checkpoint, data_facts(store)):
         print(f"note: other data than {Path(checkpoint).name} was trained on: {difference}", flush=True)
@@ -150,8 +152,8 @@ def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | Non
     if split not in ("", "all", "train", "validation", "test"):
         raise ValueError(f"split must be train, validation, test or all, got {split!r}")
     there = {*store.index["unit"]}
-    held_out = sorted({*record["training"]["reported"]} & there)
-    if not split and not (record["training"]["fold"] and held_out):
+    held_out = sorted({*record["training"].get("reported", [])} & there)  # an exported record names nobody
+    if not split and not (record["training"].get("fold") and held_out):
         split = "test" if "test" in store.splits else "validation"
     units = held_out if not split else None
     chosen, names = _examples(checkpoint, model, record, store, "" if split == "all" else split, units)

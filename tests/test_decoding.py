@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -118,10 +119,13 @@ def test_the_temperature_is_of_training_subjects_that_were_left_out(
     assert found.calibration["n"].sum() == 2 * 18
 
 
-def test_nobody_to_calibrate_on_is_an_error(training: experiment.Training) -> None:
-    everybody = experiment.finetune(training.profile, "scratch", 1.0, 1)
+def test_nobody_to_calibrate_on_is_an_error(training: experiment.Training, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(training.folder, tmp_path / "everybody"))
+    record = json.loads((folder / "model.json").read_text())
+    record["training"]["units"] = ["s1", "s2", "s3", "s4"]
+    (folder / "model.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"nobody to calibrate on: .* hold some out"):
-        decode(everybody.folder, training.profile, calibrate=True, jobs=1)
+        decode(folder, training.profile, calibrate=True, jobs=1)
 
 
 def test_a_pretraining_without_answers_is_refused(training: experiment.Training) -> None:

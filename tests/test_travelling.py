@@ -20,6 +20,7 @@ from deeplight_core import experiment
 from deeplight_core.analysis.statistics import t_interval
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS, write_manifest
+from deeplight_core.explanations import asked
 from deeplight_core.system.files import file_sha256
 from deeplight_core.training.checkpoint import load_mask, load_model, read_record
 from deeplight_core.training.exported import export
@@ -145,15 +146,21 @@ def test_words_of_others_are_no_markup(tmp_path: Path, trained: experiment.Train
     assert "a\\|b \\# c" in page
 
 
+def test_an_exported_decoder_is_evaluated_and_explained(trained: experiment.Training, shared: Path) -> None:
+    found, expected = experiment.evaluate(trained.profile, shared), trained.results()
+    pd.testing.assert_series_equal(found["score"], expected["score"])
+    question = asked(shared, experiment.open_store(trained.profile.store), each=1)
+    assert len(question.data) == 2 * 2
+
+
 def test_a_folder_with_files_is_not_written_over(trained: experiment.Training, exported: Path) -> None:
     with pytest.raises(ValueError, match="exists already and is not empty; name another folder"):
         export(trained.folder, exported)
 
 
-@pytest.mark.parametrize("route", ["variational", "reconstruction"])
-def test_checkpoints_of_other_routes_travel(
-    route: str, trained: experiment.Training, study: Profile, tmp_path: Path
-) -> None:
+def test_checkpoints_of_other_routes_travel(trained: experiment.Training, study: Profile, tmp_path: Path) -> None:
+    """The battery saves and loads every encoder with every head; this one needs no grid."""
+    route = "variational"
     folder = export(experiment.pretrain(trained.profile, 1, route).folder, tmp_path / route)
     assert "fine-tune it on your own labels" in (folder / "README.md").read_text()
     profile = experiment.started_from(study, folder)

@@ -22,12 +22,17 @@ from deeplight_core.training.checkpoint import data_facts, save_mask, save_model
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import json, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import deeplight_core
+import deeplight_core.system.workers
 from deeplight_core import cli
 from deeplight_core.config import load_profile
 from deeplight_core.data.cohorts import manifest_of
 from deeplight_core.data.simulate import foci
+
+# each process would import everything anew
+deeplight_core.system.workers.ProcessPoolExecutor = lambda jobs, *_: ThreadPoolExecutor(jobs)
 
 def call(*arguments):
     sys.argv = ["deeplight", *map(str, arguments)]

@@ -75,8 +75,16 @@ Strategies = Annotated[
 
 
 def own_profile(name: str, data: Path | None = None) -> Profile:
-    """The profile of a name or file, with another data folder if one is given."""
-    return with_data(load_profile(name), data)
+    """The profile of a name or file, with another data folder if one is given.
+
+    If it names a checkpoint, its runs are brought to the checkpoint's grid.
+    """
+    profile = with_data(load_profile(name), data)
+    if profile.checkpoint is None:
+        return profile
+    from deeplight_core.experiment import started_from
+
+    return started_from(profile, profile.checkpoint)
 
 
 def with_data(profile: Profile, data: Path | None) -> Profile:

@@ -73,8 +73,9 @@ def finetune(
     from deeplight_core import experiment
 
     settings = with_precision(own_profile(profile), precision)
-    if checkpoint or settings.checkpoint:
-        settings = experiment.started_from(settings, checkpoint or settings.checkpoint or "")
+    if checkpoint:
+        settings = experiment.started_from(settings, checkpoint)
+    if settings.checkpoint:
         if settings.preprocessing.mask and rank() == 0:
             print(f"{settings.name}: runs are brought to the checkpoint's grid, in {settings.store}", flush=True)
         store = experiment.prepare_data(settings)
