@@ -54,3 +54,7 @@ def test_quality_is_that_of_scikit_learn() -> None:
 def test_certainty_is_in_the_last_bin() -> None:
     bins = reliability(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([0, 1]))
     assert bins[["low", "high", "n", "accuracy"]].to_numpy().tolist() == [[0.5, 0.6, 1, 0], [0.9, 1.0, 1, 1]]
+
+
+def test_a_higher_temperature_is_less_sure() -> None:
+    np.testing.assert_allclose(with_temperature(np.array([[0.8, 0.2]]), 2.0), [[2 / 3, 1 / 3]])
