@@ -15,10 +15,13 @@ from nilearn.interfaces.fmriprep import load_confounds
 from nilearn.signal import clean as nilearn_clean
 
 from deeplight_core import experiment
+from deeplight_core.analysis import statistics
+from deeplight_core.analysis.motion import scores_and_motion
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, verify
+from deeplight_core.report import findings, quality
 
 T, TR_S = 64, 2.0
 N_TRIALS = 16
@@ -242,6 +245,26 @@ def test_trials_are_decoded(project: Path, study: tuple[pd.DataFrame, Path]) -> 
     of_clips = settings.overridden({"finetuning": {"clip": {"length_s": 4, "step_s": 2}}})
     with pytest.raises(ValueError, match=r"a decoder of clips .* one example per trial; prepare volumes"):
         experiment.finetune(of_clips, "linear", 1.0, 1)
+
+
+def test_pages_know_trials_and_motion(project: Path, study: tuple[pd.DataFrame, Path]) -> None:
+    manifest, root = study
+    settings = profile(root, example={"kind": "window"}, confounds=MOTION)
+    store = prepare(manifest, settings, jobs=1)
+    design = quality.designs(settings, manifest)["faces"]
+    own = store.index[store.index["subject"] == "01"]
+    assert design.of_trials
+    assert design.labelled_s.tolist() == own["onset_s"].tolist()
+    assert design.n_empty == N_TRIALS - len(own)
+    moved = quality.motion_by_unit(store)
+    assert moved["unit"].tolist() == [*PEOPLE]
+    assert (moved["mean_fd_mm"] == store.runs["mean_fd_mm"]).all()
+    assert "is known of 4 subjects" in findings.motion_note(settings, store)
+    assert f"of {len(PEOPLE) * N_TRIALS} trials" in findings.kept_note(store)
+    results = statistics.only(experiment.finetune(settings, "linear", 1.0, 1).results())
+    scored = scores_and_motion(statistics.out_of_fold(results), moved)
+    assert scored["subject"].tolist() == ["03", "04"]
+    assert "fewer than four held-out subjects" in findings.motion_score_note(settings, scored)
 
 
 def test_the_series_of_a_run_is_without_confounds(project: Path, study: tuple[pd.DataFrame, Path]) -> None:
