@@ -273,6 +273,13 @@ OWN_STORES = {p.store: name for name, p in reversed(TRANSFERS.items()) if p.stor
 STARTED = {v for own in TRANSFERS.values() for v in own.sweep.variants if VARIANTS[v].start != "random"}
 STARTS = sorted({pretraining_notebook("", VARIANTS[v].route, "", FIRST_SEED, FOLDS[0]) for v in STARTED})
 DATA_PAGES = [f"{BOOKS}/data/{name}.ipynb" for name in OWN_STORES.values()]
+# The decoder whose answers are explained: on simulated fMRI, where it is known which places matter.
+EXPLAINED = [
+    cell
+    for cell in SWEEP
+    if PROFILE.simulation and (cell.variant, cell.seed, cell.fold) == ("pretrained", FIRST_SEED, FOLDS[0])
+    and cell.fraction == max(PROFILE.sweep.fractions)
+]
 if HAS_CONTRAST:
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
 elif PROFILE.transfers:
@@ -282,6 +289,7 @@ else:
         BOOKS + "/01_data.ipynb",
         *([BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else []),
         BOOKS + "/04_statistics.ipynb",
+        *([BOOKS + "/05_interpretation.ipynb"] if EXPLAINED else []),
         BOOKS + "/paper_and_this_run.ipynb",
         *([BOOKS + "/06_volumes.ipynb"] if PROFILE.data.states("source") else []),
         *expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
@@ -633,6 +641,18 @@ rule statistics:
         settings=settings.digest(PROFILE.sweep),
     shell:
         PAPERMILL
+
+
+use rule statistics as interpretation with:
+    input:
+        [notebook_of(cell) for cell in EXPLAINED],
+        "notebooks/05_interpretation.ipynb",
+    output:
+        BOOKS + "/05_interpretation.ipynb",
+    params:
+        notebook="05_interpretation",
+        parameters="",
+        settings=settings.digest([list(cell) for cell in EXPLAINED]),
 
 
 use rule statistics as paper_and_this_run with:

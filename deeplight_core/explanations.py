@@ -29,11 +29,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from deeplight_core.analysis.attribution import Method, explain
+from deeplight_core.analysis.attribution import METHODS, Method, explain
 from deeplight_core.analysis.localisation import localisation, regions, true_places
 from deeplight_core.config import FinetuningSettings, Profile, load_profile
 from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.store import Store, open_store
+from deeplight_core.experiment import finetuning
 from deeplight_core.models import Model
 from deeplight_core.report.quality import planted_contrasts, state_names
 from deeplight_core.system.files import write_whole
@@ -48,12 +49,15 @@ from deeplight_core.training.loader import Volumes
 __all__ = [
     "Asked",
     "Explained",
+    "all_maps",
     "asked",
+    "conservation",
     "contrast_maps",
     "explained",
     "file_name",
     "linear_patterns",
     "maps_of",
+    "of_page",
     "planted_scores",
     "randomised",
     "sentences",
@@ -257,6 +261,54 @@ def _relevance(
         found = explain(model, volumes, torch.from_numpy(question.labels[question.right[own]]), method)
         frames = found.voxels.flatten(1, -4).sum(dim=1) if found.voxels.dim() > 4 else found.voxels
         yield own, found, frames[:, mask].cpu().numpy()
+
+
+# ---- the page
+
+
+STEPS = 20  # of integrated gradients, on the page
+_METHODS = {
+    "LRP, ε": METHODS["lrp-epsilon"],
+    "LRP, ε, flat first": METHODS["lrp-epsilon"].model_copy(update={"first": "flat"}),
+    "LRP, α2β1": METHODS["lrp-alpha2beta1"],
+    "LRP, γ": METHODS["lrp-gamma"],
+    "gradient × input": METHODS["gradient"],
+    "integrated gradients": METHODS["integrated-gradients"].model_copy(update={"steps": STEPS}),
+}
+
+
+def of_page(profile: Profile, each: int) -> tuple[Asked, dict[str, Explained]]:
+    """The page's decoder, and its answers explained in every way: method → relevance.
+
+    It is the pre-trained one of the largest fraction, first seed and first fold.
+
+    Parameters
+    ----------
+    each : see `asked`
+    """
+    sweep = profile.sweep
+    training = finetuning(profile, "pretrained", max(sweep.fractions), sweep.seeds[0], 1 if sweep.folds else 0)
+    question = asked(training.folder, open_store(profile.store), each=each)
+    found = {} if not len(question.right) else {w: explained(question, method) for w, method in _METHODS.items()}
+    return question, found
+
+
+def all_maps(question: Asked, found: Mapping[str, Explained], each: int) -> dict[str, dict[str, np.ndarray]]:
+    """Way → state → map (V,): of relevance, the t-map of the same volumes, and a linear decoder's pattern."""
+    maps = {way: one.group() for way, one in found.items()}
+    return maps | {"t-map": contrast_maps(question), "linear pattern": linear_patterns(question, each)}
+
+
+def conservation(found: Mapping[str, Explained]) -> pd.DataFrame:
+    """Where logits went, by method: means over examples of `logit, voxels, outside, biases, stabiliser`, and `missing`.
+
+    `missing` is the largest share of an example's logit that was given to nobody.
+    """
+    columns = ["logit", "voxels", "outside", "biases", "stabiliser"]
+    means = {way: of.examples[columns].mean() for way, of in found.items()}
+    missing = [(of.examples["residual"] / of.examples["logit"]).abs().max() for of in found.values()]
+    table = pd.DataFrame(means).T.reindex(columns=columns).rename_axis("way").reset_index()
+    return table.assign(missing=missing)
 
 
 # ---- other maps, and what was planted

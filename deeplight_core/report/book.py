@@ -28,6 +28,7 @@ PAGES = {
     "02_pretraining": "Pre-training",
     "03_finetuning/none": "Fine-tuning one decoder",
     "04_statistics": "Does pre-training help?",
+    "05_interpretation": "Where do decisions come from?",
     "paper_and_this_run": "Paper and this run, side by side",
     "controls_baselines": "Linear baselines",
     "controls_initialisation": "Initialisation: conditioning or features?",

@@ -115,7 +115,14 @@ def test_the_book_is_whole_and_asks_nobody_for_anything(project):
         text = page.read_text(encoding="utf-8")
         assert not EXTERNAL.search(text), page
         assert str(project) not in text, page
-    results = ["01_data", "02_pretraining", "04_statistics", "paper_and_this_run", *(f"controls_{c}" for c in CONTROLS)]
+    results = [
+        "01_data",
+        "02_pretraining",
+        "04_statistics",
+        "05_interpretation",
+        "paper_and_this_run",
+        *(f"controls_{c}" for c in CONTROLS),
+    ]
     for page in ("book/index", *(f"notebooks/{name}" for name in results)):
         assert "Simulated data" in (html / f"{page}.html").read_text(encoding="utf-8"), page
     assert "has not been run here" in (html / "real/04_statistics.html").read_text(encoding="utf-8")
