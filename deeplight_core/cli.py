@@ -9,7 +9,7 @@ from deeplight_core.commands.checkpoints import decode, export, import_published
 from deeplight_core.commands.data import cohort, make_manifest, prepare, simulate, verify
 from deeplight_core.commands.explaining import explain
 from deeplight_core.commands.options import rank
-from deeplight_core.commands.pages import book
+from deeplight_core.commands.pages import book, report
 from deeplight_core.commands.trainings import evaluate, finetune, pretrain, sweep
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "push": push,
     "import": import_published,
+    "report": report,
     "book": book,
 }
 for name, command in COMMANDS.items():

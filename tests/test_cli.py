@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "push",
     "import",
+    "report",
     "book",
 )
 

@@ -7,7 +7,7 @@ import typer
 
 from deeplight_core.config import project_root
 
-__all__ = ["book"]
+__all__ = ["book", "report"]
 
 
 def book(
@@ -24,3 +24,25 @@ def book(
     from deeplight_core.report.book import stage
 
     stage(project_root(), folder, built_in, real, structural, contrast)
+
+
+def report(
+    trainings: Annotated[
+        list[Path], typer.Argument(help="Folders of finished fine-tunings; the first one's decoder is the study's.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    maps: Annotated[Path | None, typer.Option(help="Folder of `deeplight explain`, to show its maps.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "",
+) -> None:
+    """One self-contained page on a study: subjects, accuracies, confusions, curves, maps, other decoders, methods.
+
+    Example: `deeplight report runs/demo/finetuning-pretrained-1-* runs/demo/finetuning-linear-1-* -o demo.html`
+
+    With all folds of the decoders as arguments, everybody is in the table.
+    """
+    from deeplight_core.report.study import study_page
+    from deeplight_core.system.files import write_whole
+
+    text = study_page(trainings, maps, title).encode()
+    write_whole(output, lambda path: path.write_bytes(text))
+    print(output)
