@@ -138,6 +138,7 @@ def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | Non
 
     Parameters
     ----------
+    checkpoint : a folder, or ORG/NAME@REVISION of the hub
     split : "train", "validation", "test" or "all"; "" = the reported one, or what the decoder's fold held out
     each : at most so many examples of every unit's states, evenly spaced (None = all)
 
@@ -180,7 +181,10 @@ def _examples(
     elif model.head.name == "numbers":
         if len(targets) > 1:
             raise ValueError(f"{checkpoint} decodes {', '.join(targets)} at once; explain a decoder of one of them")
-        chosen, names = learnt_from.of_numbers(store.index, targets, record["training"]["tasks"], split, units), targets
+        chosen, names = (
+            learnt_from.of_numbers(store.index, targets, record["training"].get("tasks", []), split, units),
+            targets,
+        )
     else:
         raise ValueError(
             f"{checkpoint} has a head of kind {model.head.name}, which decides nothing that could be explained; "
@@ -348,8 +352,8 @@ def linear_patterns(question: Asked, each: int | None = None) -> dict[str, np.nd
     """
     from sklearn.linear_model import LogisticRegression
 
-    store, units = question.store, question.record["training"]["units"]
-    if question.model.head.name != "classes" or not {*units} <= {*store.index["unit"]}:
+    store, units = question.store, question.record["training"].get("units", [])
+    if question.model.head.name != "classes" or not units or not {*units} <= {*store.index["unit"]}:
         return {}
     states = [(task, state) for task, state in question.model.head.targets]
     chosen = replace(

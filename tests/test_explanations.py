@@ -267,3 +267,16 @@ def test_wrong_options_are_told_without_a_traceback(options, message, store, tmp
     assert call(monkeypatch, str(folder), str(store.path), "-o", str(tmp_path / "out"), *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_checkpoint_names_nobody_and_is_explained_all_the_same(store, tmp_path):
+    folder = decoder(tmp_path / "decoder", store)
+    record = json.loads((folder / "model.json").read_text())
+    for name in ("reported", "units"):
+        del record["training"][name]
+    (folder / "model.json").write_text(json.dumps(record))
+    question = explanations.asked(str(folder), store)
+    assert set(question.data.examples.table["unit"]) == {"s5", "s6"}
+    assert explanations.linear_patterns(question) == {}
+    with pytest.raises(ValueError, match="there is no checkpoint somewhere: neither such a folder nor"):
+        explanations.asked("somewhere", store)

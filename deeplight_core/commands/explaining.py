@@ -10,7 +10,7 @@ __all__ = ["explain"]
 
 
 def explain(
-    checkpoint: Annotated[Path, typer.Argument(help="A training folder, with model.safetensors and model.json.")],
+    checkpoint: Annotated[str, typer.Argument(help="A training folder, an exported one, or ORG/NAME@REVISION.")],
     source: Annotated[str, typer.Argument(help="Profile, or folder of a prepared store.", metavar="SOURCE")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for maps, tables and pages.")],
     method: Annotated[
@@ -33,6 +33,7 @@ def explain(
     """
     from deeplight_core import explanations
     from deeplight_core.analysis.attribution import METHODS
+    from deeplight_core.report.plots import use_style
     from deeplight_core.report.relevance import state_page
     from deeplight_core.system.files import write_whole
 
@@ -48,6 +49,7 @@ def explain(
     explanations.write(found, output, profile)
     sentences = explanations.sentences(found)
     if pages:
+        use_style()
         for name, image, places in explanations.maps_of(found):
             text = state_page(name, image, places, sentences).encode()
             write_whole(output / f"{explanations.file_name(name)}.html", partial(Path.write_bytes, data=text))

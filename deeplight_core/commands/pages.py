@@ -40,9 +40,11 @@ def report(
 
     With all folds of the decoders as arguments, everybody is in the table.
     """
+    from deeplight_core.report.plots import use_style
     from deeplight_core.report.study import study_page
     from deeplight_core.system.files import write_whole
 
+    use_style()
     text = study_page(trainings, maps, title).encode()
     write_whole(output, lambda path: path.write_bytes(text))
     print(output)

@@ -122,16 +122,16 @@ def _subjects(profile: Profile, own: list[_Training]) -> Part:
     both = " In a cross-validation everybody is in both, in different folds." if trained & tested else ""
     text = [f"{len(trained)} {profile.data.split_unit}s were trained on, {len(tested)} tested.{both}"]
     try:
-        runs = open_store(profile.store).runs
+        store = open_store(profile.store)
     except ValueError:
         text.append("The prepared data are not at hand, so the quality of the runs is left out.")
         return Part(
             "Subjects and quality", text, table=pd.DataFrame(sorted(roles.items()), columns=["subject", "role"])
         )
-    unit = "run" if profile.data.split_unit == "run" else "subject"
+    units = store.runs["file"].map(store.index.drop_duplicates("file").set_index("file")["unit"])
     rows = []
-    for name, of in runs[runs[unit].isin(roles)].groupby(unit):
-        row = {"subject": name, "role": roles[str(name)], "runs": len(of)}
+    for name, of in store.runs[units.isin(roles)].groupby(units):
+        row: dict[str, Any] = {"subject": name, "role": roles[str(name)], "runs": len(of)}
         if "median_tsnr" in of:
             row["tSNR (median of runs)"] = f"{of['median_tsnr'].median():.0f}"
         rows.append(row)

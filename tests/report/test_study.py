@@ -12,6 +12,7 @@ from test_html import Read, outside
 
 from deeplight_core.analysis import scores
 from deeplight_core.config import Profile
+from deeplight_core.data.store import Store
 from deeplight_core.report import plots
 from deeplight_core.report.study import study_page, subject_accuracies
 
@@ -113,6 +114,15 @@ def test_a_report_names_everything_and_asks_for_nothing(tiny_profile: Profile, t
     assert "pre-trained" not in re.sub(r"\s+", " ", read.text).split("Methods")[1]
     alone = Read(study_page([network])).text
     assert "No linear decoder was given" in alone
+
+
+def test_the_quality_of_everybodys_runs_is_told(store: Store, tiny_profile: Profile, tmp_path: Path) -> None:
+    profile = tiny_profile.model_copy(update={"data": tiny_profile.data.model_copy(update={"store": store.path})})
+    text = Read(study_page([training(tmp_path / "a", profile, "scratch", 0.9, ["s5", "s6"])])).text
+    assert "not at hand" not in text
+    own = store.runs[store.runs["run"].str.contains("s5")]
+    assert re.search(rf"s5\s*test\s*{len(own)}\s*{own['median_tsnr'].median():.0f}\s", text)
+    assert re.search(r"s4\s*training", text) is None  # neither trained nor tested on
 
 
 def test_folds_of_the_decoder_are_put_together(tiny_profile: Profile, tmp_path: Path) -> None:
