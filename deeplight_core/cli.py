@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 
 from deeplight_core.commands.checkpoints import decode, export, import_published, push
-from deeplight_core.commands.data import cohort, make_manifest, prepare, simulate, verify
+from deeplight_core.commands.data import cohort, init, make_manifest, prepare, simulate, verify
 from deeplight_core.commands.explaining import explain
 from deeplight_core.commands.options import rank
 from deeplight_core.commands.pages import book, report
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "cohort": cohort,
     "manifest": make_manifest,
+    "init": init,
     "prepare": prepare,
     "verify": verify,
     "pretrain": pretrain,

@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "TRIAL_TYPE",
     "AtlasSettings",
     "CohortSettings",
     "ColumnTarget",
@@ -57,19 +59,44 @@ __all__ = [
 ]
 
 
-def _state_map(value: Any) -> Any:
+TRIAL_TYPE = ("trial_type",)  # BIDS's column of the events' names
+_QUOTES = "put names with one of : # , [ ] { } & * ! | > % @ ` in quotes"
+
+
+def _state_map(value: Any, layout: str = "hcp") -> Any:
     """Expand `{task: [state, …]}` to `{task: {state: [event names]}}`; an HCP task's states get HCP's EV names."""
     if not isinstance(value, dict):
         return value
     written_out: dict[str, object] = {}
-    for task, states in value.items():
+    for task, states in ((_name_of(task, "tasks"), states) for task, states in value.items()):
         if isinstance(states, list):
-            if task in TASKS and (unknown := [s for s in states if s not in TASKS[task].states]):
-                raise ValueError(f"{task} has no state {unknown}; it has {list(TASKS[task].states)}")
-            written_out[task] = {s: list(TASKS[task].states[s]) if task in TASKS else [s] for s in states}
+            known = TASKS[task].states if task in TASKS and layout == "hcp" else None
+            names = [_name_of(state, task) for state in states]
+            if known is not None and (unknown := [name for name in names if name not in known]):
+                raise ValueError(f"{task} has no state {unknown}; it has {list(known)}")
+            written_out[task] = {name: [name] if known is None else list(known[name]) for name in names}
+        elif isinstance(states, dict):
+            written_out[task] = {
+                _name_of(state, task): [_name_of(name, task) for name in names] if isinstance(names, list) else names
+                for state, names in states.items()
+            }
         else:
             written_out[task] = states
     return written_out
+
+
+def _name_of(value: object, task: str) -> str:
+    """A name as YAML gives it; numbers are taken as text."""
+    if isinstance(value, bool):
+        raise ValueError(
+            f"{task}: YAML reads yes, no, on, off, true and false as {value}; put the name in quotes: 'yes', 'no', …"
+        )
+    if isinstance(value, dict) and len(value) == 1:
+        name, rest = next(iter(value.items()))
+        raise ValueError(f"{task}: YAML reads `{name}: {rest}` as two things; put the name in quotes: '{name}: {rest}'")
+    if value is None or isinstance(value, dict | list):
+        raise ValueError(f"{task}: {value!r} is no name; {_QUOTES}, and null, too")
+    return str(value)
 
 
 StateMap = Annotated[dict[str, dict[str, list[str]]], BeforeValidator(_state_map)]
@@ -100,11 +127,11 @@ class ColumnTarget(Section):
     """Tasks whose volumes they are decoded from (for structural images: their suffix, e.g. T1w)."""
 
 
-def _target(value: Any) -> Any:
-    """A `ColumnTarget` where a column is named, else a state map."""
+def _target(value: Any, others: ValidationInfo) -> Any:
+    """A `ColumnTarget` where a column is named, else a state map; HCP's states are for HCP's layout only."""
     if isinstance(value, ColumnTarget) or (isinstance(value, dict) and "column" in value):
         return TypeAdapter(ColumnTarget).validate_python(value)
-    return TypeAdapter(StateMap).validate_python(value)
+    return TypeAdapter(StateMap).validate_python(_state_map(value, others.data.get("layout", "hcp")))
 
 
 Target = Annotated[dict[str, dict[str, list[str]]] | ColumnTarget, BeforeValidator(_target)]
@@ -126,6 +153,10 @@ class DataSettings(Section):
     """How `deeplight manifest` reads the root; table: its participants.tsv, and one image per row."""
     image: str = ""
     """(layout table) The image of a row of participants.tsv, e.g. {participant_id}.nii.gz"""
+    trial_type: Annotated[
+        list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
+    ] = Field([*TRIAL_TYPE])
+    """(BIDS) The column of the event files that names events; several are joined by `/`, as in face/left."""
     split_unit: Literal["subject", "run"] = "subject"
     """Unit of the splits, fractions and statistics: subject, or run where there is only one subject."""
     n_validation: int = Field(100, ge=1)
@@ -354,6 +385,8 @@ class PreprocessingSettings(Section):
     mask: Path | None = None
     """Mask image whose grid all runs are resampled to and whose voxels the store has: that of the store that a decoder
     was pre-trained on, for runs in another space (None = the voxels that the runs' masks share)."""
+    assume_aligned: bool = False
+    """Take runs of several people for aligned although their grids differ and no name tells a template space."""
     fwhm_mm: float | None = Field(3.0, gt=0)
     """Full width at half maximum of the Gaussian smoothing kernel in mm (None = no smoothing)."""
     detrend: bool = True
@@ -364,6 +397,9 @@ class PreprocessingSettings(Section):
     """Haemodynamic lag in seconds by which labels are shifted."""
     skip_s: float | None = Field(None, ge=0)
     """Seconds dropped at the start of each block (None = two TRs, as in the paper)."""
+    drop_volumes: int = Field(0, ge=0)
+    """Leave out the first n volumes of every run, from before the scanner's steady state; times still count from the
+    run's first volume."""
     join_s: float | None = Field(None, ge=0)
     """Join events of one state into a block where the next begins at most this many seconds after the last has ended:
     for studies whose event files list the trials of a block (None = every event is a block)."""
@@ -763,7 +799,7 @@ def load_profile(profile: str | Path, overrides: dict[str, Any] | None = None) -
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {error}") from error
+        raise ValueError(f"{path} is not readable as YAML: {error}; {_QUOTES}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold `key: value` lines, found {type(content).__name__}")
     profile_read = _validated(content, str(path))
@@ -793,8 +829,12 @@ def recorded_settings(section: type[AnySection], content: object, where: str) ->
         raise ValueError(f"{where} is damaged, its settings cannot be: {cannot_be}") from None
 
 
-def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
+def read_states(path: Path, layout: str = "hcp") -> dict[str, dict[str, list[str]]]:
     """Task → state → event names, from a YAML file of `{task: {state: [trial types]}}`.
+
+    Parameters
+    ----------
+    layout : HCP's tasks have HCP's states in HCP's layout only
 
     Raises
     ------
@@ -803,10 +843,11 @@ def read_states(path: Path) -> dict[str, dict[str, list[str]]]:
     """
     try:
         states: dict[str, dict[str, list[str]]] = TypeAdapter(StateMap).validate_python(
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            _state_map(yaml.safe_load(path.read_text(encoding="utf-8")), layout)
         )
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise ValueError(f"{path} is no YAML file of `task: {{state: [trial types]}}`: {error}") from None
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        advice = f"; {_QUOTES}" if isinstance(error, yaml.YAMLError) else ""
+        raise ValueError(f"{path} is no YAML file of `task: {{state: [trial types]}}`: {error}{advice}") from None
     return states
 
 

@@ -28,9 +28,10 @@ from deeplight_core.analysis import scores
 from deeplight_core.config import FinetuningSettings, Profile, digest, project_root
 from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.cohorts import manifest_of, simulate_cohort
-from deeplight_core.data.images import load_bold
+from deeplight_core.data.images import load_bold, read_header
+from deeplight_core.data.labels import check_labels
 from deeplight_core.data.manifest import is_structural, select
-from deeplight_core.data.plan import plan
+from deeplight_core.data.plan import own_mask, plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.runs import run_of, source_files
@@ -163,6 +164,14 @@ def _check_targets(profile: Profile, which: Which, who: str) -> None:
     if not profile.data.states(which) and not profile.data.columns(which):
         raise ValueError(
             f"{who} learns states or numbers, and data.{which} names none; name the states of its tasks, or a column"
+            + (". Without a source there is nothing to pre-train on: decode with the variants scratch or linear, "
+               "or from a given checkpoint (deeplight finetune --from)"
+               if which == "source" else "")
+        )  # fmt: skip
+    if len(profile.data.states(which)) == 1:
+        raise ValueError(
+            f"{who} would learn a single state, {profile.data.states(which)[0][1]}, which there is nothing to tell "
+            f"from; name another in data.{which}"
         )
 
 
@@ -395,6 +404,7 @@ def prepare_part(
     """One of many jobs that fill the profile's store: the plan alone, or some subjects' runs; returns their number."""
     table = _runs_at_hand(profile, jobs)
     if not subjects:
+        check_labels(table, profile)
         plan(table, profile)
     return prepare_subjects(table, profile, subjects, jobs, device, keep_going) if subjects else 0
 
@@ -406,7 +416,8 @@ def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, 
     """
     inside = torch.from_numpy(store.mask.T.copy())
     with at_hand(profile.data_root, source_files(profile.data_root, row), None) as folder:
-        bold = load_bold(folder / row["image"], grid=(store.mask.shape, store.affine))
+        brain = own_mask(folder, row, read_header(folder / row["image"]))
+        bold = load_bold(folder / row["image"], grid=(store.mask.shape, store.affine), brain=brain)
         matrices = run_of(row, folder, profile).matrices
     before = bold[:, inside]
     if profile.preprocessing.fwhm_mm:

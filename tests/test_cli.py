@@ -18,6 +18,7 @@ COMMANDS = (
     "simulate",
     "cohort",
     "manifest",
+    "init",
     "prepare",
     "verify",
     "pretrain",
@@ -262,3 +263,40 @@ def test_a_table_is_not_overwritten(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "manifest", "--table", str(path), "-o", str(path)) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert path.read_text() == "subject,image\n1,x.nii\n"
+
+
+def test_a_study_from_its_folder_to_a_drafted_profile_and_its_store(tmp_path, monkeypatch, capsys):
+    """A typo in the profile is said before anything is prepared; the draft has none."""
+    use_threads(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").mkdir()
+    random = np.random.default_rng(0)
+    for subject in ("01", "02", "03"):
+        folder = tmp_path / f"data/sub-{subject}/func"
+        folder.mkdir(parents=True)
+        image = nib.Nifti1Image(random.normal(100, 1, (4, 4, 4, 40)).astype(np.float32), np.diag([3, 3, 3, 1]))
+        image.header.set_zooms((3, 3, 3, 2.0))
+        nib.save(image, folder / f"sub-{subject}_task-loc_bold.nii.gz")
+        events = "".join(f"{14 * i}\t10\t{('face', 'house ')[i % 2]}\tx\n" for i in range(5))
+        (folder / f"sub-{subject}_task-loc_events.tsv").write_text(f"onset\tduration\tstim\tother\n{events}")
+    command = ["manifest", "--bids", "data", "--validation", "1", "-o", "m.csv"]
+    assert call(monkeypatch, *command) == 2
+    assert "--trial-type stim" in capsys.readouterr().err
+    assert call(monkeypatch, *command, "--trial-type", "stim") == 0
+    shown = capsys.readouterr()
+    assert re.search(
+        r"task loc: 3 runs of 40 volumes, TR 2 s\n.*\n.*\nface +9 +0 +18 +9\nhouse +6 +0 +12 +6", shown.out
+    )
+    assert "raw images of several subjects" in shown.err
+    assert call(monkeypatch, "init", "m.csv", "-o", "profiles/mine.yaml") == 0
+    assert call(monkeypatch, "init", "m.csv", "-o", "profiles/mine.yaml") == 2
+    text = (tmp_path / "profiles/mine.yaml").read_text()
+    (tmp_path / "profiles/typo.yaml").write_text(text.replace("house: [house]", "house: [hause]"))
+    assert call(monkeypatch, "prepare", "typo") == 2
+    assert "no event of hause (state house) in any run; its events are" in capsys.readouterr().err
+    assert not (tmp_path / "runs/typo/store").exists()
+    assert call(monkeypatch, "prepare", "mine", "--drop-volumes", "3", "--jobs", "1") == 0
+    store = open_store(tmp_path / "runs/mine/store")
+    assert store.index["frame"].min() == 3
+    assert store.labels().loc[("loc", "face"), "train"] == (store.index["split"] == "train").sum() - 20
+    assert verify(store.path) == []

@@ -393,3 +393,36 @@ def test_the_states_of_the_task_battery_are_those_of_its_profile() -> None:
     assert data.source == {"b": states["b"]}
     assert len(data.states("target")) == 13
     assert data.events("a").items() <= states["a"].items()
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ("[yes, no]", "put the name in quotes: 'yes', 'no'"),
+        ("[Valid: stimulus, other]", "put the name in quotes: 'Valid: stimulus'"),
+        ("[null, a]", "None is no name"),
+        ("{seen: [face, no]}", "put the name in quotes"),
+    ],
+)
+def test_names_that_yaml_reads_otherwise_are_to_be_quoted(project: Path, states: str, message: str) -> None:
+    text = f"name: mine\ndata:\n  layout: bids\n  source: {{loc: {states}}}\n  target: {{}}\n"
+    with pytest.raises(ValueError, match=f"data.source: loc: .*{message}"):
+        load_profile(written(project, text))
+    (project / "states.yaml").write_text(f"loc: {states}\n")
+    with pytest.raises(ValueError, match=message):
+        read_states(project / "states.yaml")
+
+
+def test_numbers_are_names(project: Path) -> None:
+    text = "name: mine\ndata: {layout: bids, source: {1: [1, 2.0], 2: {3: [4]}}, target: {}}\n"
+    assert load_profile(written(project, text)).data.source == {"1": {"1": ["1"], "2.0": ["2.0"]}, "2": {"3": ["4"]}}
+
+
+def test_hcps_states_are_for_hcps_layout(project: Path) -> None:
+    text = "name: mine\ndata: {{layout: {}, source: {{MOTOR: [left_hand]}}, target: {{}}}}\n"
+    own = load_profile(written(project, text.format("bids")))
+    assert own.data.source == {"MOTOR": {"left_hand": ["left_hand"]}}
+    with pytest.raises(ValueError, match="MOTOR has no state"):
+        load_profile(written(project, text.format("hcp")))
+    (project / "states.yaml").write_text("MOTOR: [left_hand]\n")
+    assert read_states(project / "states.yaml", "bids") == own.data.source

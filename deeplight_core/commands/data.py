@@ -9,6 +9,7 @@ import typer
 
 from deeplight_core.commands.options import (
     DataRoot,
+    Drop,
     Example,
     Hrf,
     Jobs,
@@ -21,9 +22,9 @@ from deeplight_core.commands.options import (
     manifests_profile,
     own_profile,
 )
-from deeplight_core.config import Profile, SimulationSettings, read_states
+from deeplight_core.config import TRIAL_TYPE, Profile, SimulationSettings, read_states
 
-__all__ = ["cohort", "make_manifest", "prepare", "simulate", "verify"]
+__all__ = ["cohort", "init", "make_manifest", "prepare", "simulate", "verify"]
 
 
 def simulate(
@@ -85,10 +86,20 @@ def make_manifest(
     ] = "",
     space: Annotated[str, typer.Option(help="--bids: only images of this template, e.g. MNI152NLin2009cAsym.")] = "",
     res: Annotated[str, typer.Option(help="--bids: only images of this resolution, e.g. 2.")] = "",
+    desc: Annotated[str, typer.Option(help="--bids: only images of this desc, e.g. denoised (default: preproc).")] = "",
+    sessions: Annotated[
+        list[str] | None, typer.Option("--session", help="--bids: only this session; repeatable.")
+    ] = None,
     anat: Annotated[str, typer.Option(help="--bids: structural images with this suffix instead, e.g. T1w.")] = "",
     tasks: Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeat for several.")] = None,
     states: Annotated[
         Path | None, typer.Option(help="YAML of task: {state: [trial types]}; default: every trial type is a state.")
+    ] = None,
+    trial_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the event files that names events; several are joined by / (default: trial_type)."
+        ),
     ] = None,
     subjects: Annotated[
         Path | None, typer.Option(help="Table of subjects with their family, e.g. HCP's restricted one.")
@@ -103,6 +114,7 @@ def make_manifest(
     seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
     lag: Lag = None,
     skip: Skip = None,
+    drop_volumes: Drop = None,
     example: Example = None,
     window: Window = None,
     hrf: Hrf = None,
@@ -119,7 +131,9 @@ def make_manifest(
 
     On S3, with your own credentials: `deeplight manifest --hcp s3://bucket/HCP_1200 --validation 100 -o hcp.csv`
     """
+    from deeplight_core.data import bids as in_bids
     from deeplight_core.data import manifest, scan
+    from deeplight_core.data.rows import grouped
     from deeplight_core.system.sources import located, patiently
 
     if sum(given is not None for given in (hcp, bids, table)) != 1:
@@ -127,47 +141,104 @@ def make_manifest(
     if split_unit not in ("subject", "run"):
         raise ValueError(f"--split-unit must be subject or run, got {split_unit!r}")
     unit: Literal["subject", "run"] = "run" if split_unit == "run" else "subject"
-    if bids is None and (derivatives or space or res or anat):
-        raise ValueError("--derivatives, --space, --res and --anat are for --bids")
+    if bids is None and (derivatives or space or res or desc or sessions or anat):
+        raise ValueError("--derivatives, --desc, --session, --space, --res and --anat are for --bids")
+    if hcp and trial_type:
+        raise ValueError("--trial-type is for event files of BIDS; HCP's EV files name their events themselves")
     if table is None and (data or image):
         raise ValueError("--data and --image are for --table")
     if output.resolve() in {path.resolve() for path in (table, subjects) if path}:
         raise ValueError(f"{output} would be overwritten; give the manifest another name")
     if labels and subjects is None:
         raise ValueError("--label needs --subjects")
-    labels_by = labelling(lag, skip, example, window, hrf, confounds)
+    labels_by = labelling(lag, skip, example, window, hrf, confounds, drop_volumes)
     Profile().overridden({"preprocessing": labels_by})  # refuse wrong settings now, not later
-    asked = read_states(states) if states else None
     layout, root = ("hcp", hcp) if hcp else ("bids", bids or data or str(table and table.absolute().parent))
+    asked, columns = read_states(states, layout) if states else None, trial_type or [*TRIAL_TYPE]
     if "://" not in root:
         root = str(Path(root).absolute())
     if hcp:
-        scanned = partial(scan.scan_hcp, root, tasks) if tasks else partial(scan.scan_hcp, root)
+        scanned = partial(scan.scan_hcp, root, tasks)
     elif bids:
         only = tasks or (asked and list(asked))
-        scanned = partial(scan.scan_bids, root, only, derivatives, space, res, anat, asked)
+        scanned = partial(
+            in_bids.scan_bids, root, only, derivatives, space, res, anat, asked, desc, sessions, columns
+        )  # fmt: skip
     else:
-        scanned = partial(scan.scan_table, table or Path(), root, image)
+        scanned = partial(scan.scan_table, table or Path(), root, image, asked, columns)
     found, left_out = patiently(scanned, located(root))
     found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
     if bids:
-        root = str(scan.common_root(root, derivatives))
+        root = str(in_bids.common_root(root, derivatives))
     if subjects:
         found = manifest.add_subject_columns(found, subjects, labels or [])
     if not (found["split"] != "").all():
         found = manifest.assign_splits(found, unit, validation, seed, stratify, test)
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # refuse a faulty manifest now, not later
-    known = asked or patiently(partial(scan.states_of, found, located(root)), located(root))
-    manifest.write_notes(output, root, layout, unit, known, left_out, labels_by)
-    for reason, n in left_out["reason"].value_counts().head(20).items():
-        print(f"warning: {n} × {reason}", file=sys.stderr)
+    known = asked or patiently(partial(scan.states_of, found, located(root), columns), located(root))
+    manifest.write_notes(output, root, layout, unit, known, left_out, labels_by, columns)
+    for line in grouped(left_out.itertuples(index=False, name=None)):
+        print(f"warning: {line}", file=sys.stderr)
     if len(left_out):
         print(f"{len(left_out)} warning(s), all listed in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
     counts = counts.reindex([split for split in manifest.SPLITS if split in counts])
     kind = "structural images" if manifest.is_structural(found).all() else "runs"
     print(f"{output}: {len(found)} {kind}; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
+    _print_labels(output, unit)
+
+
+def _print_labels(path: Path, unit: Literal["subject", "run"]) -> None:
+    """Print what there is to learn from by the paper's label rule, task by task, and what stands in its way."""
+    from deeplight_core.data import labels, manifest
+
+    profile = manifests_profile(path)
+    table = manifest.read_manifest(path, unit)
+    runs = table[~manifest.is_structural(table)]
+    if runs.empty:
+        return
+    counts, problems = labels.count_labels(runs, profile)
+    states = labels.label_table(counts)
+    for task, of_task in runs.groupby("task"):
+        lengths = of_task.groupby(["n_volumes", "tr_s"]).size()
+        listed = [f"{n} runs of {volumes} volumes, TR {tr_s:g} s" for (volumes, tr_s), n in lengths.items()]
+        print(f"\ntask {task}: {'; '.join(listed)}")
+        if task in states.index:
+            shown = states.loc[[str(task)]].droplevel("task").rename(columns={"without": "events without volumes"})
+            print(shown.to_string())
+    lost = [*labels.losses(states), *labels.alike(states), *list(problems.values())[:10]]
+    if len({*runs["tr_s"]}) > 1:
+        lost.append("runs of several repetition times; a store has one: choose by --task or --session")
+    named = runs["image"].str.contains("_space-|MNINonLinear")
+    if profile.data.layout == "bids" and not named.any() and len({*runs["subject"]}) > 1:
+        lost.append(
+            "raw images of several subjects: brains are aligned only in a template space; take preprocessed images "
+            "(--derivatives)"
+        )
+    for line in lost:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def init(
+    manifest: Annotated[Path, typer.Argument(help="CSV of `deeplight manifest`.", metavar="MANIFEST")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Profile to write, e.g. profiles/mystudy.yaml.")],
+    target: Annotated[str, typer.Option(help="Task to decode; the others are the source.")] = "",
+) -> None:
+    """Draft a profile for a small study: its states with their counts, fractions, and the time that it will take.
+
+    Example: `deeplight init mystudy.csv -o profiles/mystudy.yaml`
+    """
+    from deeplight_core.data.draft import draft_profile
+    from deeplight_core.system.files import write_whole
+
+    if output.exists():
+        raise ValueError(f"{output} is there already; give the profile another name")
+    if output.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{output} must end in .yaml")
+    text, summary = draft_profile(manifest, output.stem, target)
+    write_whole(output, lambda path: path.write_text(text, encoding="utf-8"))
+    print("\n".join([f"{output}: {summary[0]}", *summary[1:]]))
 
 
 def prepare(
@@ -177,6 +248,9 @@ def prepare(
     resample_to: Annotated[
         str | None, typer.Option(help="Grid for all runs: hcp2mm, first (the first run's), or an image.")
     ] = None,
+    assume_aligned: Annotated[
+        bool, typer.Option("--assume-aligned", help="Runs of several people are aligned though no name tells it.")
+    ] = False,
     keep: Annotated[
         Literal["labelled", "all"] | None, typer.Option(help="Store the volumes that have a state, or all of them.")
     ] = None,
@@ -204,6 +278,7 @@ def prepare(
     ] = False,
     lag: Lag = None,
     skip: Skip = None,
+    drop_volumes: Drop = None,
     example: Example = None,
     window: Window = None,
     hrf: Hrf = None,
@@ -236,12 +311,13 @@ def prepare(
     structural = {"zoom_to": zoom_to, "resolution_mm": register_mm, "regions": regions}
     asked: dict[str, Any] = {
         "resample_to": resample_to,
+        "assume_aligned": assume_aligned,
         "keep": keep,
         "structural": {k: v for k, v in structural.items() if v},
     }
     if register_mm:
         asked["structural"] |= {"registration": "affine"}
-    asked = {k: v for k, v in asked.items() if v} | labelling(lag, skip, example, window, hrf, confounds)
+    asked = {k: v for k, v in asked.items() if v} | labelling(lag, skip, example, window, hrf, confounds, drop_volumes)
     profile = profile.overridden({"preprocessing": asked})
     profile = profile.model_copy(update={"data": settings})
     if plan_only or subjects:

@@ -12,6 +12,7 @@ from deeplight_core.routes import PRECISIONS, ROUTES
 __all__ = [
     "DataRoot",
     "Devices",
+    "Drop",
     "Example",
     "Fold",
     "Hrf",
@@ -52,6 +53,9 @@ Lag = Annotated[float | None, typer.Option("--lag", help="Seconds by which label
 Skip = Annotated[
     float | None, typer.Option("--skip", help="Seconds dropped at the start of a block (default: two TRs).", min=0)
 ]
+Drop = Annotated[
+    int | None, typer.Option("--drop-volumes", help="Leave out the first n volumes of every run.", min=0)
+]  # fmt: skip
 Example = Annotated[
     Literal["volume", "window", "lsa", "lss"] | None,
     typer.Option(
@@ -108,14 +112,14 @@ def with_precision(profile: Profile, precision: str | None) -> Profile:
 
 def labelling(
     lag_s: float | None, skip_s: float | None, example: str | None, window_s: tuple[float, float] | None,
-    hrf: str | None, confounds: list[str] | None,
+    hrf: str | None, confounds: list[str] | None, drop_volumes: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The settings of the preprocessing that these options name."""
     if window_s and example != "window":
         raise ValueError("--window is for --example window")
     if hrf and example not in ("lsa", "lss"):
         raise ValueError("--hrf is for --example lsa and --example lss")
-    asked: dict[str, Any] = {"lag_s": lag_s, "skip_s": skip_s}
+    asked: dict[str, Any] = {"lag_s": lag_s, "skip_s": skip_s, "drop_volumes": drop_volumes}
     asked["example"] = {"kind": example, "window_s": window_s, "hrf": hrf}
     asked["example"] = {key: value for key, value in asked["example"].items() if value} or None
     if confounds:

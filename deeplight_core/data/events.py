@@ -2,20 +2,25 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings
+from deeplight_core.config import TRIAL_TYPE, PreprocessingSettings
 from deeplight_core.system.files import read_table
 from deeplight_core.tasks import TASKS
 
-__all__ = ["Events", "Labels", "event_names", "joined", "label_frames", "read_events"]
+__all__ = ["Events", "Labels", "event_names", "joined", "label_frames", "misplaced", "read_events"]
 
 _TIME_TOLERANCE_S = 1e-6
+_TOO_LONG = 1.5  # times the run's length; a film may last a little longer than its run
+_FAR = 10  # times the run's length; events that reach farther are not in seconds
+_FAR_SHARE = 1 / 3  # of a run's events, above which they are not in seconds, rather than one of them mistyped
+_LEAST_CHOICES, _MOST_CHOICES = 2, 20  # different values of a column that may name events
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Events:
     ignored : events that are not wanted: name → count
     unknown : names of EV files that HCP's protocol does not have
     empty : states without any event
+    without_onset : wanted events that are left out, since their onset is not stated (n/a)
     """
 
     blocks: pd.DataFrame
     ignored: dict[str, int]
     unknown: list[str]
     empty: list[str]
+    without_onset: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,22 @@ class Labels:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> Events:
+class _Event(NamedTuple):
+    """A row of an event file, as it is written."""
+
+    onset: str
+    duration: str
+    name: str
+    row: int
+
+
+def read_events(
+    path: Path | None,
+    wanted: dict[str, list[str]],
+    task: str,
+    columns: Sequence[str] = TRIAL_TYPE,
+    required: bool = True,
+) -> Events:
     """Blocks of the wanted states, from an HCP EV folder (three-column text) or a BIDS `_events.tsv`.
 
     Parameters
@@ -56,11 +78,13 @@ def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> E
     path : None for a run without events (rest)
     wanted : state → the EV stems or trial types pooled for it
     task : the run's task; HCP's tasks tell which other EV files are known
+    columns : of an `_events.tsv`, whose cells, joined by `/`, are the trial type
+    required : whether there must be a wanted event
 
     Raises
     ------
     ValueError
-        If the file or a wanted EV file is missing, a row is not numbers, or there is no wanted event.
+        If the file or a wanted EV file is missing, a wanted row is not numbers, or a required event is missing.
     """
     if path is None:
         return Events(pd.DataFrame(columns=["onset", "duration", "state"]), {}, [], list(wanted))
@@ -72,30 +96,55 @@ def read_events(path: Path | None, wanted: dict[str, list[str]], task: str) -> E
         known = {*names, "Sync"}
         if task in TASKS:
             known |= {*(n for stems in TASKS[task].states.values() for n in stems), *TASKS[task].other_evs}
-        present = {file.stem: file for file in sorted(path.glob("*.txt"))}
-        if missing := [name for name in names if name not in present]:
+        present = _ev_files(path)
+        missing = [name for name in names if name not in present]
+        if (
+            missing and required and (task in TASKS or len(missing) == len(names))
+        ):  # of another task, an event may not have happened
             states = sorted({names[name] for name in missing})
             raise ValueError(f"{path} has no {', '.join(f'{m}.txt' for m in missing)}, which states {states} need")
         unknown = [stem for stem in present if stem not in known]
-        rows = [(o, d, stem) for stem in names for o, d in _read_ev(present[stem])]
+        rows = [(*event, stem) for stem in names if stem in present for event in _read_ev(present[stem])]
         ignored = {stem: len(_lines(file)) for stem, file in present.items() if stem not in names}
+        n_without = 0
     else:
-        rows = _read_bids(path)
-        ignored = dict(Counter(name for _, _, name in rows if name not in names))
-    blocks = pd.DataFrame(
-        sorted((o, d, names[name]) for o, d, name in rows if name in names), columns=["onset", "duration", "state"]
-    )
-    if wanted and blocks.empty:
+        listed = _read_bids(path, columns)
+        chosen = [event for event in listed if event.name in names]
+        stated = [event for event in chosen if event.onset.lower() != "n/a"]
+        rows = [(*_in_seconds(event, path), event.name) for event in stated]
+        ignored = dict(Counter(event.name for event in listed if event.name not in names))
+        n_without = len(chosen) - len(stated)
+    blocks = pd.DataFrame(sorted((o, d, names[name]) for o, d, name in rows), columns=["onset", "duration", "state"])
+    if wanted and required and blocks.empty:
         raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
     empty = [state for state in wanted if state not in set(blocks["state"])]
-    return Events(blocks, ignored, unknown, empty)
+    return Events(blocks, ignored, unknown, empty, n_without)
 
 
-def event_names(path: Any) -> set[str]:
-    """The trial types of a BIDS `_events.tsv`, or the stems of a folder's EV files; ValueError if it is neither."""
+def event_names(path: Any, columns: Sequence[str] = TRIAL_TYPE) -> tuple[set[str], set[str]]:
+    """The trial types of a BIDS `_events.tsv`, or the stems of a folder's EV files; and those that cannot be states.
+
+    Trial types cannot be states if an event with an onset has no duration, or none has an onset.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or no trial type can be a state.
+    """
     if path.is_dir():
-        return {file.stem for file in path.iterdir() if file.suffix == ".txt"}
-    return {name for _, _, name in _read_bids(path)}
+        return {*_ev_files(path)} - {"Sync"}, set()
+    stated = [e for e in _read_bids(path, columns) if e.name.lower() not in ("n/a", "")]
+    timed = [e for e in stated if e.onset.lower() != "n/a"]
+    names = {e.name for e in timed} - {e.name for e in timed if not _is_stated(e)}
+    if timed and not names:
+        _in_seconds(next(e for e in timed if not _is_stated(e)), path)  # raises the error
+    return names, {e.name for e in stated} - names
+
+
+def _ev_files(folder: Any) -> dict[str, Any]:
+    """Stem → EV file; names that begin with a dot are a Macintosh's own."""
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {file.stem: file for file in files if file.suffix == ".txt" and not file.name.startswith(".")}
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -110,28 +159,68 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 def _read_ev(path: Path) -> list[tuple[float, float]]:
     rows = []
     for number, line in _lines(path):
+        text = line.strip()
+        decimal_comma = re.search(r"\d,\d", text) and re.search(r"[\s;]", text.strip(", ;"))
+        cells = re.split(r"[\s,;]+", text)
         try:
-            onset, duration = (float(cell) for cell in re.split(r"[\s,;]+", line.strip())[:2])
+            onset, duration = (float(cell) for cell in cells[:2])
+            if decimal_comma or ("," in text and len(cells) > 3):
+                raise ValueError
         except ValueError:
-            raise ValueError(f"{path}, row {number}: {line!r} is not `onset duration amplitude` in seconds") from None
+            point = "; decimals have a point, not a comma" if "," in text else ""
+            raise ValueError(
+                f"{path}, row {number}: {line!r} is not `onset duration amplitude` in seconds{point}"
+            ) from None
         rows.append(_checked(onset, duration, f"{path}, row {number}"))
     return rows
 
 
-def _read_bids(path: Any) -> list[tuple[float, float, str]]:
+def _read_bids(path: Any, columns: Sequence[str]) -> list[_Event]:
     table = read_table(path)
-    if missing := [c for c in ("onset", "duration", "trial_type") if c not in table.columns]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    rows = []
-    for number, cells in enumerate(table[["onset", "duration", "trial_type"]].itertuples(index=False), start=2):
-        try:
-            onset, duration = float(cells[0]), float(cells[1])
-        except ValueError:
-            raise ValueError(
-                f"{path}, row {number}: onset {cells[0]!r}, duration {cells[1]!r} are not seconds"
-            ) from None
-        rows.append((*_checked(onset, duration, f"{path}, row {number}"), str(cells[2])))
-    return rows
+    if missing := [c for c in ("onset", "duration", *columns) if c not in table.columns]:
+        others = [str(c) for c in table if c not in ("onset", "duration") and _names_events(table[c])]
+        advice = ""
+        if missing == list(TRIAL_TYPE) and others:
+            advice = f"; name the column of the events' names: --trial-type {' or '.join(others)}"
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}{advice}")
+    cells = zip(*(table[c] for c in ("onset", "duration", *columns)), strict=True)
+    return [_Event(onset, duration, _joined_name(names), row) for row, (onset, duration, *names) in enumerate(cells, 2)]
+
+
+def _names_events(column: pd.Series) -> bool:
+    """Whether a column may hold names of events: few different ones, some of them no numbers."""
+    values = {*column} - {"n/a", ""}
+    numbers = pd.to_numeric(pd.Series(sorted(values), dtype=object), errors="coerce").notna().all()
+    return _LEAST_CHOICES <= len(values) <= _MOST_CHOICES and not numbers
+
+
+def _joined_name(names: Sequence[str]) -> str:
+    """Several columns' names as one; those that are not stated are left away."""
+    stated = [name for name in names if name.lower() != "n/a" and name]
+    return "/".join(stated) if stated or len(names) > 1 else names[0]
+
+
+def _is_stated(event: _Event) -> bool:
+    try:
+        return bool(np.isfinite(float(event.onset)) and 0 <= float(event.duration) < np.inf)
+    except ValueError:
+        return False
+
+
+def _in_seconds(event: _Event, path: Any) -> tuple[float, float]:
+    where = f"{path}, row {event.row}"
+    try:
+        onset, duration = float(event.onset), float(event.duration)
+    except ValueError:
+        advice = ""
+        if "," in event.onset + event.duration:
+            advice = "; decimals have a point, not a comma"
+        elif event.duration.lower() == "n/a":
+            advice = f"; state it, or leave {event.name!r} out of the states"
+        raise ValueError(
+            f"{where}: onset {event.onset!r}, duration {event.duration!r} are not seconds{advice}"
+        ) from None
+    return _checked(onset, duration, where)
 
 
 def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
@@ -142,32 +231,71 @@ def _checked(onset: float, duration: float, where: str) -> tuple[float, float]:
     return onset, duration
 
 
-def label_frames(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
+def misplaced(blocks: pd.DataFrame, run_s: float) -> tuple[int, str]:
+    """How many events cannot be a run's own, and, if these are all or far from the run, why.
+
+    They begin after the run, end before it, or last half as long again as the run. Runs stopped early have some.
+
+    Parameters
+    ----------
+    blocks : `onset, duration` in seconds
+    run_s : the run's length in seconds
+    """
+    onset, duration = blocks["onset"].to_numpy(float), blocks["duration"].to_numpy(float)
+    end = onset + duration
+    wrong = (onset >= run_s) | (duration > _TOO_LONG * run_s) | (end < 0)
+    n = int(wrong.sum())
+    far = n > _FAR_SHARE * len(blocks) and end.max() > _FAR * run_s
+    if n == 0 or not (n == len(blocks) or far):
+        return n, ""
+    guess = "do they belong to another run, or was this one stopped early?"
+    if onset.max() >= run_s and np.median(end) / 1000 <= run_s < np.median(end) / 10:
+        guess = "are they in milliseconds?"
+    elif 0 <= onset.max() < run_s:
+        guess = "are the durations in milliseconds?"
+    elif n == len(blocks) and onset.min() >= run_s:
+        guess = "are they counted on from run to run?"
+    return n, (
+        f"{n} of its {len(blocks)} events lie outside the run, which lasts {run_s:g} s, while they reach from "
+        f"{onset.min():g} to {end.max():g} s; {guess} Onsets are seconds from the run's first volume"
+    )
+
+
+def label_frames(
+    blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings, start_s: float = 0.0
+) -> Labels:
     """Give each volume its block's state and number.
 
-    Events of one state are first joined to blocks if the settings say so. A volume acquired at t (frame × TR) belongs
-    to a block if onset + lag + skip ≤ t < onset + lag + duration. Volumes in no block, or in two, have no state: they
-    are counted, and dropped unless the settings keep all. Blocks that end after the run or hold no volume are counted,
-    too.
+    Events of one state are first joined to blocks if the settings say so. A volume acquired at t (start + frame × TR)
+    belongs to a block if onset + lag + skip ≤ t < onset + lag + duration; of several blocks of one state, to the first.
+    Volumes in no block, or in blocks of two states, have no state: they are counted, and dropped unless the settings
+    keep all. Blocks that end after the run or hold no volume are counted, too.
+
+    Parameters
+    ----------
+    blocks : `onset, duration` in seconds and `state`
+    start_s : when the first volume was acquired
     """
     if settings.join_s is not None:
         blocks = joined(blocks, settings.join_s)
-    times = np.arange(n_frames) * tr_s
+    times = start_s + np.arange(n_frames) * tr_s
     skip_s = 2 * tr_s if settings.skip_s is None else settings.skip_s
     start = blocks["onset"].to_numpy(float) + settings.lag_s
     inside = (times[:, None] >= start + skip_s - _TIME_TOLERANCE_S) & (
         times[:, None] < start + blocks["duration"].to_numpy(float) - _TIME_TOLERANCE_S
     )
-    n_blocks = inside.sum(axis=1)
-    labelled, which = np.nonzero(inside & (n_blocks == 1)[:, None])
+    state = blocks["state"].to_numpy(object)
+    n_states = sum((inside[:, state == name].any(axis=1) for name in {*state}), np.zeros(n_frames, int))
+    inside &= (n_states == 1)[:, None]
+    labelled, rank = np.flatnonzero(n_states == 1), start.argsort(kind="stable").argsort()
+    which = np.where(inside[labelled], rank, len(blocks)).argmin(axis=1) if len(labelled) else labelled
     states, numbers = np.full(n_frames, "", object), np.full(n_frames, -1)
-    states[labelled] = blocks["state"].to_numpy(object)[which]
-    numbers[labelled] = start.argsort(kind="stable").argsort()[which]
+    states[labelled], numbers[labelled] = state[which], rank[which]
     dropped = {
-        "volumes_in_no_block": int((n_blocks == 0).sum()),
-        "volumes_in_two_blocks": int((n_blocks > 1).sum()),
-        "blocks_past_the_end": int((start + blocks["duration"] > n_frames * tr_s + _TIME_TOLERANCE_S).sum()),
-        "blocks_without_volumes": len(blocks) - len(np.unique(which)),
+        "volumes_in_no_block": int((n_states == 0).sum()),
+        "volumes_in_two_blocks": int((n_states > 1).sum()),
+        "blocks_past_the_end": int((start + blocks["duration"] > times[-1] + tr_s + _TIME_TOLERANCE_S).sum()),
+        "blocks_without_volumes": int((~inside.any(axis=0)).sum()),
     }
     frames = np.arange(n_frames) if settings.keep == "all" else labelled
     return Labels(frames, states[frames], numbers[frames], dropped)

@@ -21,6 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
+from deeplight_core.system.files import pointer_of
 from deeplight_core.system.sources import patiently
 
 __all__ = [
@@ -39,9 +40,15 @@ UNREADABLE: tuple[type[Exception], ...] = (  # of damaged NIfTI files
     OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, cast(type[Exception], IsalError),
     ImageFileError, HeaderDataError,
 )  # fmt: skip
+_NIFTI_STARTS = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))  # of an uncompressed one
 _FRAMES_BYTES = 1 << 22  # of float32 read at a time: few enough for the CPU's cache
 
 _HEADER_BYTES = 1 << 16  # fetched from a remote file to read its header
+_FORMATS = (  # that are no NIfTI, by the ends of their names
+    ((".dtseries.nii", ".dscalar.nii", ".ptseries.nii", ".pscalar.nii", ".dlabel.nii"), "CIFTI"), ((".gii",), "GIFTI"),
+    ((".mgz", ".mgh"), "FreeSurfer's MGH"), ((".head", ".brik", ".brik.gz"), "AFNI's BRIK"), ((".dcm",), "DICOM"),
+    ((".mnc",), "MINC"), ((".nrrd", ".nhdr"), "NRRD"),
+)  # fmt: skip
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}  # NIfTI's units of time
 
 Grid = tuple[tuple[int, int, int], np.ndarray]
@@ -77,10 +84,11 @@ def read_header(path: Any) -> Header:
     ValueError
         If the file is missing or not a NIfTI image of three or four dimensions, or its affine is not invertible.
     """
+    if other := _other_format(path):
+        raise ValueError(f"{path} is a file of {other}; convert it to NIfTI (.nii.gz), with volumes of voxels")
     try:
         if isinstance(path, Path):
-            image = nib.load(path)
-            facts = _facts(image)
+            facts = _facts(nib.load(path))
         else:
             start = BytesIO(patiently(partial(_start, path), path))
             stream = gzip.GzipFile(fileobj=start) if path.name.endswith(".gz") else start
@@ -90,7 +98,10 @@ def read_header(path: Any) -> Header:
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if len(facts.shape) not in (3, 4):
-        raise ValueError(f"{path} has {len(facts.shape)} dimensions {facts.shape}; an image has three, a run four")
+        raise ValueError(
+            f"{path} has {len(facts.shape)} dimensions {facts.shape}; an image has three, a run four (and others of "
+            "length one)"
+        )
     if min(facts.shape) < 1:
         raise ValueError(f"{path} has no voxels or no volumes: its shape is {facts.shape}")
     if not (np.isfinite(facts.affine).all() and abs(np.linalg.det(facts.affine[:3, :3])) > 1e-9):
@@ -103,29 +114,48 @@ def _start(path: Any) -> bytes:
         return bytes(stream.read(_HEADER_BYTES))
 
 
-def _facts(image: nib.Nifti1Image) -> Header:
+def _other_format(path: Any) -> str:
+    """The name of an image's format if the file's name tells that it is not NIfTI."""
+    name = path.name.lower()
+    return next((what for ends, what in _FORMATS if name.endswith(ends)), "")
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of up to four axes: of those after space, axes of length one are dropped if there are several."""
+    longer = tuple(n for n in shape[3:] if n != 1)
+    return shape if len(shape) <= 4 else (*shape[:3], *(longer or (1,)))
+
+
+def _facts(image: Any) -> Header:
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ValueError(f"it is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers")
     try:
         zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
     except KeyError as error:
         raise ValueError(f"its header names a unit unknown to NIfTI, {error}") from None
-    return Header(tuple(image.shape), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0)
+    return Header(
+        _plain(tuple(image.shape)), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0
+    )
 
 
-def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> Iterator[Any]:
+def read_frames(
+    path: Path, device: str = "cpu", grid: Grid | None = None, brain: np.ndarray | None = None
+) -> Iterator[Any]:
     """A run's frames as torch tensors (t, Z, Y, X), float32, a few at a time, read once from beginning to end.
 
     Parameters
     ----------
     grid : shape and affine to resample the frames to if the file's own differ (`nilearn.image.resample_img`, cubic
         splines, zeros outside)
+    brain : (X, Y, Z) bool, on the file's own grid; NaN and infinite values outside become zero (None = there are none)
 
     Raises
     ------
     ValueError
         If the file is missing, not 4-D NIfTI, damaged (a compressed one is checked to its last byte), or holds NaN or
-        infinite values, which are reported after the last frame.
+        infinite values in the brain, which are reported after the last frame.
     """
     import torch
 
@@ -134,9 +164,10 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
     if not isinstance(image, nib.Nifti1Image):
         raise ValueError(f"{path} is not a single NIfTI file (.nii or .nii.gz); convert it")
     data = image.dataobj
-    if len(data.shape) != 4:
-        raise ValueError(f"{path} has {len(data.shape)} dimensions {data.shape}; a run has four (X, Y, Z, T)")
-    n_frames, n_voxels = data.shape[3], int(np.prod(data.shape[:3]))
+    shape = _plain(data.shape)
+    if len(shape) != 4:
+        raise ValueError(f"{path} has {len(shape)} dimensions {shape}; a run has four (X, Y, Z, T)")
+    n_frames, n_voxels = shape[3], int(np.prod(shape[:3]))
     step, bad = max(1, _FRAMES_BYTES // (4 * n_voxels)), 0
     with igzip_threaded.open(path, "rb", threads=1) if path.name.endswith(".gz") else path.open("rb") as stream:
         try:
@@ -145,8 +176,9 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
                 raw = np.empty((min(step, n_frames - start), *data.shape[2::-1]), data.dtype)
                 _fill(raw, stream)
                 frames = apply_read_scaling(raw, data.slope, data.inter).astype(np.float32, copy=False)
-                if not np.isfinite(frames).all():
-                    bad += int((~np.isfinite(frames)).any(axis=(1, 2, 3)).sum())
+                if not (finite := np.isfinite(frames)).all():
+                    bad += int((~finite if brain is None else ~finite & brain.T).any(axis=(1, 2, 3)).sum())
+                    frames = frames if brain is None else np.where(finite, frames, np.float32(0))
                 if grid is not None and not same_grid((data.shape[:3], image.affine), grid):
                     frames = resample(frames.T, image.affine, grid, "continuous").T
                 yield torch.from_numpy(frames).to(device)
@@ -156,7 +188,8 @@ def read_frames(path: Path, device: str = "cpu", grid: Grid | None = None) -> It
             raise _unreadable(path, error) from error
     if bad:
         raise ValueError(
-            f"{path} holds NaN or infinite values in {bad} of {n_frames} volumes; repair or leave out the run"
+            f"{path} holds NaN or infinite values in {bad} of {n_frames} volumes, in its mask; repair or leave out the "
+            "run, or name a mask without them"
         )
 
 
@@ -192,22 +225,37 @@ def _fill(array: np.ndarray, stream: BinaryIO) -> None:
 
 
 def _missing(path: Any) -> ValueError:
+    if isinstance(path, Path) and path.is_symlink():
+        return ValueError(f"{path} is a link to a file that is not there; fetch it (`datalad get`), or repair the link")
     return ValueError(f"{path} does not exist; correct the manifest or fetch the file")
 
 
 def _unreadable(path: Any, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read as NIfTI ({error}); it may be cut short: fetch it again")
+    advice = "it may be cut short: fetch it again"
+    start = b""
+    if isinstance(path, Path) and path.is_file():
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    compressed, plain = start.startswith(b"\x1f\x8b"), start[:4] in _NIFTI_STARTS
+    if pointer := pointer_of(start):
+        advice = f"it is only a pointer of {pointer}"
+    elif path.name.endswith(".gz") and plain:
+        advice = "its name ends in .gz, but it is not compressed: name it .nii, or compress it with gzip"
+    elif compressed and not path.name.endswith(".gz"):
+        advice = "it is compressed: its name must end in .nii.gz"
+    said = str(error).replace(f"File {path} ", "").replace(str(path), "it")
+    return ValueError(f"{path} cannot be read as NIfTI ({said}); {advice}")
 
 
-def load_bold(path: Path, device: str = "cpu", grid: Grid | None = None) -> Any:
+def load_bold(path: Path, device: str = "cpu", grid: Grid | None = None, brain: np.ndarray | None = None) -> Any:
     """A run's whole series (T, Z, Y, X), float32; parameters and errors as `read_frames`."""
     import torch
 
-    return torch.cat(list(read_frames(path, device, grid)))
+    return torch.cat(list(read_frames(path, device, grid, brain)))
 
 
 def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One volume (X, Y, Z) in float32, and its affine; a fourth axis of length one is dropped.
+    """One volume (X, Y, Z) in float32, and its affine; further axes of length one are dropped.
 
     Raises
     ------
@@ -222,8 +270,8 @@ def load_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _missing(path) from None
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
+    if data.ndim > 3 and set(data.shape[3:]) == {1}:
+        data = data.reshape(data.shape[:3])
     if data.ndim != 3:
         raise ValueError(f"{path} has {data.ndim} dimensions {data.shape}; one volume has three (X, Y, Z)")
     return data, image.affine

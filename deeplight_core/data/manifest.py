@@ -6,13 +6,14 @@ events either.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import DataSettings
+from deeplight_core.config import TRIAL_TYPE, DataSettings
 from deeplight_core.system.files import read_table, write_whole
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "add_subject_columns",
     "assign_splits",
     "is_structural",
+    "moved_root",
     "read_left_out",
     "read_manifest",
     "read_notes",
     "run_key",
     "select",
+    "start_of",
     "unit_names",
     "write_manifest",
     "write_notes",
@@ -57,10 +60,12 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
     if not path.is_file():
         raise ValueError(f"there is no manifest {path}; make one with `deeplight manifest --help`")
     table = read_table(path)
+    if "family" in table:
+        table["family"] = table["family"].mask(table["family"].str.lower() == "n/a", "")
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
-    problems += _suffix_problems(table)
+    problems += _suffix_problems(table) + _start_problems(table)
     if len(table) == 0:
         problems.append((-1, "the manifest has no rows"))
     if problems:
@@ -131,6 +136,21 @@ def _suffix_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
     ]  # fmt: skip
 
 
+def _start_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
+    """Rows whose `start_s`, if the manifest has this column, is no time."""
+    cells = table.get("start_s", pd.Series(dtype=str))
+    return [
+        (row, f"start_s = {cell!r} must be seconds from the run's beginning to its first volume, or empty")
+        for row, cell in enumerate(cells)
+        if not re.fullmatch(r"([0-9]+(\.[0-9]*)?)?", cell)
+    ]
+
+
+def start_of(row: pd.Series) -> float:
+    """When a run's first volume was acquired, in seconds: its `start_s`, if the manifest has this column, else 0."""
+    return float(row.get("start_s") or 0.0)
+
+
 def _is_tr(cell: str) -> bool:
     if not re.fullmatch(r"[0-9.eE+-]*", cell):
         return False
@@ -186,10 +206,18 @@ def unit_names(table: pd.DataFrame, split_unit: Literal["subject", "run"]) -> pd
 def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
     """The rows that an experiment uses: its tasks, and the first `max_units` units of each split."""
     tasks = {*data.tasks()}
+    if not tasks:
+        raise ValueError("neither data.source nor data.target names a task; name the states of one at least")
     if missing := sorted(tasks - set(table["task"])):
-        raise ValueError(
-            f"the manifest has no runs of {', '.join(missing)}; it has {', '.join(sorted(set(table['task'])))}"
-        )
+        there = ", ".join(sorted(set(table["task"])))
+        message = f"the manifest has no runs of {', '.join(missing)}; it has {there}"
+        if data.source == type(data)().source and {*missing} <= {*data.tasks("source")}:
+            message += (
+                ". The profile names no source, so it is the paper's. For a study without one write `source: {}` in "
+                "`data`: its decoders are trained from scratch, are linear (variants scratch, linear), or start from a "
+                "given checkpoint (`deeplight finetune --from`), since there is nothing to pre-train on"
+            )
+        raise ValueError(message)
     chosen = table[table["task"].isin(tasks)]
     if data.max_units:
         units = unit_names(chosen, data.split_unit)
@@ -218,14 +246,22 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
     names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
     if missing := [*([] if names else ["subject"]), *(c for c in labels if c not in people)]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, people))}")
-    people = people.set_index(people[names].str.removeprefix("sub-"))
+    family = next((c for c in ("family", "Family_ID", "Pedigree_ID") if c in people), None)
+    people = people.set_index(people[names].str.removeprefix("sub-"))[
+        [*dict.fromkeys([*filter(None, [family]), *labels])]
+    ]
+    people = people[~(people.reset_index().duplicated().to_numpy())]  # a row for each session, all of them equal
     if repeated := sorted({*people.index[people.index.duplicated()]}):
-        raise ValueError(f"{path} names {', '.join(repeated)} more than once")
+        differing = [str(c) for c, n in people.groupby(level=0).nunique().max().items() if n > 1]
+        raise ValueError(
+            f"{path} names {', '.join(repeated[:10])} more than once, with different {', '.join(differing)}; keep one "
+            "row of each"
+        )
     if unknown := sorted({*table["subject"]} - {*people.index}):
         raise ValueError(f"{path} has no row for {len(unknown)} subject(s) of the manifest: {', '.join(unknown[:10])}")
-    family = next((c for c in ("family", "Family_ID", "Pedigree_ID") if c in people), None)
     if family:
-        table = table.assign(family=people.loc[table["subject"], family].to_numpy())
+        families = people.loc[table["subject"], family]
+        table = table.assign(family=families.mask(families.str.lower() == "n/a", "").to_numpy())
     return table.assign(**{column: people.loc[table["subject"], column].to_numpy() for column in labels})
 
 
@@ -268,8 +304,11 @@ def _strata(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table:
         raise ValueError(f"the manifest has no column {column} to stratify by; it has {', '.join(table.columns)}")
     values = table[column].astype(str)
-    if empty := sorted({*table.loc[values == "", "subject"]}):
-        raise ValueError(f"{column} is empty for {', '.join(empty[:10])}; fill it or do not stratify by it")
+    if empty := sorted({*table.loc[values.str.lower().isin(["", "n/a", "nan"]), "subject"]}):
+        raise ValueError(
+            f"{column} is {'empty' if (values == '').any() else 'n/a'} for {', '.join(empty[:10])}; fill it, leave "
+            "them out, or do not stratify by it"
+        )
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any() or numbers.nunique() <= 4:
         return values
@@ -284,6 +323,7 @@ def write_notes(
     states: dict[str, dict[str, list[str]]],
     left_out: pd.DataFrame | None = None,
     preprocessing: dict[str, Any] | None = None,
+    trial_type: Sequence[str] = TRIAL_TYPE,
 ) -> None:
     """Write what a manifest's table cannot say beside it: `….source.json` (where the data are) and `….left-out.csv`.
 
@@ -294,6 +334,7 @@ def write_notes(
     listed = pd.DataFrame(columns=["path", "reason"]) if left_out is None else left_out
     notes: dict[str, Any] = {"root": root, "layout": layout, "split_unit": split_unit, "states": states}
     notes |= {"preprocessing": preprocessing} if preprocessing else {}
+    notes |= {"trial_type": [*trial_type]} if [*trial_type] != [*TRIAL_TYPE] else {}
     write_whole(
         path.with_suffix(".source.json"), lambda p: p.write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     )
@@ -301,7 +342,8 @@ def write_notes(
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The root, layout, unit of splits and states that a manifest was made with, and its preprocessing if it named any.
+    """The root, layout, unit of splits and states that a manifest was made with; and its preprocessing and the columns
+    of trial types, if they were named.
 
     Raises
     ------
@@ -311,13 +353,24 @@ def read_notes(path: Path) -> dict[str, Any]:
     notes = path.with_suffix(".source.json")
     try:
         found = json.loads(notes.read_text(encoding="utf-8"))
-        named = {key: found[key] for key in ("preprocessing",) if key in found}
+        named = {key: found[key] for key in ("preprocessing", "trial_type") if key in found}
         return {key: found[key] for key in ("root", "layout", "split_unit", "states")} | named
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{notes}, which says where the data of {path} are, cannot be read ({error}); make both anew with "
             "`deeplight manifest`, or write a profile"
         ) from None
+
+
+def moved_root(manifest_path: Path, root: Any) -> str:
+    """Advice if a manifest was made for another root; empty if not, or if nothing is noted."""
+    try:
+        made_for = str(read_notes(manifest_path)["root"])
+    except ValueError:
+        return ""
+    if made_for == str(root):
+        return ""
+    return f"\nThe manifest was made for the root {made_for}: set data.root to it (or give --data)"
 
 
 def read_left_out(path: Path) -> pd.DataFrame:

@@ -4,6 +4,7 @@ Any number of processes may plan the same store at once: each comes to the same 
 """
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -15,9 +16,16 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-from deeplight_core.config import LaterVersionError, PreprocessingSettings, Profile, digest, project_root
+from deeplight_core.config import (
+    TRIAL_TYPE,
+    LaterVersionError,
+    PreprocessingSettings,
+    Profile,
+    digest,
+    project_root,
+)
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
-from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.manifest import is_structural, moved_root
 from deeplight_core.data.simulate import grid as grid_over_mni
 from deeplight_core.data.store import FORMAT, read_info
 from deeplight_core.data.structural import reoriented, smoothed_for, template_mask, zoomed
@@ -29,6 +37,7 @@ __all__ = ["HCP_GRID", "Plan", "finished", "misfit", "on_grid", "own_mask", "pla
 HCP_GRID: Grid = (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 """The Human Connectome Project's grid at 2 mm: shape (X, Y, Z) and affine."""
 _REMEDY = "name its own mask in the manifest, or none"
+_NATIVE = ("T1w", "T2w", "anat", "bold", "boldref", "fsnative", "func", "individual", "native", "orig", "scanner")
 _AT_ONCE = 16  # headers and masks read at a time; for remote data, latency dominates
 
 
@@ -64,7 +73,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
     Raises
     ------
     ValueError
-        With all problems of all runs.
+        With all problems of all runs; or if runs of several people share no template space.
     """
     path, settings, tr_s = profile.store, profile.preprocessing, float(manifest["tr_s"].iloc[0])
     planned = _planned(path, tr_s)
@@ -92,7 +101,8 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
             else:
                 problems.append(header)
         if not headers:
-            raise _together(problems, root)
+            raise _together(problems, profile)
+        _refuse_several_spaces(manifest, headers, profile)
         first = next(headers[row["image"]] for row in rows if row["image"] in headers)
         shape, affine = _target_grid(settings, first, bool(structural.all()))
         grid = (shape, affine.astype(np.float32).astype(np.float64))  # as it is read back from the store
@@ -116,7 +126,7 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
                 votes += np.unpackbits(mask, count=votes.size).reshape(votes.shape)
     n_counted = len(manifest) - len(problems)
     if problems and not (keep_going and n_counted):
-        raise _together(problems, root)
+        raise _together(problems, profile)
     common = votes >= settings.mask_coverage * n_counted - 1e-9
     if not common.any():
         raise ValueError(
@@ -147,8 +157,34 @@ def _planned(path: Path, tr_s: float) -> Plan | None:
         return None
 
 
-def _together(problems: list[str], root: Any) -> ValueError:
-    return ValueError(f"{len(problems)} problem(s) in {root}:\n" + "\n".join(f"  {p}" for p in problems))
+def _together(problems: list[str], profile: Profile) -> ValueError:
+    root, lost = profile.data_root, any("does not exist" in problem for problem in problems)
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    advice = moved_root(profile.manifest_path, root) if lost else ""
+    return ValueError(f"{len(problems)} problem(s) in {root}:{lines}{advice}")
+
+
+def _refuse_several_spaces(manifest: pd.DataFrame, headers: dict[str, Header], profile: Profile) -> None:
+    """Raise an error if runs are of several people, their grids differ, and no name tells a space common to all.
+
+    Resampling to one grid aligns the grids and not the brains.
+    """
+    runs = manifest[~is_structural(manifest) & manifest["image"].isin(headers)]
+    if profile.preprocessing.assume_aligned or profile.data.layout == "hcp" or runs["subject"].nunique() < 2:
+        return
+    found = [re.search(r"_space-([A-Za-z0-9]+)", Path(image).name) for image in runs["image"]]
+    spaces = {match[1] if match else "" for match in found}
+    native = sorted(spaces & {*_NATIVE})
+    grids = [headers[image].grid for image in runs["image"]]
+    if not native and ("" not in spaces or all(same_grid(grid, grids[0]) for grid in grids)):
+        return
+    what = f"are in space {', '.join(native)}" if native else "differ in their grids and name no template space"
+    raise ValueError(
+        f"the images of {runs['subject'].nunique()} subjects {what}: brains are not aligned, and resampling would not "
+        "align them. Take images in a template space (deeplight manifest --derivatives derivatives/fmriprep --space "
+        "MNI152NLin2009cAsym), or one subject, or, if they are aligned all the same, set preprocessing.assume_aligned "
+        "(--assume-aligned) and preprocessing.resample_to"
+    )
 
 
 def _header_of(root: Any, row: pd.Series) -> Header | str:
@@ -168,7 +204,10 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
     if (not structural and len(header.shape) != 4) or length != row["n_volumes"]:
         return f"{row['image']}: shape {header.shape}, but the manifest says {row['n_volumes']} volumes"
     if not structural and abs(row["tr_s"] - tr_s) > 1e-4:
-        return f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run"
+        return (
+            f"{row['image']}: TR {row['tr_s']} s differs from {tr_s} s of the first run; a store has one TR: choose by "
+            "task or session (deeplight manifest --task, --session), one profile for each"
+        )
     own = settings.structural
     if settings.named_grid or (structural and (own.zoom_to or own.resolution_mm)) or same_grid(header.grid, grid):
         return ""
@@ -227,10 +266,11 @@ def _given_mask(settings: PreprocessingSettings) -> tuple[np.ndarray, np.ndarray
 
 
 def own_mask(folder: Path, row: pd.Series, header: Header) -> np.ndarray:
-    """A run's mask on its own grid; without one, the voxels that are not zero in its first volume."""
+    """A run's mask on its own grid; without one, the voxels that are neither zero nor NaN in its first volume."""
     if not row["mask"]:
         data = nib.load(folder / row["image"]).dataobj
-        return np.asarray(data[..., 0] if len(data.shape) == 4 else data) != 0
+        first = np.asarray(data[(..., *(0,) * (len(data.shape) - 3))])
+        return (first != 0) & np.isfinite(first)
     mask, affine = load_volume(folder / row["mask"])
     if mask.shape != header.shape[:3]:
         raise ValueError(
@@ -265,7 +305,7 @@ def on_grid(
 
 def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
     tr_s = manifest["tr_s"].iloc[0]
-    return {
+    made_with: dict[str, Any] = {
         "preprocessing": profile.preprocessing.model_dump(mode="json"),
         "events": {task: profile.data.events(task) for task in sorted(set(manifest["task"]))},
         "label": profile.data.label,
@@ -273,6 +313,9 @@ def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
         "manifest": digest(manifest.astype(object).where(manifest.notna(), None).to_dict("records")),
         "tr_s": None if np.isnan(tr_s) else float(tr_s),
     }
+    if profile.data.trial_type != [*TRIAL_TYPE]:
+        made_with["trial_type"] = profile.data.trial_type
+    return made_with
 
 
 def software() -> dict[str, str]:
@@ -294,10 +337,11 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
     if found is None or not (path / "index.parquet").is_file():
         return False
     made_with = _made_with(manifest, profile)
-    if differing := [key for key, value in made_with.items() if found.get(key) != value]:
+    compared = [*dict.fromkeys([*made_with, "trial_type"])]
+    if differing := [key for key in compared if found.get(key) != made_with.get(key)]:
         raise ValueError(
             f"store {path} was made with other {', '.join(differing)}: "
-            + "; ".join(f"{k} {json.dumps(found.get(k))}, now {json.dumps(made_with[k])}" for k in differing)
+            + "; ".join(f"{k} {json.dumps(found.get(k))}, now {json.dumps(made_with.get(k))}" for k in differing)
             + ". Name another store or profile, or delete its index.parquet: runs that stay the same are kept"
         )
     return True

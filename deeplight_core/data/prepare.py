@@ -21,13 +21,14 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import Profile, StructuralSettings, digest
+from deeplight_core.config import TRIAL_TYPE, Profile, StructuralSettings, digest
 from deeplight_core.data.images import Header, load_volume, read_header, same_grid
-from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, unit_names
+from deeplight_core.data.labels import NO_VOLUMES, check_labels, losses
+from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, start_of, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
 from deeplight_core.data.runs import run_of, source_files
-from deeplight_core.data.store import FORMAT, Store, open_store, write_volumes
+from deeplight_core.data.store import FORMAT, Store, changed_sources, open_store, write_volumes
 from deeplight_core.data.structural import (
     distance_mm,
     grey_matter,
@@ -38,7 +39,7 @@ from deeplight_core.data.structural import (
     scaled,
 )
 from deeplight_core.system.files import file_sha256, write_whole
-from deeplight_core.system.sources import at_hand, refuse_escape, stamps
+from deeplight_core.system.sources import Stamps, at_hand, changed_since, is_remote, refuse_escape, stamps
 from deeplight_core.system.workers import in_processes
 
 __all__ = ["prepare", "prepare_run", "prepare_subjects"]
@@ -67,18 +68,19 @@ def prepare(
     path = profile.store
     if finished(manifest, profile):
         store = open_store(path)
-        if all((path / file).is_file() for file in store.runs["file"]):
+        whole = all((path / file).is_file() for file in store.runs["file"])
+        if whole and not _forget_changed(store, profile.data_root):
             return store
+    table = check_labels(manifest, profile, keep_going)
+    for loss in losses(table):
+        print(f"warning: {loss}", flush=True)
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)
     _refuse_copies(manifest, records)
     if not any(record["frames"] for record in records):
         if profile.data.label and is_structural(manifest).all():
             raise ValueError(_no_label(manifest, profile))
-        raise ValueError(
-            "no volume of any run lies in a block; check the events, lag_s and skip_s, take one example per trial if "
-            "trials are short (--example window, lsa or lss), or store volumes without a state, too (--keep all)"
-        )
+        raise ValueError(NO_VOLUMES)
     files = [record["file"] for record in records]
     volumes = pd.concat(
         [
@@ -95,7 +97,8 @@ def prepare(
         on="file",
         how="left",
     )
-    index.insert(2, "onset_s", index["frame"] * index.pop("tr_s").fillna(0.0))
+    starts = runs.set_index("file").apply(start_of, axis=1)
+    index.insert(2, "onset_s", index["frame"] * index.pop("tr_s").fillna(0.0) + index["file"].map(starts))
     if profile.preprocessing.example.kind != "volume":
         index["onset_s"] = [onset for record in records for onset in record.get("onsets", [0.0] * record["n_kept"])]
     index["row"] = index.groupby("file").cumcount()
@@ -104,7 +107,9 @@ def prepare(
     if profile.preprocessing.structural.z_score and is_structural(manifest).all():
         trained_on = [r for r, split in zip(records, manifest["split"], strict=True) if split == "train"]
         _write_statistics(path, [(record["file"], record["scale"]) for record in trained_on])
-    private = ("made_of", "sources", "frames", "states", "blocks", "onsets", "whole", "transform", "regions")
+    private = (
+        "made_of", "sources", "names", "root", "frames", "states", "blocks", "onsets", "whole", "transform", "regions"
+    )  # fmt: skip
     own = pd.DataFrame([{key: value for key, value in r.items() if key not in private} for r in records])
     own.insert(2, "split", manifest["split"].to_numpy())
     if profile.preprocessing.structural.regions != "none" and is_structural(manifest).all():
@@ -114,9 +119,20 @@ def prepare(
         write_whole(path / "regions.parquet", means.to_parquet)
     if profile.preprocessing.structural.registration == "affine" and is_structural(manifest).all():
         _write_coverage(path, planned, files)
+    if len(table):
+        write_whole(path / "labels.parquet", table.to_parquet)
     write_whole(path / "runs.parquet", own.to_parquet)
     write_whole(path / "index.parquet", index.to_parquet)
     _remove_abandoned(path / "runs")
+    if not profile.preprocessing.confounds.strategy and "unsteady_volumes" in own:
+        unsteady = own[own["unsteady_volumes"] > profile.preprocessing.drop_volumes]
+        if len(unsteady):
+            print(
+                f"warning: the confounds of {len(unsteady)} runs name up to {unsteady['unsteady_volumes'].max():.0f} "
+                "first volumes from before the steady state, which are kept; leave them out with --drop-volumes (or "
+                "--confounds non_steady_state)",
+                flush=True,
+            )
     for line in _image_notes(own, profile.preprocessing.structural):
         print(line, flush=True)
     return open_store(path)
@@ -149,6 +165,19 @@ def _prepare_runs(
     return in_processes(work, [row for _, row in rows.iterrows()], jobs, "prepared runs", keep_going)
 
 
+def _forget_changed(store: Store, root: Any) -> bool:
+    """Whether sources on this machine have changed since the store was made; it is then unfinished, so that their runs
+    are made anew, and the plan, too, if they are images."""
+    if is_remote(root) or not (changed := changed_sources(store, root)):
+        return False
+    some = ", ".join(name for names in list(changed.values())[:3] for name in names[:1])
+    print(f"{len(changed)} runs' files have changed since the store was made; made anew: {some} …", flush=True)
+    (store.path / "index.parquet").unlink()
+    if any(name.endswith((".nii", ".nii.gz")) for names in changed.values() for name in names):
+        (store.path / "mask.nii.gz").unlink()
+    return True
+
+
 def _remove_abandoned(folder: Path) -> None:
     """Delete what killed processes left behind."""
     for left_over in [*folder.glob("partial_*"), *folder.glob("fetched_*")]:
@@ -177,9 +206,11 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
     for name in names:
         refuse_escape(root, name)
     label = str(row[profile.data.label]) if structural and profile.data.label else ""
+    asked: list[Any] = [profile.data.trial_type] if profile.data.trial_type != [*TRIAL_TYPE] else []
+    asked += [start_of(row)] if start_of(row) else []
     made_of = digest(
         FORMAT, *names, row["sha256"], int(row["n_volumes"]), 0.0 if structural else float(row["tr_s"]), label,
-        settings, profile.data.events(row["task"]), planned.identity, software(),
+        settings, profile.data.events(row["task"]), planned.identity, software(), *asked,
     )  # fmt: skip
     try:
         sources = stamps(root, names)
@@ -205,7 +236,8 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
             place, facts = _placed(volume, own, header, root / row["image"], row["task"], settings.structural)
         overlap = (on_grid(grid, own, place, row, settings) & planned.mask).sum() / planned.mask.sum()
         record = {
-            "file": file, "run": run_key(row), "made_of": made_of, "sources": sources,
+            "file": file, "run": run_key(row), "made_of": made_of, "sources": sources, "names": names,
+            "root": str(root),
             "n_frames": int(row["n_volumes"]), "orientation": header.orientation,
             "resampled": not same_grid(header.grid, grid), "mask_overlap": float(overlap), **facts,
         }  # fmt: skip
@@ -216,7 +248,7 @@ def prepare_run(row: pd.Series, profile: Profile, planned: Plan, device: str = "
                 placed = placed.round() if settings.structural.rounded else placed
                 record.update(_write_image(path, placed, label, row, profile, planned))
             else:
-                record.update(_write_series(path, folder, row, profile, planned, device))
+                record.update(_write_series(path, folder, row, profile, planned, own, device))
             record["sha256"] = file_sha256(path)
 
         write_whole(store / file, write)
@@ -259,7 +291,7 @@ def _placed(
 
 
 def _write_series(
-    path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, device: str
+    path: Path, folder: Path, row: pd.Series, profile: Profile, planned: Plan, brain: np.ndarray, device: str
 ) -> dict[str, Any]:
     """Write the volumes to keep from a run of fMRI; without events, they have no state."""
     import torch
@@ -271,7 +303,7 @@ def _write_series(
 
     def process(write: Callable[[slice, Any], None]) -> dict[str, np.ndarray]:
         n_constant, tsnr = process_run(
-            source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device, run.matrices
+            source, planned.mask, planned.affine, row["tr_s"], settings, path.parent, write, device, run.matrices, brain
         )
         if n_constant == len(tsnr):
             raise ValueError(f"{source}: no voxel varies over time, so there is no signal; leave this run out")
@@ -283,9 +315,9 @@ def _write_series(
         counted["onsets"] = run.onset_s.tolist()
     return {
         "n_kept": len(labels.frames), **labels.dropped, **counted, **stored,
-        "states_without_events": ", ".join(run.events.empty), "ignored_events": ", ".join(run.events.ignored),
-        "unknown_events": ", ".join(run.events.unknown), "frames": labels.frames.tolist(),
-        "states": list(labels.states), "blocks": labels.blocks.tolist(),
+        "events_without_onset": run.events.without_onset, "states_without_events": ", ".join(run.events.empty),
+        "ignored_events": ", ".join(run.events.ignored), "unknown_events": ", ".join(run.events.unknown),
+        "frames": labels.frames.tolist(), "states": list(labels.states), "blocks": labels.blocks.tolist(),
     }  # fmt: skip
 
 
@@ -313,12 +345,12 @@ def _write_image(
     }  # fmt: skip
 
 
-def _record_of_finished(note: Path, file: Path, made_of: str, sources: dict[str, list[float]]) -> dict[str, Any] | None:
+def _record_of_finished(note: Path, file: Path, made_of: str, sources: Stamps) -> dict[str, Any] | None:
     """A run's record if its file is whole and was made from exactly this; else None."""
     try:
         record = json.loads(note.read_text(encoding="utf-8"))
         whole = digest({key: value for key, value in record.items() if key != "whole"}) == record["whole"]
-        current = whole and (record["made_of"], record["sources"]) == (made_of, sources)
+        current = whole and record["made_of"] == made_of and not changed_since(record["sources"], sources)
         current = current and record["sha256"] == file_sha256(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

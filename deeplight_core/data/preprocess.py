@@ -231,6 +231,7 @@ def process_run(
     write: Callable[[slice, Any], object],
     device: str = "cpu",
     matrices: Matrices | None = None,
+    brain: np.ndarray | None = None,
 ) -> tuple[int, np.ndarray]:
     """Smooth and clean one run's in-mask series, never holding more than a part of it in memory.
 
@@ -240,6 +241,7 @@ def process_run(
     scratch : folder with room for the smoothed in-mask series in float32
     write : receives a slice of the in-mask voxels and their clean series (T, v) or examples, float32, block by block
     matrices : see `clean`
+    brain : (X, Y, Z) bool, the run's own mask on its own grid, outside which NaN is zero
 
     Returns
     -------
@@ -263,7 +265,7 @@ def process_run(
 
     with TemporaryFile(dir=scratch) as file:
         n_frames, reference = 0, None
-        for frames in read_frames(path, device, (mask.shape, affine) if settings.named_grid else None):
+        for frames in read_frames(path, device, (mask.shape, affine) if settings.named_grid else None, brain):
             if reference is None:  # subtracted, so that float32 resolves changes on a baseline of 10,000
                 reference = frames[0].clone()
                 baseline = inside(reference[None])[0]

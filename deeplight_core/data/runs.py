@@ -13,6 +13,7 @@ import pandas as pd
 from deeplight_core.config import PreprocessingSettings, Profile
 from deeplight_core.data.confounds import Confounds, confound_files, read_confounds
 from deeplight_core.data.events import Events, Labels, label_frames, read_events
+from deeplight_core.data.manifest import start_of
 from deeplight_core.data.preprocess import Matrices, confound_matrix
 from deeplight_core.data.trials import nuisance_matrix, residual_matrix, trials_of
 
@@ -58,27 +59,29 @@ def run_of(row: pd.Series, folder: Path, profile: Profile) -> Run:
     """
     settings, n_frames, tr_s = profile.preprocessing, int(row["n_volumes"]), float(row["tr_s"])
     path = folder / row["events"] if row["events"] else None
-    events = read_events(path, profile.data.events(row["task"]), row["task"])
+    events = read_events(path, profile.data.events(row["task"]), row["task"], profile.data.trial_type)
     found = read_confounds(folder, confound_files(folder, row["image"]), row["image"], n_frames, settings.confounds)
     facts = {} if found is None else {
         "mean_fd_mm": found.mean_fd_mm, "unsteady_volumes": found.n_unsteady,
         "censored_volumes": n_frames - len(found.kept), "n_confounds": found.regressors.shape[1],
     }  # fmt: skip
     try:
-        return _run(events, found, n_frames, tr_s, settings, facts)
+        return _run(events, found, start_of(row) + np.arange(n_frames) * tr_s, tr_s, settings, facts)
     except ValueError as error:
         raise ValueError(f"{row['image']}: {error}") from error
 
 
 def _run(
-    events: Events, found: Confounds | None, n_frames: int, tr_s: float, settings: PreprocessingSettings,
+    events: Events, found: Confounds | None, times: np.ndarray, tr_s: float, settings: PreprocessingSettings,
     facts: dict[str, Any],
 ) -> Run:  # fmt: skip
+    n_frames = len(times)
     kept = np.arange(n_frames) if found is None else found.kept
+    kept = kept[kept >= settings.drop_volumes]
     regressors = np.empty((n_frames, 0)) if found is None else found.regressors
     plain = len(kept) == n_frames and not regressors.size
     if settings.example.kind == "volume":
-        labels = label_frames(events.blocks, n_frames, tr_s, settings)
+        labels = label_frames(events.blocks, n_frames, tr_s, settings, float(times[0]))
         if plain:
             return Run(events, labels, None, labels.frames, None, facts)
         there = np.isin(labels.frames, kept)
@@ -88,7 +91,6 @@ def _run(
         )  # fmt: skip
         matrices = Matrices(_confounds_out(tr_s, settings, regressors, kept), kept)
         return Run(events, labels, None, np.searchsorted(kept, labels.frames), matrices, facts)
-    times = np.arange(n_frames) * tr_s
     trials = trials_of(events.blocks, times, settings, regressors, kept)
     if settings.example.kind == "window":
         cleaning = _confounds_out(tr_s, settings, regressors, kept)
@@ -106,9 +108,22 @@ def _confounds_out(
     return confound_matrix(tr_s, settings.detrend, settings.high_pass_hz, regressors, kept)
 
 
-def labels_of(blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings) -> Labels:
-    """The examples that a run's events give, before any file of confounds is read."""
+def labels_of(
+    blocks: pd.DataFrame, n_frames: int, tr_s: float, settings: PreprocessingSettings, start_s: float = 0.0
+) -> Labels:
+    """The examples that a run's events give, before any file of confounds is read.
+
+    Parameters
+    ----------
+    blocks : `onset, duration` in seconds and `state`
+    start_s : when the first volume was acquired
+    """
     if settings.example.kind == "volume":
-        return label_frames(blocks, n_frames, tr_s, settings)
-    trials = trials_of(blocks, np.arange(n_frames) * tr_s, settings)
+        labels = label_frames(blocks, n_frames, tr_s, settings, start_s)
+        there = labels.frames >= settings.drop_volumes
+        return replace(
+            labels, frames=labels.frames[there], states=labels.states[there], blocks=labels.blocks[there]
+        )  # fmt: skip
+    kept = np.arange(min(settings.drop_volumes, n_frames - 1), n_frames)
+    trials = trials_of(blocks, start_s + np.arange(n_frames) * tr_s, settings, kept=kept)
     return Labels(trials.numbers, trials.states, trials.numbers, trials.counts)

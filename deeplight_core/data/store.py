@@ -6,6 +6,7 @@ runs/<run>.safetensors   `volumes` (N, V) float16, or int8 with a scale; of runs
 runs/<run>.json      the run's record: what its file was made from, its sha256, what was kept and left out
 statistics.safetensors   `mean`, `sd` (V) over the training images, if the settings ask for z-scores
 regions.parquet      regional means of structural images, one row per image, if the settings ask for them
+labels.parquet       events and volumes of every task, state and split, and events without volumes; of runs of fMRI
 runs.parquet         the records, one row per run
 index.parquet        one row per volume; written last: a store that has it is whole
 
@@ -15,6 +16,7 @@ number within the run, `onset_s` is its onset.
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -31,10 +33,22 @@ from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.manifest import SPLITS
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
+from deeplight_core.system.sources import changed_since, is_remote, located, stamps
 
-__all__ = ["FORMAT", "Store", "open_store", "read_info", "shared_images", "verify", "volume_reader", "write_volumes"]
+__all__ = [
+    "FORMAT",
+    "Store",
+    "changed_sources",
+    "open_store",
+    "read_info",
+    "shared_images",
+    "verify",
+    "volume_reader",
+    "write_volumes",
+]
 
 FORMAT = 2  # of the layout above
+_AT_ONCE = 16  # records and sources read at a time
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,11 @@ class Store:
                 total += tensors.get_tensor("tsnr")
         return total / len(self.runs)
 
+    def labels(self) -> pd.DataFrame:
+        """Per `task, state`: `events`, those `without` a volume, and the volumes of each split; or empty."""
+        path = self.path / "labels.parquet"
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
     def coverage(self) -> np.ndarray:
         """Share of runs whose own mask has a voxel, (X, Y, Z)."""
         return np.asarray(nib.load(self.path / "coverage.nii.gz").dataobj, dtype=np.float32)
@@ -261,6 +280,31 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"store {path} is damaged ({error}); delete it and run `deeplight prepare` again")
 
 
+def changed_sources(store: Store, root: Any = None) -> dict[str, list[str]]:
+    """File of a run → its sources that are not as they were when it was made: in size, time or content, new, or gone.
+
+    A run one of whose sources has gone altogether has not changed: data may be deleted that are no longer needed.
+
+    Parameters
+    ----------
+    root : where the sources are (None = where they were; stores of earlier versions do not say, and are not compared)
+    """
+
+    def of_run(file: str) -> list[str]:
+        try:
+            record = json.loads((store.path / file).with_suffix(".json").read_text(encoding="utf-8"))
+            noted = record["sources"]
+            names = record.get("names") or [*noted]
+            place = root or (located(record["root"]) if "root" in record else None)
+            return [] if place is None or is_remote(place) else changed_since(noted, stamps(place, names))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = dict(zip(store.runs["file"], pool.map(of_run, store.runs["file"]), strict=True))
+    return {file: names for file, names in found.items() if names}
+
+
 def verify(path: str | Path) -> list[str]:
     """The problems of a store, one line each: files that are missing or damaged, counts that disagree.
 
@@ -270,7 +314,10 @@ def verify(path: str | Path) -> list[str]:
         If it cannot be opened at all.
     """
     store = open_store(path)
-    problems = []
+    problems = [
+        f"{name} of {file} has changed since the store was made; run `deeplight prepare` again"
+        for file, names in changed_sources(store).items() for name in names
+    ]  # fmt: skip
     counts = store.index.groupby("file").size()
     for file, n_kept in track(
         zip(store.runs["file"], store.runs["n_kept"], strict=True), len(store.runs), "verified runs"

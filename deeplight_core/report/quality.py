@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.config import Profile
-from deeplight_core.data.manifest import is_structural
+from deeplight_core.data.manifest import is_structural, start_of
 from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.simulate import planted_path
 from deeplight_core.data.store import Store
@@ -60,7 +60,8 @@ def designs(profile: Profile, manifest: pd.DataFrame) -> dict[str, Design]:
             run = run_of(row, folder, profile)
         labels, blocks = run.labels, run.events.blocks
         if run.onset_s is None:
-            labelled_s, n_empty = labels.frames[labels.states != ""] * tr_s, labels.dropped["blocks_without_volumes"]
+            labelled_s = start_of(row) + labels.frames[labels.states != ""] * tr_s
+            n_empty = labels.dropped["blocks_without_volumes"]
         else:
             labelled_s, n_empty = run.onset_s, labels.dropped["trials"] - len(labels.frames)
         found[row["task"]] = Design(blocks, labelled_s, n_volumes, tr_s, n_empty, run.onset_s is not None)

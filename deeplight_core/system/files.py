@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and their checksums."""
 
+import csv
 import hashlib
 import os
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -12,7 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["file_sha256", "read_at", "read_table", "write_at", "write_whole"]
+__all__ = ["file_sha256", "pointer_of", "read_at", "read_table", "write_at", "write_whole"]
+
+_POINTERS = {  # beginnings of the small files that stand for contents that were not fetched
+    "/annex/objects/": "git-annex (fetch it with `datalad get` or `git annex get`)",
+    "version https://git-lfs": "Git LFS (fetch it with `git lfs pull`)",
+}
 
 
 def file_sha256(path: Path) -> str:
@@ -38,8 +45,16 @@ def write_at(file: int, values: np.ndarray, position: int) -> None:
         view, position = view[n:], position + n
 
 
+def pointer_of(beginning: bytes) -> str:
+    """What a file stands for, by its beginning, if it only points to its contents (git-annex, Git LFS); else empty."""
+    return next((whose for text, whose in _POINTERS.items() if beginning.startswith(text.encode())), "")
+
+
 def read_table(path: Any) -> "pd.DataFrame":
     """A table with a header, all cells as text: tab-separated if the name ends in .tsv or .txt, else comma-separated.
+
+    Blanks around a cell, and empty cells beyond the header, are no part of the table; a column without a name is called
+    `Unnamed: <number>`, or left out if it is empty.
 
     Raises
     ------
@@ -51,13 +66,41 @@ def read_table(path: Any) -> "pd.DataFrame":
     import pandas as pd
 
     kind, separator = ("tab", "\t") if path.name.lower().endswith((".tsv", ".txt")) else ("comma", ",")
+    what = f"{path} is not a {kind}-separated table in UTF-8"
+    with path.open("rb") as stream:
+        data = stream.read()
     try:
-        with path.open("rb") as stream:
-            table = pd.read_csv(stream, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not a {kind}-separated table in UTF-8: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: {error}") from error
+    if pointer := pointer_of(data):
+        raise ValueError(f"{path} is only a pointer of {pointer}")
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for cells in reader:
+            if kind == "tab" and any("\n" in cell or "\r" in cell for cell in cells):
+                raise csv.Error("a cell goes over several lines")
+            if any(cell.strip() for cell in cells):
+                rows.append([cell.strip() for cell in cells])
+    except csv.Error as error:
+        raise ValueError(
+            f"{what}: {error}, in line {reader.line_num} or before it; is a quotation mark not closed?"
+        ) from error
+    if not rows:
+        raise ValueError(f"{what}: it is empty")
+    header, body = rows[0], rows[1:]
+    longer = [number for number, cells in enumerate(body, start=2) if any(cells[len(header) :])]
+    if longer and len(longer) < len(body):
+        raise ValueError(f"{what}: line {longer[0]} has more cells than the header; is there a {kind} too many?")
+    if longer:
         raise ValueError(f"{path}: rows have more cells than the header; is there a {kind} too many?")
+    padded = [cells[: len(header)] + [""] * (len(header) - len(cells)) for cells in body]
+    there = [i for i, name in enumerate(header) if name or any(cells[i] for cells in padded)]
+    names = pd.Index([header[i] or f"Unnamed: {i}" for i in there], dtype=str)
+    table = pd.DataFrame([[cells[i] for i in there] for cells in padded], columns=names, dtype=str)
+    if repeated := sorted({*table.columns[table.columns.duplicated()]}):
+        raise ValueError(f"{path} has several columns {', '.join(repeated)}; rename or remove all but one")
     return table
 
 

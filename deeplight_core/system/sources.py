@@ -1,5 +1,6 @@
 """Where a dataset lies: a folder, or a URL that fsspec knows (`s3://…`), whose files are fetched when needed."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,10 +9,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-__all__ = ["at_hand", "is_remote", "located", "patiently", "refuse_escape", "stamps"]
+__all__ = [
+    "Stamps",
+    "at_hand",
+    "changed_since",
+    "content",
+    "is_remote",
+    "located",
+    "patiently",
+    "refuse_escape",
+    "stamps",
+]
 
 Result = TypeVar("Result")
 
+Stamps = dict[str, list[float | str]]
+
+_CHUNK = 1 << 16  # bytes hashed at the start, middle and end: all of a small file
 _TRIES = 4
 _PAUSE_S = 0.5  # before the second try; doubles
 
@@ -52,15 +66,40 @@ def refuse_escape(root: Any, name: str) -> None:
         )
 
 
-def stamps(root: Any, names: Iterable[str]) -> dict[str, list[float]]:
-    """Size and modification time of files, and of the files in folders: other numbers mean another file."""
+def content(path: Any) -> str:
+    """A hash of a file's beginning, middle and end, and its size."""
+    size = path.stat().st_size
+    hashed = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for position in (0, size // 2, max(0, size - _CHUNK)):
+            stream.seek(position)
+            hashed.update(stream.read(_CHUNK))
+    return hashed.hexdigest()
 
-    def of(name: str) -> dict[str, list[float]]:
+
+def stamps(root: Any, names: Iterable[str]) -> Stamps:
+    """Size, modification time and (of local files) content of files, and of the files in folders.
+
+    Other stamps mean another file. Names that begin with a dot are left out.
+    """
+
+    def of(name: str) -> Stamps:
         path = root / name
         files = sorted(path.iterdir(), key=str) if path.is_dir() else [path]
-        return {str(f.relative_to(root)): [(status := f.stat()).st_size, status.st_mtime] for f in files}
+        found: Stamps = {}
+        for file in (f for f in files if not f.name.startswith(".")):
+            status = file.stat()
+            hashed = [] if is_remote(root) else [content(file)[:16]]
+            found[str(file.relative_to(root))] = [status.st_size, status.st_mtime, *hashed]
+        return found
 
     return {file: stamp for name in names for file, stamp in patiently(partial(of, name), root).items()}
+
+
+def changed_since(noted: Stamps, now: Stamps) -> list[str]:
+    """The files whose stamps differ in size, time or content, and those that are new or gone; earlier versions noted
+    no content."""
+    return sorted(file for file in {*now, *noted} if now.get(file, [])[: len(noted.get(file, []))] != noted.get(file))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplight_core.config import DataSettings, PreprocessingSettings
-from deeplight_core.data.events import label_frames, read_events
+from deeplight_core.data.events import event_names, label_frames, misplaced, read_events
 from deeplight_core.data.simulate import design
 
 WANTED = {"left": ["lh"], "right": ["rh"]}
@@ -126,7 +126,8 @@ def test_bids_events_are_sorted_and_others_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BIDS.replace("90", "n/a"), "row 3: onset 'n/a', duration '12' are not seconds"),
+        (BIDS.replace("90", "soon"), "row 3: onset 'soon', duration '12' are not seconds"),
+        (BIDS.replace("90", "90,5"), "row 3: onset '90,5', duration '12' are not seconds; decimals have a point"),
         (BIDS.replace("90\tn/a\t12", "90\tn/a\tn/a"), "row 3: onset '90', duration 'n/a' are not seconds"),
         (BIDS.replace("90\tn/a\t12", "90\tn/a\t-1"), "row 3: onset 90.0, duration -1.0; both must be finite"),
         (BIDS.replace("duration", "length"), "has no column duration; it has trial_type, onset, response, length"),
@@ -247,10 +248,11 @@ def test_labels_equal_a_plain_loop(
             first = onset + lag_ms + (2 * tr_ms if skip_ms is None else skip_ms)
             if first <= frame * tr_ms < onset + lag_ms + duration:
                 owners.append((state, in_time.index(i)))
-        if len(owners) == 1:
-            expected[frame] = owners[0]
+        states = {state for state, _ in owners}
+        if len(states) == 1:
+            expected[frame] = min(owners, key=lambda owner: owner[1])  # of several blocks of one state, the first
         in_none += not owners
-        in_two += len(owners) > 1
+        in_two += len(states) > 1
     table = pd.DataFrame([(o / 1000, d / 1000, s) for o, d, s in blocks], columns=["onset", "duration", "state"])
     settings = PreprocessingSettings(lag_s=lag_ms / 1000, skip_s=None if skip_ms is None else skip_ms / 1000)
     labels = label_frames(table, n_frames, tr_ms / 1000, settings)
@@ -299,3 +301,67 @@ def test_joined_trials_equal_a_plain_loop(trials: list[tuple[int, int, str]], ga
     assert as_trials.frames.tolist() == as_blocks.frames.tolist()
     assert as_trials.states.tolist() == as_blocks.states.tolist()
     assert as_trials.dropped == as_blocks.dropped
+
+
+@pytest.mark.parametrize("row", ["0,5\t10,5\t1", "0,5 10,5 1", "0,5;10,5;1", "0,5,10,5,1"])
+def test_decimal_commas_in_an_ev_file_are_refused(tmp_path: Path, row: str) -> None:
+    with pytest.raises(ValueError, match="decimals have a point, not a comma"):
+        read_events(ev_folder(tmp_path / "EVs", lh=f"{row}\n"), WANTED, "MOTOR")
+
+
+def test_only_wanted_rows_are_checked_and_onsets_that_are_not_stated_are_counted(tmp_path: Path) -> None:
+    text = BIDS + "press\t3\tn/a\tn/a\nlh\tn/a\tn/a\t12\nrest\tsoon\tn/a\t1\n"
+    events = read_events(tsv(tmp_path, text), WANTED, "moving")
+    assert listed(events.blocks) == BLOCKS
+    assert events.without_onset == 1
+    assert events.ignored == {"rest": 3, "press": 1}
+    assert event_names(tsv(tmp_path, text)) == ({"lh", "rh"}, {"rest", "press"})
+    with pytest.raises(ValueError, match="state it, or leave 'press' out of the states"):
+        read_events(tsv(tmp_path, text), {"press": ["press"]}, "moving")
+
+
+def test_several_columns_name_an_event(tmp_path: Path) -> None:
+    text = "onset\tduration\tstim\tside\n0\t4\tface\tleft\n6\t4\thouse\tn/a\n12\t4\tn/a\tn/a\n18\t4\t1\t2.0\n"
+    assert event_names(tsv(tmp_path, text), ["stim", "side"])[0] == {"face/left", "house", "1/2.0"}
+    blocks = read_events(tsv(tmp_path, text), {"x": ["face/left"]}, "t", ["stim", "side"]).blocks
+    assert listed(blocks) == [(0.0, 4.0, "x")]
+
+
+def test_a_column_that_may_name_events_is_proposed(tmp_path: Path) -> None:
+    rows = "".join(f"{i}\t1\t{'ab'[i % 2]}\t{i / 7}\timage{i}.png\n" for i in range(30))
+    with pytest.raises(ValueError, match=r"it has .*; name the column of the events' names: --trial-type stim$"):
+        read_events(tsv(tmp_path, f"onset\tduration\tstim\trating\tfile\n{rows}"), WANTED, "moving")
+
+
+def test_repeated_rows_and_overlaps_of_one_state_are_no_conflict() -> None:
+    once, _ = frames_of([(0, 10, "a"), (14, 6, "b")], skip_s=0)
+    twice, dropped = frames_of([(0, 10, "a"), (0, 10, "a"), (14, 6, "b"), (14, 6, "b")], skip_s=0)
+    assert twice == once
+    assert dropped == {"volumes_in_no_block": 12}
+    assert frames_of([(0, 10, "a"), (6, 10, "a")], skip_s=0)[0] == {"a": list(range(8))}
+
+
+def test_the_first_volume_may_be_acquired_later() -> None:
+    table = pd.DataFrame([(0.0, 10.0, "a"), (14.0, 6.0, "b")], columns=["onset", "duration", "state"])
+    labels = label_frames(table, 12, 2.0, PreprocessingSettings(skip_s=0), start_s=1.0)
+    assert labels.frames.tolist() == [0, 1, 2, 3, 4, 7, 8, 9]  # at 1, 3, … 9 and 15, 17, 19 s
+
+
+@pytest.mark.parametrize(
+    ("onsets", "duration", "n", "message"),
+    [
+        ([0, 14, 28, 42], 10, 0, ""),
+        ([0, 14, 75, 81], 10, 1, ""),
+        ([0, 20, 42, 90, 95], 10, 2, ""),
+        ([0, 14000, 28000, 42000], 10000, 4, "milliseconds"),
+        ([0, 14, 28, 42], 10000, 4, "durations in milliseconds"),
+        ([100, 114, 128], 10, 3, "counted on from run to run"),
+        ([-90, -70], 10, 2, "another run"),
+        ([0], 85, 0, ""),
+    ],
+)
+def test_events_that_are_not_a_runs(onsets: list[float], duration: float, n: int, message: str) -> None:
+    found = misplaced(pd.DataFrame({"onset": onsets, "duration": duration}), 80.0)
+    assert found[0] == n
+    assert message in found[1]
+    assert bool(found[1]) == bool(message)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deeplight_core.data import images
-from deeplight_core.data.images import load_bold, load_volume, read_frames
+from deeplight_core.data.images import load_bold, load_volume, read_frames, read_header
 
 SHAPE = (7, 8, 9)
 AFFINE = np.array([[-3.0, 0.2, 0, 9], [0, 3.5, 0, -12], [0.1, 0, 4, -16], [0, 0, 0, 1]])
@@ -105,3 +105,53 @@ def test_a_broken_volume_is_named(tmp_path: Path) -> None:
         load_volume(saved(path, np.ones((*SHAPE, 2))))
     with pytest.raises(ValueError, match=f"^{path} cannot be read as NIfTI"):
         load_volume(broken("truncated", path))
+
+
+def test_nan_outside_the_mask_is_zero_and_inside_an_error(tmp_path: Path) -> None:
+    data, brain = np.random.default_rng(0).normal(size=(*SHAPE, 5)), np.zeros(SHAPE, bool)
+    brain[2:5, 2:5, 2:5] = True
+    data[~brain] = np.nan
+    bold = load_bold(saved(tmp_path / "bold.nii.gz", data), brain=brain)
+    np.testing.assert_array_equal(bold.numpy().T, np.where(brain[..., None], data, 0).astype(np.float32))
+    data[3, 3, 3, 1] = np.inf
+    with pytest.raises(ValueError, match="in 1 of 5 volumes, in its mask"):
+        load_bold(saved(tmp_path / "bold.nii.gz", data), brain=brain)
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 5, 1), (*SHAPE, 1, 5)])
+def test_axes_of_length_one_are_dropped(shape: tuple[int, ...], tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    path = saved(tmp_path / "bold.nii.gz", data)
+    assert read_header(path).shape == (*SHAPE, 5)
+    np.testing.assert_array_equal(load_bold(path).numpy().T, data.reshape(*SHAPE, 5))
+    with pytest.raises(ValueError, match=r"has 5 dimensions \(7, 8, 9, 5, 2\)"):
+        read_header(saved(tmp_path / "bold.nii.gz", np.zeros((*SHAPE, 5, 2))))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.dtseries.nii", "is a file of CIFTI; convert it to NIfTI"),
+        ("x.mgz", "is a file of FreeSurfer's MGH; convert"),
+        ("x+tlrc.BRIK", "is a file of AFNI's BRIK"),
+    ],
+)
+def test_other_formats_are_named(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(ValueError, match=message):
+        read_header(tmp_path / name)
+
+
+def test_what_a_file_is_instead_of_what_its_name_says(tmp_path: Path) -> None:
+    plain = saved(tmp_path / "x.nii", np.zeros(SHAPE))
+    plain.rename(tmp_path / "plain.nii.gz")
+    saved(tmp_path / "y.nii.gz", np.zeros(SHAPE)).rename(tmp_path / "packed.nii")
+    (tmp_path / "pointer.nii.gz").write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
+    (tmp_path / "link.nii.gz").symlink_to("gone.nii.gz")
+
+    for name, message in {
+        "plain.nii.gz": "not compressed: name it .nii", "packed.nii": "its name must end in .nii.gz",
+        "pointer.nii.gz": "only a pointer of git-annex", "link.nii.gz": "is a link to a file that is not there",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_header(tmp_path / name)

@@ -137,7 +137,7 @@ def test_two_datasets_may_not_share_a_runs_name(table: pd.DataFrame, tmp_path: P
         (",".join(COLUMNS).encode() + b"\n", "the manifest has no rows"),
         (",".join(COLUMNS[:-2]).encode() + b"\n", r"missing column\(s\) family, sha256; expected dataset, subject"),
         (b"a,b\n1,2\n1,2,3\n", "not a comma-separated table in UTF-8.*line 3"),
-        (",".join(COLUMNS).encode() + b"\n" + b"x," * 13, "rows have more cells than the header"),
+        (",".join(COLUMNS).encode() + b"\n" + b"x," * 13 + b"x", "rows have more cells than the header"),
     ],
     ids=["empty", "not UTF-8", "no rows", "missing columns", "ragged", "a comma too many"],
 )
@@ -400,3 +400,42 @@ def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_left_out(tmp_path / "other.csv").empty
     with pytest.raises(ValueError, match=r"other.source.json, which says where the data of .* are, cannot be read"):
         read_notes(tmp_path / "other.csv")
+
+
+def test_a_family_that_is_not_known_is_none(table: pd.DataFrame, tmp_path: Path) -> None:
+    people = "participant_id\tfamily\n" + "".join(f"sub-{s}\tn/a\n" for s in sorted({*table["subject"]}))
+    (tmp_path / "participants.tsv").write_text(people)
+    assert set(add_subject_columns(table, tmp_path / "participants.tsv", [])["family"]) == {""}
+    write_manifest(table.assign(family="n/a"), tmp_path / "m.csv")
+    assert set(read_manifest(tmp_path / "m.csv")["family"]) == {""}
+
+
+def test_a_participant_may_have_several_equal_rows(table: pd.DataFrame, tmp_path: Path) -> None:
+    subjects = sorted({*table["subject"]})
+    lines = [f"sub-{s}\tses-{n}\tF\t{n}" for s in subjects for n in (1, 2)]
+    (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\tsession\tsex\tweight", *lines]) + "\n")
+    assert set(add_subject_columns(table, tmp_path / "participants.tsv", ["sex"])["sex"]) == {"F"}
+    with pytest.raises(ValueError, match=rf"names {subjects[0]}, .* more than once, with different weight"):
+        add_subject_columns(table, tmp_path / "participants.tsv", ["sex", "weight"])
+
+
+def test_strata_that_are_not_known_are_named(table: pd.DataFrame) -> None:
+    sex = table["subject"].map({s: "F" for s in {*table["subject"]}} | {"sim001": "n/a"})
+    with pytest.raises(ValueError, match="sex is n/a for sim001; fill it"):
+        assign_splits(table.assign(sex=sex), "subject", 1, 0, "sex")
+
+
+def test_a_study_without_a_source_is_told_how_it_works(table: pd.DataFrame) -> None:
+    own = table.assign(task="loc").drop_duplicates("subject")
+    with pytest.raises(ValueError, match=r"write `source: \{\}` in `data`: .* scratch, linear"):
+        select(own, DataSettings(layout="bids", target={"loc": ["face", "house"]}))
+    assert len(select(own, DataSettings(layout="bids", source={}, target={"loc": ["face", "house"]}))) == len(own)
+    with pytest.raises(ValueError, match=r"neither data.source nor data.target names a task"):
+        select(own, DataSettings(layout="bids", source={}, target={}))
+
+
+@pytest.mark.parametrize("cell", ["-1", "soon", "1e5"])
+def test_a_start_that_is_no_time_is_named(table: pd.DataFrame, cell: str, tmp_path: Path) -> None:
+    write_manifest(table.assign(start_s=["0.5", cell] + [""] * (len(table) - 2)), tmp_path / "m.csv")
+    with pytest.raises(ValueError, match=f"row 3: start_s = '{cell}' must be seconds"):
+        read_manifest(tmp_path / "m.csv")

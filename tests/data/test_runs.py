@@ -212,7 +212,7 @@ def test_changed_confounds_are_noticed(project: Path, study: tuple[pd.DataFrame,
 
 def test_a_run_whose_confounds_cannot_be_used_is_named(project: Path, study: tuple[pd.DataFrame, Path]) -> None:
     manifest, root = study
-    settings = profile(root, confounds={"strategy": ["wm_csf"]})
+    settings = profile(root, confounds={"strategy": ["wm_csf"]}, lag_s=4, skip_s=0)
     with pytest.raises(ValueError, match=r"sub-01_task-faces_desc-confounds_timeseries.tsv: The following keywords"):
         prepare(manifest, settings, jobs=1)
 

@@ -10,6 +10,7 @@ from nibabel.affines import voxel_sizes
 from pandas.io.formats.style import Styler
 
 from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.data.labels import losses
 from deeplight_core.data.manifest import is_structural, unit_names
 from deeplight_core.data.store import Store
 from deeplight_core.report import paper
@@ -45,6 +46,7 @@ _COUNTS = {
     "images_without_state": "images whose label is no state",
     "blocks_past_the_end": "blocks that end after their run (with the lag)",
     "blocks_without_volumes": "blocks without any volume",
+    "events_without_onset": "events without an onset (n/a)",
     "constant_voxels": "constant voxels, set to zero (summed over runs)",
     "trials": "trials",
     "trials_nearest": "trials without a volume in their window, which take the nearest",
@@ -156,6 +158,8 @@ def kept_note(store: Store) -> str:
         f"Events ignored on purpose: {_listed(runs['ignored_events'])}. "
         f"Events with unknown names: {_listed(runs['unknown_events'])}.",
     ]
+    if lost := losses(store.labels()):
+        sentences.append(f"**Much is lost of some states:** {'; '.join(lost)}.")
     if runs["resampled"].any() and (named := settings.named_grid):
         sentences.append(
             f"**{runs['resampled'].sum()} of {len(runs)} runs had another grid** (orientations "

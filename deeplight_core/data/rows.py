@@ -1,0 +1,319 @@
+"""Rows of a manifest, whatever the layout: an image with its events and timing, or the reason why it is left out."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from deeplight_core.data.events import Events, event_names, misplaced, read_events
+from deeplight_core.data.images import read_header
+from deeplight_core.data.manifest import CONTRASTS
+from deeplight_core.system.sources import content, refuse_escape
+
+__all__ = [
+    "IDENTITY",
+    "Found",
+    "LeftOut",
+    "States",
+    "events_of",
+    "grouped",
+    "in_threads",
+    "row_of",
+    "scanned",
+    "visible",
+    "without_paths",
+]
+
+IDENTITY = ("dataset", "subject", "session", "task", "run")  # columns that name an image
+
+
+Found = tuple[pd.DataFrame, pd.DataFrame]
+LeftOut = list[tuple[str, str]]
+States = dict[str, dict[str, list[str]]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AT_ONCE = 16  # subjects or files read at a time; for remote data, latency dominates
+_TR_S = (0.1, 20.0)  # plausible repetition times, in seconds
+_TR_TOLERANCE = 0.01  # of a repetition time, by which header and sidecar may differ
+_TIMING_TOLERANCE_S = 0.005  # by which volumes may be acquired too early or too late
+_USUAL = 0.5  # share of the subjects that have a run, above which the others lack it
+_WHOLE = 0.8  # share of the usual length, below which a run was stopped early
+_SHOWN = 20  # reasons in a message
+_SYSTEMATIC = 0.2  # share of the runs with impossible onsets, above which it is not a few files' fault
+
+
+def events_of(path: Any, task: str, states: States | None, columns: Sequence[str]) -> tuple[Events | None, list[str]]:
+    """A run's events, and what to say of them; the states of its task, or without any every trial type, are wanted.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be used.
+    """
+    notes = []
+    if states is None:
+        names, unusable = event_names(path, columns)
+        if not names:
+            raise ValueError("no event in its events.tsv")
+        wanted = {name: [name] for name in names}
+        if unusable:
+            notes.append(f"kept, but without events that have no onset or duration: {', '.join(sorted(unusable))}")
+    else:
+        wanted = states.get(task, {})
+        if not wanted:
+            return None, []
+        names = {name for of_state in wanted.values() for name in of_state}
+        if not path.is_dir() and not names & set().union(*event_names(path, columns)):
+            raise ValueError("no event of a wanted state")
+    events = read_events(path, wanted, task, columns)
+    if events.without_onset:
+        notes.append(f"kept, but {events.without_onset} events without an onset (n/a) are left out")
+    return events, notes
+
+
+def row_of(
+    root: Any, names: dict[str, str], image: Any, events: Any = None, mask: Any = None, sidecars: Iterable[Any] = (),
+    tr_s: str = "", structural: bool | None = None, found: Events | None = None,
+) -> tuple[dict[str, Any] | None, LeftOut]:  # fmt: skip
+    """An image as a row of the manifest (None if it cannot be used), and what is to be said of it.
+
+    Parameters
+    ----------
+    names : dataset, subject, session, task, run
+    structural : by default, whether it has one volume, no events and no repetition time of its own
+    found : what its events hold; in the row until `scanned` has compared them with the run's length
+    """
+    name, notes = str(image.relative_to(root)), []
+    try:
+        for file in filter(None, (image, events, mask)):
+            refuse_escape(root, str(file.relative_to(root)))
+        header = read_header(image)
+        n_volumes = header.shape[3] if len(header.shape) == 4 else 1
+        if structural is None:
+            structural = events is None and not tr_s and n_volumes == 1
+        if structural and n_volumes != 1:
+            raise ValueError(f"{n_volumes} volumes; a structural image has one")
+        if structural and names["task"] in CONTRASTS:
+            _check_contrast(image, names["task"])
+        if not structural and len(header.shape) != 4:
+            raise ValueError(f"not a readable 4-D image: its shape is {header.shape}")
+        time: float | str = ""
+        start_s = 0.0
+        if not structural:
+            time, start_s, note = _timing(float(tr_s) if tr_s else header.tr_s, sidecars, n_volumes)
+            notes += [(name, note)] if note else []
+    except ValueError as error:
+        return None, [(name, without_paths(str(error), image, events, mask))]
+    row = {
+        **names, "image": name, "events": "" if events is None else str(events.relative_to(root)),
+        "mask": "" if mask is None else str(mask.relative_to(root)), "tr_s": time, "n_volumes": n_volumes,
+        "split": "", "family": "", "sha256": "", "start_s": f"{start_s:g}" if start_s else "", "found": found,
+    }  # fmt: skip
+    return row, notes
+
+
+def without_paths(message: str, image: Any, *others: Any) -> str:
+    """A message about an image's files without their paths, so that the same reason reads the same for all of them."""
+    for file in filter(None, others):
+        message = message.replace(str(file), file.name)
+    return message.replace(str(image), "").strip(" :")
+
+
+def visible(folder: Any) -> list[Any]:
+    """What is in a folder, by name; names that begin with a dot are a Macintosh's or a program's own."""
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _check_contrast(image: Any, task: str) -> None:
+    """Raise an error if an image's sidecar names another contrast than the task, and not the task's."""
+    sidecar = image.parent / f"{image.name.removesuffix('.gz').removesuffix('.nii')}.json"
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        named = " ".join(str(facts.get(key, "")) for key in ("SeriesDescription", "ProtocolName")).strip()
+    except (OSError, ValueError, AttributeError):
+        return
+    there = {
+        short for short in ("T1", "T2", "PD", "FLAIR") if re.search(rf"(?<![a-z0-9]){short}", named, re.IGNORECASE)
+    }
+    if there and task.removesuffix("w") not in there:
+        raise ValueError(f"its sidecar says {named!r}, its task is {task}; correct one of them")
+
+
+def _timing(header_tr_s: float, sidecars: Iterable[Any], n_volumes: int) -> tuple[float, float, str]:
+    """Repetition time and the first volume's time in seconds, and a note; BIDS's sidecars override the header."""
+    tr_s, start_s, volumes = header_tr_s, 0.0, None
+    for sidecar in sidecars:
+        try:
+            facts = json.loads(sidecar.read_text(encoding="utf-8"))
+            tr_s = float(facts.get("RepetitionTime", tr_s))
+            start_s = float(facts.get("StartTime", start_s))
+            volumes = facts.get("VolumeTiming", volumes)
+        except OSError:
+            raise ValueError(
+                f"its sidecar {sidecar.name} cannot be read; is it a link to a file that is not there?"
+            ) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{sidecar.name} holds no readable RepetitionTime: {error}") from error
+    if volumes is not None:
+        tr_s, start_s = _regular(volumes, n_volumes)
+    if not _TR_S[0] <= tr_s <= _TR_S[1]:
+        unit = "; is it in milliseconds?" if tr_s > _TR_S[1] else ""
+        raise ValueError(
+            f"repetition time {tr_s:g} s is not between {_TR_S[0]} and {_TR_S[1]} s; "
+            f"repair the header (or, in BIDS, the sidecar){unit}"
+        )
+    if not 0 <= start_s <= tr_s * n_volumes:
+        raise ValueError(f"its sidecar's StartTime {start_s:g} s is not within the run; correct it")
+    note = ""
+    if _TR_S[0] <= header_tr_s <= _TR_S[1] and abs(header_tr_s - tr_s) > _TR_TOLERANCE * tr_s:
+        note = f"kept, but its sidecar says TR {tr_s:g} s and its header {header_tr_s:g} s; the sidecar's is used"
+    return round(tr_s, 6), round(start_s, 6), note
+
+
+def _regular(volumes: Any, n_volumes: int) -> tuple[float, float]:
+    """Repetition time and first time of a sidecar's VolumeTiming, whose volumes must be one repetition time apart."""
+    try:
+        times = [float(time) for time in volumes]
+    except (TypeError, ValueError):
+        raise ValueError("its sidecar's VolumeTiming is no list of seconds") from None
+    if len(times) != n_volumes:
+        raise ValueError(f"its sidecar's VolumeTiming has {len(times)} times, the image {n_volumes} volumes")
+    steps = [b - a for a, b in pairwise(times)] or [0.0]
+    if max(steps) - min(steps) > _TIMING_TOLERANCE_S:
+        raise ValueError(
+            f"its volumes are not one repetition time apart: by the sidecar's VolumeTiming {min(steps):g} to "
+            f"{max(steps):g} s (sparse or interrupted acquisition); such runs cannot be filtered or labelled here"
+        )
+    return sum(steps) / len(steps), times[0]
+
+
+def scanned(
+    rows: list[dict[str, Any]], left_out: LeftOut, root: Any, nothing: Callable[[], str], protocol: bool = False
+) -> Found:
+    """The table of the rows and the list of what is left out.
+
+    Left out are also images that copy an earlier one, runs that were stopped early (with less than four fifths of the
+    length of most runs of their task), and runs whose events are not their own. Said are runs of another length, and
+    runs that most subjects have and one lacks.
+
+    Parameters
+    ----------
+    protocol : whether all runs of a task are of one length; others are left out
+    nothing : says what there is instead, if there are no rows
+
+    Raises
+    ------
+    ValueError
+        If no row is left, or the onsets of many runs are impossible.
+    """
+    if rows:
+        _take_out_copies(rows, left_out, root)
+        _check_lengths(rows, left_out, protocol)
+        _check_onsets(rows, left_out)
+    if not rows:
+        raise ValueError(nothing() + "".join(f"\n  {line}" for line in grouped(left_out)))
+    if not protocol:
+        _name_missing(rows, left_out)
+    table = pd.DataFrame(rows).drop(columns="found")
+    if not table["start_s"].any():
+        table = table.drop(columns="start_s")
+    return table, pd.DataFrame(left_out, columns=["path", "reason"])
+
+
+def _take_out_copies(rows: list[dict[str, Any]], left_out: LeftOut, root: Any) -> None:
+    by_size: dict[int, list[dict[str, Any]]] = {}
+    for row, size in zip(rows, in_threads(lambda row: (root / row["image"]).stat().st_size, rows), strict=True):
+        by_size.setdefault(size, []).append(row)
+    alike = [row for of_size in by_size.values() if len(of_size) > 1 for row in of_size]
+    first: dict[str, Any] = {}
+    for row, hashed in zip(alike, in_threads(lambda row: content(root / row["image"]), alike), strict=True):
+        original = first.setdefault(hashed, row)
+        if original["image"] != row["image"]:
+            whose = "" if original["subject"] == row["subject"] else f", of another subject ({original['subject']})"
+            left_out.append((str(row["image"]), f"same content as {original['image']}{whose}"))
+            rows[:] = [other for other in rows if other is not row]
+
+
+def _check_lengths(rows: list[dict[str, Any]], left_out: LeftOut, protocol: bool) -> None:
+    """Say which runs are of another length than most of their task, and leave out those that were stopped early."""
+    table = pd.DataFrame(rows)
+    n_volumes = table["n_volumes"].where(table["tr_s"] != "")  # structural images have no length
+    usual = n_volumes.groupby(table["task"]).transform(lambda n: n.mode().iloc[0] if n.notna().any() else n)
+    odd = n_volumes.notna() & (n_volumes != usual)
+    if not protocol:  # tasks that people do at their own pace have no usual length
+        odd &= (n_volumes == usual).where(n_volumes.notna()).astype(float).groupby(table["task"]).transform(
+            "mean"
+        ) > _USUAL
+    out = odd & (protocol | (n_volumes < _WHOLE * usual))
+    for row, n, is_odd, is_out in zip(rows, usual, odd, out, strict=True):
+        row["usual"] = n
+        if is_odd:
+            kept = "" if is_out else "kept, but "
+            left_out.append(
+                (row["image"], f"{kept}{row['n_volumes']} volumes, most runs of {row['task']} have {n:.0f}")
+            )
+    rows[:] = [row for row, is_out in zip(rows, out, strict=True) if not is_out]
+
+
+def _check_onsets(rows: list[dict[str, Any]], left_out: LeftOut) -> None:
+    impossible, n_with_events = [], 0
+    for row in rows:
+        usual = row.pop("usual")
+        if row["found"] is None or row["found"].blocks.empty:
+            continue
+        n_with_events += 1
+        run_s = row["n_volumes"] * row["tr_s"] + float(row["start_s"] or 0)
+        n, reason = misplaced(row["found"].blocks, run_s)
+        if reason:
+            left_out.append((row["image"], reason))
+            cut_short = row["n_volumes"] < usual and not misplaced(row["found"].blocks, usual * row["tr_s"])[1]
+            impossible += [] if cut_short else [(row, reason)]
+            row["found"] = False
+        elif n:
+            n_all = len(row["found"].blocks)
+            left_out.append((row["image"], f"kept, but {n} of its {n_all} events lie outside the run ({run_s:g} s)"))
+    if len(impossible) > _SYSTEMATIC * n_with_events:
+        lines = "".join(f"\n  {row['image']}: {reason}" for row, reason in impossible[:10])
+        raise ValueError(
+            f"the events of {len(impossible)} of {n_with_events} runs are not these runs'; correct the "
+            f"event files:{lines}"
+        )
+    rows[:] = [row for row in rows if row["found"] is not False]
+
+
+def _name_missing(rows: list[dict[str, Any]], left_out: LeftOut) -> None:
+    """List the runs that most subjects have and others lack, unless something is said about them already."""
+    said = {(found[1], found[2]) for path, _ in left_out if (found := re.search(r"sub-([^_/]+)_.*task-([^_/]+)", path))}
+    subjects = sorted({row["subject"] for row in rows})
+    whose: dict[tuple[str, str, str], set[str]] = {}
+    for row in rows:
+        run = str(int(row["run"])) if row["run"].isdecimal() else row["run"]
+        whose.setdefault((row["session"], row["task"], run), set()).add(row["subject"])
+    for (session, task, run), have in whose.items():
+        if len(have) > _USUAL * len(subjects):
+            at = f"_ses-{session}" if session else ""
+            without = [s for s in subjects if s not in have and (s, task) not in said]
+            left_out += [(f"sub-{s}{at}_task-{task}_run-{run}", "this subject has no such run") for s in without]
+
+
+def grouped(left_out: Iterable[tuple[str, str]]) -> list[str]:
+    """What was left out by reason, the most frequent first; reasons that differ in names and numbers only are one."""
+    alike: dict[str, LeftOut] = {}
+    for path, reason in left_out:
+        alike.setdefault(re.sub(r"sub-[^\s:,;]+|\S*/\S+|\d+(\.\d+)?|'[^']*'", "…", reason), []).append((path, reason))
+    lines = [
+        f"{entries[0][0]}: {entries[0][1]}" + (f" (and {len(entries) - 1} more like it)" if len(entries) > 1 else "")
+        for entries in sorted(alike.values(), key=len, reverse=True)
+    ]
+    return lines[:_SHOWN] + ([f"… and {len(lines) - _SHOWN} more reasons"] if len(lines) > _SHOWN else [])
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results of `work` in the order of the items; several are worked on at a time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(work, items))
