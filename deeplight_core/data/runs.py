@@ -15,7 +15,7 @@ from deeplight_core.data.confounds import Confounds, confound_files, read_confou
 from deeplight_core.data.events import Events, Labels, label_frames, read_events
 from deeplight_core.data.manifest import start_of
 from deeplight_core.data.preprocess import Matrices, confound_matrix
-from deeplight_core.data.trials import nuisance_matrix, residual_matrix, trials_of
+from deeplight_core.data.trials import nuisance_matrix, residual_matrix, trials_before, trials_of
 
 __all__ = ["Run", "labels_of", "run_of", "source_files"]
 
@@ -113,6 +113,8 @@ def labels_of(
 ) -> Labels:
     """The examples that a run's events give, before any file of confounds is read.
 
+    No model of trials is made: some of them may turn out to have no beta.
+
     Parameters
     ----------
     blocks : `onset, duration` in seconds and `state`
@@ -125,5 +127,5 @@ def labels_of(
             labels, frames=labels.frames[there], states=labels.states[there], blocks=labels.blocks[there]
         )  # fmt: skip
     kept = np.arange(min(settings.drop_volumes, n_frames - 1), n_frames)
-    trials = trials_of(blocks, start_s + np.arange(n_frames) * tr_s, settings, kept=kept)
-    return Labels(trials.numbers, trials.states, trials.numbers, trials.counts)
+    numbers, states = trials_before(blocks, start_s + np.arange(n_frames) * tr_s, settings, kept)
+    return Labels(numbers, states, numbers)

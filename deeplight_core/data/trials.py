@@ -15,7 +15,7 @@ import pandas as pd
 from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.events import joined
 
-__all__ = ["Trials", "nuisance_matrix", "residual_matrix", "trials_of"]
+__all__ = ["Trials", "nuisance_matrix", "residual_matrix", "trials_before", "trials_of"]
 
 _TIME_TOLERANCE_S = 1e-6
 _BEFORE_S = 24.0  # trials that begin earlier before the run have no response in it, for nilearn, too
@@ -91,6 +91,22 @@ def trials_of(
         unit = float(np.median(np.linalg.norm(weights[chosen], axis=1)))
     states = table["state"].to_numpy(object)[chosen]
     return Trials(chosen, table["onset"].to_numpy(float)[chosen], states, weights[chosen] / unit, unit, counts)
+
+
+def trials_before(
+    blocks: pd.DataFrame, times: np.ndarray, settings: PreprocessingSettings, kept: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and states (N,) of the trials that events promise, quickly: no model is made for betas.
+
+    Parameters and order as in `trials_of`; trials whose response or beta turns out to be missing still count.
+    """
+    table = _in_order(blocks, settings)
+    if settings.example.kind == "window":
+        lost = _windows(table, times, settings, np.arange(len(times)) if kept is None else kept)[1] != ""
+    else:
+        lost = ~_in_run(table, times)
+    numbers = np.flatnonzero(~lost & ~table.duplicated("onset", keep=False).to_numpy())
+    return numbers, table["state"].to_numpy(object)[numbers]
 
 
 def _in_order(blocks: pd.DataFrame, settings: PreprocessingSettings) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from nilearn.glm.first_level import FirstLevelModel
 
 from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.preprocess import Matrices, clean
-from deeplight_core.data.trials import Trials, nuisance_matrix, residual_matrix, trials_of
+from deeplight_core.data.trials import Trials, nuisance_matrix, residual_matrix, trials_before, trials_of
 
 # of nilearn's masker, about its own arguments
 pytestmark = pytest.mark.filterwarnings("ignore:.*Generation of a mask has been requested:RuntimeWarning")
@@ -183,6 +183,15 @@ def test_windows_of_two_states_at_once_are_dropped() -> None:
     trials, frames = window(events((10, 2, "a"), (10, 4, "b"), (40, 2, "b")))
     assert frames == [[22, 23, 24]]
     assert trials.counts["trials_of_two_states"] == 2
+
+
+@pytest.mark.parametrize("kind", ["window", "lsa", "lss"])
+def test_events_alone_promise_the_same_trials(kind: str) -> None:
+    blocks = events((-30, 1, "a"), (10, 2, "a"), (40, 2, "a"), (40, 2, "b"), (90, 1, "b"), (150, 1, "a"), (400, 2, "a"))
+    numbers, states = trials_before(blocks, TIMES, settings(kind))
+    trials = trials_of(blocks, TIMES, settings(kind))
+    assert numbers.tolist() == trials.numbers.tolist() == [1, 4, 5]
+    assert states.tolist() == trials.states.tolist() == ["a", "b", "a"]
 
 
 def test_trials_in_censored_volumes_have_no_beta() -> None:
