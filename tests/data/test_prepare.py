@@ -700,8 +700,8 @@ def test_a_changed_source_is_noticed_and_its_run_made_anew(
     times = {name: (evs / name).stat() for name in ("mental.txt", "rnd.txt")}
     texts = {name: (evs / name).read_text() for name in times}
     for name, other in (("mental.txt", "rnd.txt"), ("rnd.txt", "mental.txt")):
-        (evs / name).write_text(texts[other])  # of the same size
-        os.utime(evs / name, ns=(times[name].st_atime_ns, times[name].st_mtime_ns))  # and time
+        (evs / name).write_text(texts[other])
+        os.utime(evs / name, ns=(times[name].st_atime_ns, times[name].st_mtime_ns))  # of the same time
     assert [line.split(" of ")[0] for line in verify(first.path)] == [
         f"{EVS}/{name}" for name in ("mental.txt", "rnd.txt")
     ]

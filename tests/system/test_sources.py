@@ -22,7 +22,7 @@ from deeplight_core.data.prepare import prepare
 from deeplight_core.data.scan import scan_hcp
 from deeplight_core.data.store import Store, verify
 from deeplight_core.system import sources
-from deeplight_core.system.sources import at_hand, located, refuse_escape
+from deeplight_core.system.sources import at_hand, changed_since, located, refuse_escape, stamps
 
 
 class Relay:
@@ -218,3 +218,21 @@ def test_a_copy_that_ends_early_without_an_error_is_fetched_again(
         assert (folder / "x").read_bytes() == b"0123456789"
     assert next(times) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_rewritten_with_the_same_size_and_time_has_another_stamp(tmp_path: Path) -> None:
+    (tmp_path / "EVs").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "EVs" / name).write_text("14\t10\t1\n")
+    noted = stamps(tmp_path, ["EVs"])
+    (tmp_path / "EVs/._a.txt").write_text("a Macintosh's own")
+    assert changed_since(noted, stamps(tmp_path, ["EVs"])) == []
+    status = (tmp_path / "EVs/a.txt").stat()
+    (tmp_path / "EVs/a.txt").write_text("28\t10\t1\n")
+    os.utime(tmp_path / "EVs/a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "EVs/b.txt").unlink()
+    (tmp_path / "EVs/c.txt").write_text("")
+    now = stamps(tmp_path, ["EVs"])
+    assert changed_since(noted, now) == ["EVs/a.txt", "EVs/b.txt", "EVs/c.txt"]
+    earlier = {file: stamp[:2] for file, stamp in noted.items()}  # as earlier versions noted them
+    assert changed_since(earlier, now) == ["EVs/b.txt", "EVs/c.txt"]
