@@ -304,7 +304,7 @@ def test_every_command_of_the_table_does_its_work(
             {"routes": {"autoencoder": {"pretraining": {"weight_decay": 0.1, "l1": 1e-4, "learning_rate": 1e-2}}}},
             "pretraining",
         ),
-        ("data.target", {"data": {"target": {"T1w": ["CN"]}}}, "finetuning"),
+        ("data.target", {"data": {"target": {"T1w": ["CN", "AD"]}}}, "finetuning"),
         ("finetuning.groups", {"finetuning": {"groups": [{"layers": "encoder", "from_epoch": 2}]}}, "finetuning"),
         ("finetuning.head.hidden", {"finetuning": {"head": {"hidden": 8, "pooling": "flatten"}}}, "finetuning"),
     ],
