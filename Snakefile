@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.sweeps import CONTROLS, OF_CONTRAST, Cell, changed, changes, planned, pretraining_of
+from deeplight_core.sweeps import CONTROLS, OF_CONTRAST, OF_IMAGES, Cell, changed, changes, planned, pretraining_of
 from deeplight_core.system.provenance import code_hash
 from deeplight_core.data.cohorts import manifest_of
 from deeplight_core.data.manifest import select
@@ -57,6 +57,9 @@ if str(config.get("transfers", "no")) == "yes" and not PROFILE.transfers:
 HAS_CONTRAST = "contrast" in PROFILE.sweep.variants
 if str(config.get("contrast", "no")) == "yes" and not HAS_CONTRAST:
     sys.exit(f"snakemake: profile {NAME} has no variant contrast; `make contrast` takes one that has, such as contrast")
+HAS_IMAGES = "images-frozen" in PROFILE.sweep.variants
+if str(config.get("images", "no")) == "yes" and not HAS_IMAGES:
+    sys.exit(f"snakemake: profile {NAME} has no variant images-frozen; `make images` takes one that has, such as images")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
@@ -222,8 +225,8 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
         sys.exit(f"snakemake: {error}")
 
 # The profiles whose pages make the parts of the book: this one's makes one, the others are those that ship.
-PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast"}
-PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "built-in" if PROFILE.simulated else "real"
+PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images"}
+PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "images" if HAS_IMAGES else "built-in" if PROFILE.simulated else "real"
 PARTS[PART] = PROFILE.name
 
 MADE_OF_DATA = made_of_data(PROFILE)
@@ -284,6 +287,8 @@ if HAS_CONTRAST:
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
 elif PROFILE.transfers:
     NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
+elif HAS_IMAGES:
+    NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/08_natural_images.ipynb"]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
@@ -307,7 +312,7 @@ rule book:
             p
             for n in PARTS.values()
             if n != PROFILE.name
-            for page in ("04_statistics", "06_transfer", "07_contrast")
+            for page in ("04_statistics", "06_transfer", "07_contrast", "08_natural_images")
             for p in Path(f"runs/{n}/notebooks").glob(f"{page}.ipynb")
         ],
     output:
@@ -627,6 +632,39 @@ rule contrast_page:
         settings=settings.digest(PROFILE.sweep),
     shell:
         PAPERMILL
+
+
+if HAS_IMAGES:
+    TUNED = wanted("full") or Path(f"{RUNS}/trained/images-full").exists()
+
+    rule images:
+        input:
+            INDEX,
+        output:
+            touch(RUNS + "/trained/{name}"),
+        wildcard_constraints:
+            name="images|images-full",
+        params:
+            settings=settings.digest(code_hash(), PROFILE),
+            sweeps=lambda w: " ".join(
+                f"--name {name}" for name in ("sweep", *OF_IMAGES) if name != "tuned" or w.name == "images-full"
+            ),
+        threads: workflow.cores or 1
+        shell:
+            "deeplight sweep {RESOLVED} {params.sweeps} --jobs {threads}"
+
+    rule images_page:
+        input:
+            f"{RUNS}/trained/images-full" if TUNED else f"{RUNS}/trained/images",
+            "notebooks/08_natural_images.ipynb",
+        output:
+            BOOKS + "/08_natural_images.ipynb",
+        params:
+            notebook="08_natural_images",
+            parameters="",
+            settings=settings.digest(PROFILE),
+        shell:
+            PAPERMILL
 
 
 rule statistics:

@@ -119,12 +119,45 @@ class LaterVersionError(ValueError):
 
 
 class ColumnTarget(Section):
-    """Numbers to decode: columns of the manifest, such as age, in their own units; empty cells are missing values."""
+    """Columns of the manifest to decode, such as age; empty cells are missing values. They hold numbers, in their own
+    units, unless said otherwise."""
 
     column: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
     """One column, or several that one network decodes together."""
     tasks: list[str] = Field(min_length=1)
     """Tasks whose volumes they are decoded from (for structural images: their suffix, e.g. T1w)."""
+    classes: dict[str, Annotated[list[str], Field(min_length=2)]] = Field({})
+    """Columns of classes, with their values, such as {sex: [F, M]}."""
+    ordered: dict[str, Annotated[list[str], Field(min_length=2)]] = Field({})
+    """Columns of ordered values, from the lowest, such as bands of income; what is decoded is the place, from 0."""
+    bins: dict[str, tuple[float, float, Annotated[int, Field(ge=2)]]] = Field({})
+    """Columns of numbers that a network decodes as bins of equal width: the first edge, the last, how many bins."""
+
+    @model_validator(mode="after")
+    def _kinds_are_of_columns(self) -> "ColumnTarget":
+        named = [*self.classes, *self.ordered, *self.bins]
+        if strangers := sorted({*named} - {*self.column}):
+            raise ValueError(f"classes, ordered and bins name {', '.join(strangers)}, which column does not")
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is in more than one of classes, ordered and bins; keep one")
+        for name, values in (self.classes | self.ordered).items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has a value twice: {', '.join(values)}")
+        return self
+
+    @property
+    def levels(self) -> dict[str, list[str]]:
+        """The values of columns that do not hold numbers."""
+        return self.classes | self.ordered
+
+    def described(self) -> list[dict[str, Any]]:
+        """Every column as a head of phenotypes takes it: `{"column", "kind", "levels"}`, levels of bins their edges."""
+        found = []
+        for name in self.column:
+            kind = next((kind for kind in ("classes", "ordered", "bins") if name in getattr(self, kind)), "number")
+            levels = None if kind == "number" else list(getattr(self, kind)[name])
+            found.append({"column": name, "kind": kind, "levels": levels})
+        return found
 
 
 def _target(value: Any, others: ValidationInfo) -> Any:
@@ -202,6 +235,17 @@ class DataSettings(Section):
         of = getattr(self, which)
         return of.column if isinstance(of, ColumnTarget) else []
 
+    def levels(self, which: Literal["source", "target"]) -> dict[str, list[str]]:
+        """The values of decoded columns that do not hold numbers."""
+        of = getattr(self, which)
+        return of.levels if isinstance(of, ColumnTarget) else {}
+
+    def phenotypes(self, which: Literal["source", "target"]) -> list[dict[str, Any]]:
+        """Decoded columns with their kinds (see `ColumnTarget.described`); none if all are plain numbers, or states."""
+        of = getattr(self, which)
+        described = of.described() if isinstance(of, ColumnTarget) else []
+        return described if any(target["kind"] != "number" for target in described) else []
+
     def events(self, task: str) -> dict[str, list[str]]:
         """State → event names of a task, over source and target."""
         maps = [of for of in (self.source, self.target) if not isinstance(of, ColumnTarget)]
@@ -274,6 +318,9 @@ class CohortSettings(Section):
     of some people only."""
     shape: Shape | dict[Suffix, Shape] = (36, 43, 36)
     """Voxels (X, Y, Z), the same for all scans or by suffix; they are cubes that cover the brain."""
+    phenotypes: bool = False
+    """Whether people also have household (people in it), income (one of five bands), fluid (intelligence, 0 to 13) and
+    smoking (never, previous, current); fluid and smoking change the brain a little, the others do not."""
     scanner: Seed = 0
     """Seed of scanner and sequence: contrast, bias field, noise, scale."""
     seed: Seed = 0
@@ -557,6 +604,12 @@ class ControlSettings(Section):
     """Channels of an autoencoder's code, each tried with every penalty."""
     penalties: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1e-6, 1e-5])
     """Weights of the sum of all weights' absolute values in an autoencoder's loss."""
+    image_sizes: list[Annotated[int, Field(ge=8)]] = Field([])
+    """Pixels of a slice's edge to try with the frozen network for photographs, beside the route's own."""
+    image_slices: list[Annotated[int, Field(ge=1)]] = Field([])
+    """Slices in each plane to try with it."""
+    inflated_size: int | None = Field(None, ge=8)
+    """Voxels of the longest axis with which it is tried inflated to 3D (None = it is not)."""
     shortcuts: list[Literal["order", "run", "drift"]] = Field([])
     """What else contrast could learn: windows in random order; beginnings from another run; runs with their drift."""
     networks: AtlasSettings | None = None

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import distributions
 from io import StringIO
 from pathlib import Path
@@ -37,11 +38,11 @@ from deeplight_core.data.preprocess import clean, smooth
 from deeplight_core.data.runs import run_of, source_files
 from deeplight_core.data.simulate import simulate
 from deeplight_core.data.store import Store, open_store, shared_images
-from deeplight_core.models import ENCODERS, Head, build
+from deeplight_core.models import ENCODERS, Encoder, Head, build
 from deeplight_core.models.contrast import Contrast, quality
-from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.heads import Classes, Numbers, Phenotypes, n_answers
 from deeplight_core.models.reconstruction import Reconstruction
-from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings
+from deeplight_core.routes import ROUTES, VARIANTS, LayerGroup, TrainingSettings, Variant
 from deeplight_core.sweeps import changed, planned
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.provenance import code_hash, commit
@@ -52,6 +53,7 @@ from deeplight_core.training.baselines import linear_answers, readout_answers
 from deeplight_core.training.checkpoint import (
     check_data,
     data_facts,
+    keep_statistics,
     load_mask,
     load_model,
     read_record,
@@ -62,11 +64,13 @@ from deeplight_core.training.checkpoint import (
 )
 from deeplight_core.training.devices import available_precision, session
 from deeplight_core.training.examples import Examples, draw_units, permuted, unit_statistics
+from deeplight_core.training.features import frozen_features
 from deeplight_core.training.hub import local
-from deeplight_core.training.inference import features as encoded
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import fit
+from deeplight_core.training.metrics import COLUMNS as METRICS
+from deeplight_core.training.published import identity, read_weights
 from deeplight_core.training.splits import Split, Splits, Which
 
 __all__ = [
@@ -131,6 +135,8 @@ class Training:
     @property
     def label(self) -> str:
         """The training's name in progress lines."""
+        if self.stage == "pretraining" and not self.units:
+            return f"published weights, {self.route}, seed {self.seed}"
         n, unit = len(self.units), self.profile.data.split_unit
         size = f"{100 * self.fraction:g}% ({n} {unit}{'' if n == 1 else 's'})"
         fold = f", fold {self.fold}" if self.fold else ""
@@ -194,6 +200,11 @@ def pretraining(
         raise ValueError(f"there is no route {route!r}; there are {', '.join(ROUTES)}")
     _check_seed(seed)
     _check_fold(profile, fold)
+    if (weights := getattr(profile.routes, route).pretraining.weights) is not None:
+        store = splits.store if splits else open_store(profile.store)
+        key = digest(_code(), "published", store.identity, *_described_route(profile, route), identity(weights), seed)
+        folder = profile.folder / f"pretraining-{route}-seed{seed}-{key}"
+        return Training(profile, folder, "pretraining", route, "", 1.0, seed, 0, Split([], [], []), None)
     if not ROUTES[route].unlabelled:
         _check_targets(profile, "source", f"route {route}")
     splits = splits or Splits(profile, open_store(profile.store))
@@ -239,6 +250,11 @@ def finetuning(
     if chosen.learner not in _ANY_TARGET and (chosen.learner == "ridge") != bool(columns):
         kinds = ("numbers", "states") if columns else ("states", "numbers")
         raise ValueError(f"the target is {kinds[0]}, and variant {variant} ({chosen.title}) decodes {kinds[1]}")
+    if chosen.learner not in _ANY_TARGET and profile.data.phenotypes("target"):
+        raise ValueError(
+            f"the target is columns of several kinds, which variant {variant} ({chosen.title}) does not decode; take a "
+            "network, voxels, regional, or a frozen encoder's features"
+        )
     splits = splits or Splits(profile, open_store(profile.store))
     split = splits.of("target", fold)
     split = replace(split, train=splits.draw(split.train, fraction, seed))
@@ -257,7 +273,7 @@ def finetuning(
         _check_targets(profile, "source", f"variant {variant}")
         origin = [_asked(profile, "source"), splits.of("source", fold).train]
     encoder = given["architecture"]["encoder"] if given else getattr(profile.routes, chosen.route).encoder.model_dump()
-    if chosen.learner == "probe" and chosen.start == "random":
+    if chosen.learner == "probe":  # what it sees of a volume is not told by its weights
         settings = encoder
     if chosen.learner == "deep":
         settings = [
@@ -375,7 +391,9 @@ def _described_route(profile: Profile, route: str) -> list[Any]:
 
 def _asked(profile: Profile, which: Which) -> list[Any]:
     """States or columns to decode, the tasks to decode them from, and from what clips and voxels."""
-    asked = [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
+    asked: list[Any] = [profile.data.states(which), profile.data.columns(which), profile.data.tasks(which)]
+    if described := profile.data.phenotypes(which):
+        asked.append(described)
     if which == "source":
         return asked
     clip, atlas = profile.finetuning.clip, profile.finetuning.atlas
@@ -480,6 +498,9 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
         chosen = learnt_from.of_states(store.index, states, split, units)
     elif model.head.name == "numbers":
         chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split, units)
+    elif model.head.name == "phenotypes":
+        columns, levels = [target["column"] for target in targets], profile.data.levels("target")
+        chosen = learnt_from.of_numbers(store.index, columns, training["tasks"], split, units, levels)
     else:
         raise ValueError(f"{checkpoint} has a head of kind {model.head.name}, which decodes nothing that can be scored")
     kept = {name: training[name] for name in ("clip", "atlas") if training.get(name)}
@@ -503,7 +524,8 @@ def examples_of(training: Training, store: Store, units: list[str]) -> Examples:
     if training.stage == "pretraining" and route.unlabelled:
         chosen = learnt_from.of_anything(store.index, data.tasks(which), units=units)
     elif columns := data.columns(which):
-        chosen = learnt_from.of_numbers(store.index, columns, data.tasks(which), units=units)
+        levels = data.levels(which)
+        chosen = learnt_from.of_numbers(store.index, columns, data.tasks(which), units=units, levels=levels)
     else:
         chosen = learnt_from.of_states(store.index, data.states(which), units=units)
     if training.stage == "finetuning":
@@ -557,9 +579,14 @@ def _architecture(training: Training, store: Store, auxiliary: list[dict[str, An
     initialisation = VARIANTS[training.variant].initialisation if training.variant else None
     own = {"initialisation": initialisation} if initialisation else {}
     encoder = section.encoder.model_copy(update=own)
+    if getattr(encoder, "window", ()) is None:  # what a photograph's black and white stand for
+        scores = store.normalisation.startswith("z-scores")
+        encoder = encoder.model_copy(update={"window": (-4.0, 4.0) if scores else (0.0, 1.0)})
     columns = data.columns(which)
     targets: list[Any] = columns or [list(pair) for pair in data.states(which)]
     name, settings = "numbers" if columns else "classes", training.profile.finetuning.head
+    if phenotypes := data.phenotypes(which):
+        name, targets = "phenotypes", phenotypes
     if training.stage == "pretraining":
         name, settings = (name if route.head == "classes" else route.head), section.head
         targets = auxiliary if route.unlabelled else targets
@@ -578,7 +605,12 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
     if devices * nodes == 1 and _found(training):
         return training
     store, split = open_store(training.profile.store), training.split
+    if not training.units:
+        _take_published(training, store)
+        return training
     train, watched = (examples_of(training, store, units) for units in (split.train, split.watched))
+    if described := training.profile.data.phenotypes(training.which):
+        _check_columns(train, described)
     same = split.reported == split.watched
     reported = watched if same else examples_of(training, store, split.reported)
     variant = VARIANTS.get(training.variant)
@@ -612,8 +644,8 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
             )
             for difference in differing:
                 say(f"{training.label}: other data than it was trained on: {difference}", flush=True)
-            if variant and variant.start == "shuffled":
-                shuffle(model.encoder, training.seed)
+            if variant:
+                _started(model.encoder, variant, training.seed)
         if variant and variant.frozen:
             settings = settings.model_copy(update={"groups": [*settings.groups, LayerGroup(layers="encoder", rate=0)]})
         precision = available_precision(settings.precision)
@@ -655,11 +687,12 @@ def execute(training: Training, devices: int = 1, nodes: int = 1) -> Training:
                     )
             save_mask(_seen(store, train), facts["grid"]["affine"], training.folder)
             save_model(model, training.folder, record)
-            if model.head.name in ("classes", "numbers"):
+            if model.head.name in ("classes", "numbers", "phenotypes"):
                 predictions = _predictions(reported, answers.answer, model.head.targets)
             else:
                 predictions = scores.outcome_predictions(reported.table, answers.score, model.head.scored)
-            _write_results(training, predictions, measure=model.head.measure, **measured)
+            measure = "" if model.head.name == "phenotypes" else model.head.measure  # each column has its own
+            _write_results(training, predictions, measure=measure, **measured)
         fabric.barrier()  # the other processes may read the files next
     return training
 
@@ -672,9 +705,54 @@ def _seen(store: Store, train: Examples) -> np.ndarray:
     return mask[store.box]
 
 
+def _take_published(training: Training, store: Store) -> None:
+    """Write published weights as a checkpoint; what they lack, such as an LSTM over slices, stays random."""
+    architecture = _architecture(training, store, [])
+    architecture["head"] = {"name": "numbers", "targets": ["nothing"], "settings": {}}  # a checkpoint has one
+    torch.manual_seed(training.seed)
+    model = build(architecture)
+    weights = training.settings.weights  # type: ignore[attr-defined]
+    record = read_weights(weights, model.encoder.name, model.encoder.network)  # type: ignore[arg-type]
+    training.folder.mkdir(parents=True, exist_ok=True)
+    _describe(training, store, "32-true")
+    told = {**_key(training), "units": [], "reported": [], "tasks": [], "seen_volumes": 0, "seconds": 0.0}
+    save_model(
+        model, training.folder,
+        {"data": data_facts(store), "store": store.identity, "training": told, "weights": record},
+    )  # fmt: skip
+    for name, columns in (("metrics.csv", METRICS), ("scores.csv", scores.COLUMNS)):
+        table = pd.DataFrame(columns=list(columns))
+        write_whole(training.folder / name, partial(table.to_csv, index=False))
+
+
+def _started(encoder: Encoder, variant: Variant, seed: int) -> None:
+    """Take from a pre-trained encoder what a control leaves out of it."""
+    if variant.start == "shuffled":
+        shuffle(encoder, seed)
+    elif variant.start == "statistics":
+        keep_statistics(encoder, seed)
+
+
+def _check_columns(train: Examples, described: list[dict[str, Any]]) -> None:
+    """Raise ValueError for columns that are missing for all training examples, or the same for all that have them."""
+    found = []
+    for values, target in zip(train.targets.T, described, strict=True):
+        known = np.unique(values[np.isfinite(values)])
+        if not len(known):
+            found.append(f"{target['column']} is missing for all of them")
+        elif len(known) == 1:
+            only = target["levels"][int(known[0])] if target["kind"] in ("classes", "ordered") else f"{known[0]:g}"
+            found.append(f"{target['column']} is {only} for all who have it")
+    if found:
+        raise ValueError(
+            f"nothing can be learnt from some columns of {train.table['unit'].nunique()} training unit(s): "
+            f"{'; '.join(found)}; take a larger fraction, or leave them out of the target"
+        )
+
+
 def _tell_of_data(head: Head, store: Store, train: Examples) -> None:
     """Give a head what it must know of the training data: numbers' mean and SD, labels' frequencies, the mask."""
-    if isinstance(head, Numbers):
+    if isinstance(head, Numbers | Phenotypes):
         head.standardise(*unit_statistics(train))
     elif isinstance(head, Classes) and head.settings.class_weights != "none":
         head.weigh(train.targets)
@@ -696,7 +774,11 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
         if learner == "probe":  # an encoder's features differ in size by orders of magnitude
             sd = x.std(axis=0)
             x, x_new = (np.divide(of, sd, out=np.zeros_like(of), where=sd > 1e-6) for of in (x, x_new))
-        answers = readout_answers(x, x_new, train.targets, train.table["unit"].to_numpy(), len(states))
+        of_units = train.table["unit"].to_numpy()
+        if described := data.phenotypes("target"):
+            answers = _answers_of_columns(x, x_new, train.targets, of_units, described)
+        else:
+            answers = readout_answers(x, x_new, train.targets, of_units, len(states))
     else:
         if learner == "components":
             units = Splits(training.profile, store).of("source", training.fold).train
@@ -704,8 +786,23 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
         answers = linear_answers(learner, *volumes, len(states), source)
     seconds = round(time.monotonic() - started, 1)
     seen = len(train) * train.volumes_each
-    predictions = _predictions(reported, answers, data.columns("target") or states)
+    predictions = _predictions(reported, answers, data.phenotypes("target") or data.columns("target") or states)
     _write_results(training, predictions, seen_volumes=seen, seconds=seconds)
+
+
+def _answers_of_columns(
+    x: np.ndarray, x_new: np.ndarray, targets: np.ndarray, units: np.ndarray, described: list[dict[str, Any]]
+) -> np.ndarray:
+    """Answers (N', A) as `Phenotypes` gives them: a linear model of each column, fitted to those who have it."""
+    answers = []
+    for values, target in zip(targets.T, described, strict=True):
+        known = np.isfinite(values)
+        if target["kind"] == "classes":
+            labels, n = values[known].astype(np.int64), n_answers(target)
+            answers.append(readout_answers(x[known], x_new, labels, units[known], n))
+        else:
+            answers.append(readout_answers(x[known], x_new, values[known, None], units[known]))
+    return np.concatenate(answers, axis=1)
 
 
 def _features(training: Training, store: Store, learner: str, data: Volumes) -> np.ndarray:
@@ -716,13 +813,14 @@ def _features(training: Training, store: Store, learner: str, data: Volumes) -> 
         return store.regional().loc[data.examples.table["file"]].to_numpy()
     if training.checkpoint is None:
         torch.manual_seed(training.seed)
-        return encoded(build(_architecture(training, store, [])).encoder, data).reshape(len(data), -1)
+        return frozen_features(build(_architecture(training, store, [])).encoder, data)
     model, record = load_model(training.checkpoint)
     check_data(record, training.checkpoint, data_facts(store))
     if not model.encoder.needs_grid:
         model = build(record["architecture"] | {"encoder": record["architecture"]["encoder"] | {"shape": store.shape}})
         transfer(model, training.checkpoint, data_facts(store))
-    return encoded(model.encoder, data).reshape(len(data), -1)
+    _started(model.encoder, VARIANTS[training.variant], training.seed)
+    return frozen_features(model.encoder, data)
 
 
 def _found(training: Training) -> bool:
@@ -738,6 +836,8 @@ def _key(training: Training) -> dict[str, Any]:
 
 
 def _predictions(reported: Examples, answers: np.ndarray, targets: list[Any]) -> pd.DataFrame:
+    if isinstance(targets[0], dict):
+        return scores.phenotype_predictions(reported.table, reported.targets, answers, targets)
     if reported.targets.ndim == 1:
         return scores.state_predictions(reported.table, answers, [(task, state) for task, state in targets])
     return scores.number_predictions(reported.table, reported.targets, answers, targets)

@@ -19,11 +19,17 @@ __all__ = [
     "ConvEncoderSettings",
     "DeepLight3dSettings",
     "DeepLightSettings",
+    "EfficientNetLite0Settings",
+    "ImagesResNet18Settings",
+    "ImagesSettings",
     "LayerGroup",
     "MultitaskSettings",
+    "PhotographSettings",
     "PretrainingSettings",
+    "R3D18Settings",
     "ReadoutSettings",
     "ReconstructionSettings",
+    "ResNet18Settings",
     "ResidualEncoderSettings",
     "ResidualSettings",
     "Route",
@@ -35,7 +41,9 @@ __all__ = [
     "Variant",
     "VariationalAutoencoderSettings",
     "VariationalSettings",
+    "VideoSettings",
     "VolumeReconstructionSettings",
+    "WeightsSettings",
     "WindowSettings",
 ]
 
@@ -121,6 +129,55 @@ class ResidualEncoderSettings(Section):
     """Probability that one of these channels is dropped."""
     activation: Literal["relu", "elu"] = "elu"
     """Activation after every convolution; the report names none, its code has ELU."""
+
+
+class PhotographSettings(Section):
+    """How a network for photographs or video sees a volume. Malik & Bzdok (2022) state none of it in their abstract."""
+
+    window: tuple[float, float] | None = None
+    """Values shown in black and in white, as in a photograph (None = 0 and 1 of structural images, -4 and 4 of
+    z-scores)."""
+    size: int | None = Field(None, ge=8)
+    """Pixels of a slice's edge, or of a volume's longest axis, after resizing (None = as they are)."""
+    planes: list[Literal["axial", "coronal", "sagittal"]] = Field(["axial"], min_length=1)
+    """Planes of the slices."""
+    slices: int = Field(9, ge=1)
+    """Slices in each plane, evenly spaced."""
+    together: Literal["mean", "attention", "lstm"] = "mean"
+    """How slices' features become a volume's: their mean, a weighted mean that is learnt, or DeepLight's LSTM."""
+    inflated: bool = False
+    """The network in 3D, on whole volumes: kernels are repeated along the third axis (Carreira & Zisserman 2017)."""
+
+    @model_validator(mode="after")
+    def _white_is_brighter(self) -> Self:
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window {list(self.window)} must name black's value first, and white's above it")
+        return self
+
+
+class ResNet18Settings(PhotographSettings):
+    """ResNet-18 (He et al. 2016)."""
+
+    widths: tuple[Width, ...] = Field((64, 128, 256, 512), min_length=4, max_length=4)
+    """Channels of the four stages; published weights have these."""
+
+
+class EfficientNetLite0Settings(PhotographSettings):
+    """EfficientNet-Lite0 (Tan & Le 2019)."""
+
+    widths: tuple[Width, ...] = Field((32, 16, 24, 40, 80, 112, 192, 320, 1280), min_length=9, max_length=9)
+    """Channels of the stem, of the seven stages, and of the last convolution; published weights have these."""
+
+
+class R3D18Settings(Section):
+    """3D ResNet-18 for video (Tran et al. 2018)."""
+
+    window: tuple[float, float] | None = None
+    """Values shown in black and in white (see PhotographSettings)."""
+    size: int | None = Field(None, ge=8)
+    """Pixels of a volume's longest axis after resizing (None = as they are)."""
+    widths: tuple[Width, ...] = Field((64, 128, 256, 512), min_length=4, max_length=4)
+    """Channels of the four stages; published weights have these."""
 
 
 class ReconstructionSettings(Section):
@@ -242,8 +299,24 @@ class TrainingSettings(Section):
     """Compile the model (torch.compile): slow to start; meant for GPUs."""
 
 
+class WeightsSettings(Section):
+    """Weights that others have published."""
+
+    source: str
+    """package (EfficientNet-Lite0's, in a package), a file (.safetensors or torch's .pth), or
+    hub:<owner>/<name>@<revision> of the Hugging Face hub, the revision being a commit's 40 digits."""
+    licence: str = ""
+    """The licence that the source states, for the record ("" = as far as it is known for the source)."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """The file must have this sha256 (None = any)."""
+
+
 class PretrainingSettings(TrainingSettings):
     """Training by a route, on all or some of the training units."""
+
+    weights: WeightsSettings | None = None
+    """Published weights of the encoder take the place of a training, whose settings then count for nothing (None =
+    train)."""
 
     n_units: int | None = Field(None, ge=1)
     """Number of training units to train on, drawn by the seed (None = all)."""
@@ -382,6 +455,30 @@ class ClipContrastSettings(ContrastRouteSettings):
         return self
 
 
+class ImagesSettings(Section):
+    """Pre-training on photographs (after Malik & Bzdok 2022): EfficientNet-Lite0's weights, which a package holds."""
+
+    encoder: EfficientNetLite0Settings = EfficientNetLite0Settings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(weights=WeightsSettings(source="package"))
+
+
+class ImagesResNet18Settings(Section):
+    """The same with ResNet-18, as in the paper; name its weights in `pretraining.weights`."""
+
+    encoder: ResNet18Settings = ResNet18Settings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(weights=WeightsSettings(source="resnet18.safetensors"))
+
+
+class VideoSettings(Section):
+    """Pre-training on video with 3D ResNet-18, as in the paper; name its weights in `pretraining.weights`."""
+
+    encoder: R3D18Settings = R3D18Settings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(weights=WeightsSettings(source="r3d_18.pth"))
+
+
 class Routes(Section):
     """The ways to pre-train, with their models and trainings: one section for each of `ROUTES`."""
 
@@ -394,6 +491,9 @@ class Routes(Section):
     contrast: ContrastRouteSettings = ContrastRouteSettings()
     clip_supervised: ClipSupervisedSettings = ClipSupervisedSettings()
     clip_contrast: ClipContrastSettings = ClipContrastSettings()
+    images: ImagesSettings = ImagesSettings()
+    images_resnet18: ImagesResNet18Settings = ImagesResNet18Settings()
+    video: VideoSettings = VideoSettings()
 
 
 @dataclass(frozen=True)
@@ -456,6 +556,18 @@ ROUTES = {
         "temporal contrast, clips", "after Shi et al. (2023)", encoder="clip", head="contrast",
         example="window", unlabelled=True,
     ),
+    "images": Route(
+        "photographs", "after Malik & Bzdok (2022)", encoder="efficientnet_lite0", head="classes",
+        example="volume", unlabelled=False,
+    ),
+    "images_resnet18": Route(
+        "photographs, ResNet-18", "Malik & Bzdok (2022)", encoder="resnet18", head="classes",
+        example="volume", unlabelled=False,
+    ),
+    "video": Route(
+        "video", "Malik & Bzdok (2022)", encoder="r3d_18", head="classes",
+        example="volume", unlabelled=False,
+    ),
 }  # fmt: skip
 
 
@@ -467,8 +579,8 @@ class Variant:
     route : the route of its encoder and, unless its start is random, its pre-training
     learner : the route's deep model; a linear model of the in-mask voxels; or a linear readout (see
         `training.baselines.readout_answers`) of voxels, of regional means of grey matter, or of the frozen encoder
-    start : the encoder's first weights: random, pre-trained, or pre-trained but shuffled within each tensor (the same
-        distribution, no features)
+    start : the encoder's first weights: random, pre-trained, pre-trained but shuffled within each tensor (the same
+        distribution, no features), or random with the statistics and scales of pre-trained batch normalisation
     initialisation : how random weights are drawn, if not as the profile says
     frozen : train the head only
     permuted : train on targets in random order
@@ -479,7 +591,7 @@ class Variant:
     learner: Literal["deep", "logistic", "components", "svm", "decoder", "ridge", "voxels", "regional", "probe"] = (
         "deep"
     )
-    start: Literal["random", "checkpoint", "shuffled"] = "random"
+    start: Literal["random", "checkpoint", "shuffled", "statistics"] = "random"
     initialisation: Literal["glorot", "he"] | None = None
     frozen: bool = False
     permuted: bool = False
@@ -515,6 +627,22 @@ VARIANTS = {
     "clip-scratch": Variant("encoder of clips, from scratch", "clip_supervised"),
     "clip": Variant("encoder of clips, pre-trained by supervision", "clip_supervised", start="checkpoint"),
     "clip-contrast": Variant("encoder of clips, pre-trained by contrast", "clip_contrast", start="checkpoint"),
+    "images": Variant("pre-trained on photographs", "images", start="checkpoint"),
+    "images-scratch": Variant("network for photographs, from scratch", "images"),
+    "images-frozen": Variant("photographs' features, linear", "images", "probe", start="checkpoint"),
+    "images-random-frozen": Variant("network for photographs, random features, linear", "images", "probe"),
+    "images-shuffled": Variant("photographs, weights shuffled", "images", start="shuffled"),
+    "images-shuffled-frozen": Variant("photographs, weights shuffled, features linear", "images", "probe", "shuffled"),
+    "images-statistics": Variant("photographs, statistics only", "images", start="statistics"),
+    "images-statistics-frozen": Variant(
+        "photographs, statistics only, features linear", "images", "probe", "statistics"
+    ),
+    "resnet18": Variant("ResNet-18, pre-trained on photographs", "images_resnet18", start="checkpoint"),
+    "resnet18-scratch": Variant("ResNet-18, from scratch", "images_resnet18"),
+    "resnet18-frozen": Variant("ResNet-18's features, linear", "images_resnet18", "probe", start="checkpoint"),
+    "video": Variant("3D ResNet-18, pre-trained on video", "video", start="checkpoint"),
+    "video-scratch": Variant("3D ResNet-18, from scratch", "video"),
+    "video-frozen": Variant("3D ResNet-18's features, linear", "video", "probe", start="checkpoint"),
     "voxels": Variant("linear model of voxels", "autoencoder", "voxels"),
     "regional": Variant("linear model of regional grey matter", "autoencoder", "regional"),
 }

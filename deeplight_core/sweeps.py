@@ -1,5 +1,6 @@
 """The trainings behind each page of the book: the paper's sweep and the controls."""
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplight_core.config import Profile
+from deeplight_core.config import ColumnTarget, Profile
 from deeplight_core.routes import VARIANTS
 
 __all__ = [
     "CONTROLS",
     "LONGER",
     "OF_CONTRAST",
+    "OF_IMAGES",
     "OF_TRANSFERS",
     "Cell",
     "Change",
@@ -27,6 +29,7 @@ __all__ = [
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
 OF_TRANSFERS = ("blocks", "faults")  # controls of decoders of another dataset
 OF_CONTRAST = ("shortcuts", "networks")  # controls of temporal contrast
+OF_IMAGES = ("conditioning", "tuned")  # controls of networks for photographs: frozen, and what takes hours
 LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
@@ -78,6 +81,8 @@ def changes(profile: Profile) -> dict[str, Change]:
     shortcut-drift : runs whose drift is left in
     network-… : decoders see one region of an atlas
     code…-l1-… : another width of an autoencoder's code, and another L1 penalty
+    size…, slices…, inflated : another look of the network for photographs at a volume
+    alone-… : one column of the target at a time
     """
     finetuning, controls = profile.finetuning, profile.controls
     longer = {"epochs": LONGER * finetuning.epochs, "min_steps": LONGER * finetuning.min_steps}
@@ -99,6 +104,13 @@ def changes(profile: Profile) -> dict[str, Change]:
         widths = [*profile.routes.autoencoder.encoder.widths[:-1], width]
         own = {"encoder": {"widths": widths}, "pretraining": {"l1": penalty}}
         found[f"code{width}-l1-{penalty:g}"] = Change(f"code{width}-l1-{penalty:g}", {"routes": {"autoencoder": own}})
+    looks: dict[str, dict[str, Any]] = {f"size{n}": {"size": n} for n in controls.image_sizes}
+    looks |= {f"slices{n}": {"slices": n} for n in controls.image_slices}
+    if controls.inflated_size:
+        looks["inflated"] = {"inflated": True, "size": controls.inflated_size}
+    found |= {name: Change(name, {"routes": {"images": {"encoder": look}}}) for name, look in looks.items()}
+    if isinstance(target := profile.data.target, ColumnTarget) and len(target.column) > 1:
+        found |= {f"alone-{column}": Change("", _alone(target, column)) for column in target.column}
     if profile.simulation is None:
         return found
     if controls.tuning_manifest:
@@ -114,6 +126,17 @@ def changes(profile: Profile) -> dict[str, Change]:
             pretraining = {"routes": {"supervised": {"pretraining": {"n_units": n}}}}
             found[name] = Change(name, data | pretraining)
     return found
+
+
+def _alone(target: ColumnTarget, column: str) -> dict[str, Any]:
+    """Overrides for one of the target's columns."""
+    own = {"column": [column], "tasks": target.tasks}
+    kinds = {kind: getattr(target, kind) for kind in ("classes", "ordered", "bins")}
+    return {"data": {"target": own | {kind: {column: of[column]} for kind, of in kinds.items() if column in of}}}
+
+
+def _is_look(change: str) -> bool:
+    return change == "inflated" or re.fullmatch(r"(size|slices)\d+", change) is not None
 
 
 def _with_drift(profile: Profile) -> dict[str, Any]:
@@ -194,6 +217,17 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "networks":
         networks = [change for change in changes(profile) if change.startswith("network-")]
         cells = grid(["contrast", "linear"], [max(sweep.fractions)], changes=["", *networks]) if networks else []
+    elif name in OF_IMAGES:
+        whole, looks = [max(sweep.fractions)], [change for change in changes(profile) if _is_look(change)]
+        if "images-frozen" not in sweep.variants:
+            cells = []
+        elif name == "conditioning":
+            taken_away = ["images-shuffled-frozen", "images-statistics-frozen", "images-random-frozen"]
+            cells = grid(["images-frozen", *taken_away], whole) + grid(["images-frozen"], whole, changes=looks)
+        else:
+            alone = [change for change in changes(profile) if change.startswith("alone-")]
+            cells = grid(["images", "images-scratch", "images-shuffled", "images-statistics"], whole)
+            cells += grid(["images", "images-scratch"], whole, changes=[c for c in looks if c == "inflated"] + alone)
     elif name == "blocks":
         changes_of = [f"blocks{k}" for k in controls.blocks]
         cells = grid(["cae"], [max(sweep.fractions)], changes=["", *changes_of]) if changes_of else []
@@ -210,6 +244,6 @@ def planned(profile: Profile, name: str) -> list[Cell]:
             if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
-        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST))
+        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES))
         raise ValueError(f"there is no sweep {name!r}; there are {known}")
     return list(dict.fromkeys(cells))

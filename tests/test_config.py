@@ -100,6 +100,13 @@ def test_defaults_are_the_papers_recipe() -> None:
         ("cohort: {scans: {T2w: {PD: 1}}}", "cohort: scans.T2w names PD, of whom there are no people"),
         ("cohort: {people: {MCI: 3}}", "cohort.people.MCI.*'AD', 'CN', 'CVD', 'HC' or 'PD'"),
         ("cohort: {shape: {T2w: [36, 43, 36]}}", "cohort: shape has none for T1w"),
+        ("data: {target: {column: sex, tasks: [a], classes: {age: [F, M]}}}", "bins name age, which column does not"),
+        (
+            "data: {target: {column: sex, tasks: [a], classes: {sex: [F, M]}, ordered: {sex: [F, M]}}}",
+            "sex is in more than one of classes, ordered and bins; keep one",
+        ),
+        ("data: {target: {column: sex, tasks: [a], classes: {sex: [F, F]}}}", "sex has a value twice: F, F"),
+        ("routes: {images: {pretraining: {weights: {source: a, sha256: b}}}}", "weights.sha256: .* pattern"),
         ("cohort: {}\nsimulation: {}", "simulation and cohort both describe the data"),
         ("cohort: {}\ndata: {split_unit: run}", "data.split_unit must be subject for a cohort"),
         ("simulation: {resolution_mm: 1}", "simulation.resolution_mm: .* greater than or equal to 2, got 1"),

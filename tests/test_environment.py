@@ -110,7 +110,8 @@ def imported(folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("deeplight_core", ["structural", "hub", "keras"]), ("tests", ["book", "hpc", "dev"])]
+    ("folder", "extras"),
+    [("deeplight_core", ["structural", "hub", "images", "keras"]), ("tests", ["book", "hpc", "dev"])],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
     declared = by_name([*PROJECT["dependencies"], *(name for extra in extras for name in EXTRAS[extra])])

@@ -111,6 +111,7 @@ def test_one_machine_plans_nothing_of_a_cluster(project):
     ("option", "message"),
     [
         ("transfers=yes", "profile smoke has no transfers; `make autoencoders` takes one that has"),
+        ("images=yes", "profile smoke has no variant images-frozen; `make images` takes one that has, such as images"),
         ("contrast=yes", "profile smoke has no variant contrast; `make contrast` takes one that has"),
     ],
 )

@@ -7,6 +7,7 @@ from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import (
     CONTROLS,
     OF_CONTRAST,
+    OF_IMAGES,
     OF_TRANSFERS,
     Cell,
     changed,
@@ -94,6 +95,8 @@ def test_every_variant_is_in_a_grid() -> None:
     every |= {c.variant for name in ("sweep", *OF_TRANSFERS) for c in planned(faulted(structural), name)}
     for name in ("contrast", "contrast-paper"):
         every |= {c.variant for which in ("sweep", *OF_CONTRAST) for c in planned(load_profile(name), which)}
+    for name in ("images", "images-paper"):
+        every |= {c.variant for which in ("sweep", *OF_IMAGES) for c in planned(load_profile(name), which)}
     assert every == set(VARIANTS) - {"ridge"}  # of numbers, which a profile asks for by itself
 
 
@@ -199,3 +202,21 @@ def test_the_grid_of_gain_trains_each_decoder_once_for_all_it_depends_on() -> No
     assert few.routes.supervised.pretraining.n_units == 3
     assert few.store == changed(simulated, "contrast2-n10").store != changed(simulated, "contrast1-n3").store
     assert planned(profile(), "gain") == []
+
+
+def test_looks_at_photographs_are_frozen_and_columns_alone_are_tuned() -> None:
+    images = load_profile("images")
+    frozen = planned(images, "conditioning")
+    assert {VARIANTS[c.variant].learner for c in frozen} == {"probe"}
+    assert {c.change for c in frozen} == {"", "size32", "size96", "slices1", "slices6", "inflated"}
+    assert changed(images, "size96").routes.images.encoder.size == 96
+    assert changed(images, "inflated").routes.images.encoder.inflated
+    tuned = planned(images, "tuned")
+    assert {c.change for c in tuned if c.change.startswith("alone")} == {
+        f"alone-{column}" for column in ("sex", "age", "household", "income", "fluid", "smoking")
+    }
+    income = changed(images, "alone-income").data
+    assert income.columns("target") == ["income"]
+    assert list(income.levels("target")) == ["income"]
+    assert changed(images, "alone-age").data.phenotypes("target") == []  # a plain number
+    assert planned(load_profile("demo"), "conditioning") == []

@@ -4,6 +4,8 @@ Knows no model: takes tables of examples and arrays of answers. `subject` is the
 subject, or the run where there is one subject only.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -19,6 +21,7 @@ __all__ = [
     "group_scores",
     "number_predictions",
     "outcome_predictions",
+    "phenotype_predictions",
     "recalls",
     "state_predictions",
     "subject_scores",
@@ -75,6 +78,38 @@ def outcome_predictions(table: pd.DataFrame, score: np.ndarray, targets: list[st
     return _described(table).join(pd.DataFrame(values))
 
 
+def phenotype_predictions(
+    table: pd.DataFrame, truth: np.ndarray, answers: np.ndarray, targets: list[dict[str, Any]]
+) -> pd.DataFrame:
+    """One row per example, with `true <column>`, `predicted <column>` and `score of <column>` of every column.
+
+    Of columns with levels these are places of levels; for classes there is `<column> = <level>`, its probability, and
+    the score is right or wrong. Other scores are absolute errors. Missing values are NaN.
+
+    Parameters
+    ----------
+    truth : (N, K); answers : (N, A), for each target the probabilities of its classes, or one number
+    targets : `{"column", "kind", "levels"}` of each (see `config.ColumnTarget.described`)
+    """
+    values: dict[str, np.ndarray] = {}
+    place = 0
+    for i, target in enumerate(targets):
+        column, known = target["column"], np.isfinite(truth[:, i])
+        n = len(target["levels"]) if target["kind"] == "classes" else 1
+        own, place = answers[:, place : place + n], place + n
+        found = own.argmax(axis=1) if n > 1 else own[:, 0]
+        score = (found == truth[:, i]).astype(float) if n > 1 else np.abs(found - truth[:, i])
+        values |= {f"true {column}": truth[:, i], f"predicted {column}": found}
+        values[f"score of {column}"] = np.where(known, score, np.nan)
+        values |= {f"{column} = {level}": own[:, j] for j, level in enumerate(target["levels"] if n > 1 else [])}
+    return _described(table).join(pd.DataFrame(values))
+
+
+def _classes(predictions: pd.DataFrame, column: str) -> list[str]:
+    """The columns with the probabilities of a phenotype's classes; none if it is a number."""
+    return [str(c) for c in predictions if str(c).startswith(f"{column} = ")]
+
+
 def _described(table: pd.DataFrame) -> pd.DataFrame:
     named = table.rename(columns={"subject": "person"}).rename(columns={"unit": "subject"})
     return named[[*_WHERE, "frame", "block"]].reset_index(drop=True)
@@ -89,13 +124,15 @@ def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | fl
     Parameters
     ----------
     predictions : of `state_predictions` (measure `accuracy` of target `state`), `number_predictions` (measure
-        `absolute_error` of every column) or `outcome_predictions`, which has no blocks
+        `absolute_error` of every column), `phenotype_predictions` (both) or `outcome_predictions`; the last two have no
+        blocks
     measure : that of `outcome_predictions`
     key : the columns that name the training: `route, encoder, variant, fraction, n_subjects, seed, fold,
         seen_volumes, seconds`
     """
     if own := [str(c).removeprefix("score of ") for c in predictions if str(c).startswith("score of ")]:
-        tables = [_means(predictions[f"score of {name}"], predictions, name, measure) for name in own]
+        found = {name: "accuracy" if _classes(predictions, name) else "absolute_error" for name in own}
+        tables = [_means(predictions[f"score of {name}"], predictions, name, measure or found[name]) for name in own]
         levels = {"volume": pd.concat(tables, ignore_index=True)}
     else:
         score = _accuracies if "state" in predictions else _errors
@@ -107,7 +144,7 @@ def subject_scores(predictions: pd.DataFrame, measure: str = "", **key: str | fl
 def group_scores(predictions: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
     """Values of all subjects together: `target, measure, value, low, high`, with a 95% bootstrap over subjects.
 
-    States have balanced accuracy and AUC, numbers have R² and r, other outcomes none.
+    States and classes have balanced accuracy and AUC, numbers have R² and r, other outcomes none.
     """
     rows: list[tuple[str, str, float, float, float]] = []
 
@@ -123,6 +160,10 @@ def group_scores(predictions: pd.DataFrame, n_resamples: int = 2000) -> pd.DataF
         rows.append(("state", "auc", *of_group("auc", labels, answers.to_numpy())))
     for column in (str(c).removeprefix("true ") for c in predictions if str(c).startswith("true ")):
         truth, answer = predictions[f"true {column}"], predictions[f"predicted {column}"]
+        if classes := _classes(predictions, column):
+            rows.append((column, "balanced_accuracy", *of_group("balanced_accuracy", truth, answer)))
+            rows.append((column, "auc", *of_group("auc", truth, predictions[classes].to_numpy())))
+            continue
         rows += [(column, name, *of_group(name, truth, answer)) for name in ("r2", "r")]
     return pd.DataFrame(rows, columns=["target", "measure", "value", "low", "high"])
 

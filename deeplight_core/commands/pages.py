@@ -16,6 +16,7 @@ def book(
     real: Annotated[str, typer.Option(help="Profile on real data.")] = "haxby",
     structural: Annotated[str, typer.Option(help="Profile on structural images.")] = "autoencoder",
     contrast: Annotated[str, typer.Option(help="Profile of temporal contrast.")] = "contrast",
+    images: Annotated[str, typer.Option(help="Profile of networks for photographs.")] = "images",
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -23,7 +24,7 @@ def book(
     """
     from deeplight_core.report.book import stage
 
-    stage(project_root(), folder, built_in, real, structural, contrast)
+    stage(project_root(), folder, built_in, real, structural, contrast, images)
 
 
 def report(

@@ -37,8 +37,13 @@ from deeplight_core.tasks import TASKS
 __all__ = ["Tissues", "grid", "manifest_of", "people", "plan", "planted_path", "regions", "simulate_cohort",
            "simulate_scan", "tissues"]  # fmt: skip
 
-_EFFECTS = ("AD", "PD", "CVD", "age", "sex")
+_EFFECTS = ("AD", "PD", "CVD", "age", "sex", "fluid", "smoking")
 _DISEASES = _EFFECTS[:3]
+_INCOME = ("below 18,000", "18,000 to 30,999", "31,000 to 51,999", "52,000 to 100,000", "above 100,000")
+_SMOKING = {"never": 0.0, "previous": 0.5, "current": 1.0}  # and how much of its effect
+_SMOKE = (0.6, 0.32, 0.08)  # shares of people
+_FLUID_MEAN, _FLUID_SD = 6.6, 2.1
+_UNKNOWN = 0.05  # share of each phenotype's values that are missing
 _AGE_YEARS = {"AD": 74.0, "CN": 74.0, "CVD": 74.0, "PD": 62.0, "HC": 62.0}  # means; people compared are of equal age
 _WOMEN = {"AD": 0.5, "CN": 0.5, "CVD": 0.5, "PD": 0.35, "HC": 0.35}  # shares
 _AGE_SD_YEARS, _AGE_RANGE = 7.0, (50.0, 92.0)
@@ -189,7 +194,7 @@ def _smooth(axes: list[np.ndarray], spacing_mm: float, random: np.random.Generat
 
 
 def people(settings: CohortSettings) -> pd.DataFrame:
-    """One row per person: `subject, age, sex, diagnosis`; diagnoses are in random order."""
+    """One row per person: `subject, age, sex, diagnosis`, and phenotypes if asked for; in random order."""
     diagnoses = [diagnosis for diagnosis, n in sorted(settings.people.items()) for _ in range(n)]
     order = generator(settings.seed, "people").permutation(len(diagnoses))
     name = re.sub(r"[^A-Za-z0-9]", "", settings.dataset)
@@ -199,7 +204,27 @@ def people(settings: CohortSettings) -> pd.DataFrame:
         random = generator(settings.seed, "person", subject)
         age = np.clip(random.normal(_AGE_YEARS[diagnosis], _AGE_SD_YEARS), *_AGE_RANGE)
         rows.append([subject, round(float(age), 1), "F" if random.random() < _WOMEN[diagnosis] else "M", diagnosis])
-    return pd.DataFrame(rows, columns=["subject", "age", "sex", "diagnosis"])
+    table = pd.DataFrame(rows, columns=["subject", "age", "sex", "diagnosis"])
+    if not settings.phenotypes:
+        return table
+    return table.join(pd.DataFrame([_phenotypes(subject, settings) for subject in table["subject"]]))
+
+
+def _phenotypes(subject: str, settings: CohortSettings) -> dict[str, str]:
+    """A person's household, income, fluid intelligence and smoking, as texts; some are missing.
+
+    Income goes with fluid intelligence (r = 0.4), and with the size of the household a little. Names and ranges are
+    those of UK Biobank's fields 709, 738, 20016 and 20116.
+    """
+    random = generator(settings.seed, "phenotypes", subject)
+    household = 1 + int(random.poisson(1.1))
+    able, luck = random.standard_normal(2)
+    rank = 0.4 * able + 0.2 * (household > 1) + 0.9 * luck
+    income = _INCOME[int(np.searchsorted([-0.8, -0.05, 0.65, 1.6], rank))]
+    fluid = int(np.clip(round(_FLUID_MEAN + _FLUID_SD * able), 0, 13))
+    smoking = str(random.choice([*_SMOKING], p=_SMOKE))
+    found = {"household": str(household), "income": income, "fluid": str(fluid), "smoking": smoking}
+    return {name: value if random.random() >= _UNKNOWN else "" for name, value in found.items()}
 
 
 def plan(settings: CohortSettings, n_validation: int, n_test: int = 0, split_seed: int = 0) -> pd.DataFrame:
@@ -214,6 +239,7 @@ def plan(settings: CohortSettings, n_validation: int, n_test: int = 0, split_see
 def _scans(settings: CohortSettings) -> pd.DataFrame:
     """The manifest without splits."""
     everyone = people(settings)
+    own = [*everyone.columns[1:]]
     several = any(n > settings.people[d] for of in settings.scans.values() for d, n in of.items())
     rows = []
     for suffix, of_suffix in settings.scans.items():
@@ -230,9 +256,9 @@ def _scans(settings: CohortSettings) -> pd.DataFrame:
                     rows.append(
                         [settings.dataset, person["subject"], str(session) if several else "", suffix, "1",
                          f"{stem}_{suffix}.nii.gz", "", f"{stem}_mod-{suffix}_desc-brain_mask.nii.gz",
-                         "", 1, "", "", "", person["age"], person["sex"], person["diagnosis"]]
+                         "", 1, "", "", "", *(person[column] for column in own)]
                     )  # fmt: skip
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "age", "sex", "diagnosis"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *own])
     return table.sort_values(["task", "subject", "session"], ignore_index=True)
 
 
@@ -259,7 +285,11 @@ def _degrees(person: pd.Series, settings: CohortSettings) -> dict[str, float]:
     """How much of each effect a person has."""
     random = generator(settings.seed, "patterns", person["subject"])
     own = {d: (person["diagnosis"] == d) + _PATTERN_SD * random.standard_normal() for d in _DISEASES}
-    return own | {"age": (float(person["age"]) - 65) / 10, "sex": 0.5 if person["sex"] == "M" else -0.5}
+    own |= {"age": (float(person["age"]) - 65) / 10, "sex": 0.5 if person["sex"] == "M" else -0.5}
+    if not settings.phenotypes:
+        return own | {"fluid": 0.0, "smoking": 0.0}
+    fluid = (float(person["fluid"]) - _FLUID_MEAN) / _FLUID_SD if person["fluid"] else 0.0
+    return own | {"fluid": fluid, "smoking": _SMOKING.get(person["smoking"], 0.0)}
 
 
 def _planted(person: pd.Series, settings: CohortSettings) -> dict[str, float]:
@@ -366,7 +396,7 @@ def simulate_cohort(manifest: pd.DataFrame, root: str | Path, settings: CohortSe
     ValueError
         If the folder holds a cohort of other settings, or the manifest has other scans or people than the settings.
     """
-    columns = ["subject", "session", "task", "image", "mask", "age", "sex", "diagnosis"]
+    columns = ["subject", "session", "task", "image", "mask", *people(settings).columns[1:]]
     if missing := [column for column in columns if column not in manifest]:
         raise ValueError(
             f"the manifest of a simulated cohort has no column {', '.join(missing)}; delete it: it is made"
@@ -408,6 +438,8 @@ def _begin(root: Path, settings: CohortSettings) -> None:
     for suffix in settings.scans:
         affine, shape = grid(settings.shape_of(suffix)), settings.shape_of(suffix)
         for effect, rows in regions().groupby("effect"):
+            if effect in ("fluid", "smoking") and not settings.phenotypes:
+                continue
             total, in_places = np.zeros(shape, np.float32), rows[rows["tissue"] != "size"]
             records: Any = in_places.to_dict("records")
             for region in records:

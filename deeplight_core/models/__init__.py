@@ -10,16 +10,29 @@ from deeplight_core.models.clips import ClipEncoder
 from deeplight_core.models.contrast import Contrast
 from deeplight_core.models.deeplight import SliceEncoder
 from deeplight_core.models.deeplight3d import VolumeEncoder
-from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.heads import Classes, Numbers, Phenotypes
+from deeplight_core.models.natural import R3D18, EfficientNetLite0, ResNet18
 from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
 from deeplight_core.models.reconstruction import Reconstruction, Variational
 
 __all__ = ["ENCODERS", "HEADS", "Batch", "Encoder", "Head", "Mirror", "Model", "Outcome", "build"]
 
 ENCODERS: dict[str, type[Encoder]] = {
-    kind.name: kind for kind in (SliceEncoder, VolumeEncoder, ConvEncoder, ResidualEncoder, ClipEncoder)
+    kind.name: kind
+    for kind in (
+        SliceEncoder,
+        VolumeEncoder,
+        ConvEncoder,
+        ResidualEncoder,
+        ClipEncoder,
+        ResNet18,
+        EfficientNetLite0,
+        R3D18,
+    )
 }
-HEADS: dict[str, Any] = {kind.name: kind for kind in (Classes, Numbers, Reconstruction, Variational, Contrast)}
+HEADS: dict[str, Any] = {
+    kind.name: kind for kind in (Classes, Numbers, Phenotypes, Reconstruction, Variational, Contrast)
+}
 
 
 def build(architecture: dict[str, Any]) -> Model:

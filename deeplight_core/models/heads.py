@@ -14,7 +14,7 @@ from deeplight_core.models.noise import dropout
 from deeplight_core.models.protocol import Batch, Encoder, Head, Outcome
 from deeplight_core.routes import ReadoutSettings
 
-__all__ = ["Classes", "Numbers", "pooled"]
+__all__ = ["Classes", "Numbers", "Phenotypes", "n_answers", "pooled"]
 
 _LEAST_SCORE = 1e-7  # added to each before shares are taken, as in Keras: no share is zero, no sum either
 
@@ -32,10 +32,15 @@ class _Readout(nn.Linear, Head):
     def __init__(self, encoder: Encoder, targets: list[Any], settings: ReadoutSettings) -> None:
         shape = encoder.output_shape
         n = math.prod(shape) if settings.pooling == "flatten" else shape[0]
-        super().__init__(settings.hidden or n, len(targets))
+        super().__init__(settings.hidden or n, self.n_outputs(targets))
         if settings.hidden:
             self.hidden = nn.Linear(n, settings.hidden)
         self.targets, self.settings = list(targets), settings
+
+    @staticmethod
+    def n_outputs(targets: list[Any]) -> int:
+        """Units of the output layer."""
+        return len(targets)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -165,3 +170,113 @@ class Numbers(_Readout):
         answer = z.detach() * self.sd + self.mean
         error = torch.where(known, (answer - truth).abs(), torch.nan)
         return Outcome(each.mean(), each.detach(), error, answer)
+
+
+def n_answers(target: dict[str, Any]) -> int:
+    """Numbers that answer a target of `Phenotypes`: a probability for each class, else one number."""
+    return len(target["levels"]) if target["kind"] == "classes" else 1
+
+
+class Phenotypes(_Readout):
+    """K columns of several kinds at a time, by one output layer; missing values (NaN) do not count.
+
+    Targets are `{"column", "kind", "levels"}`; those of a batch are (B, K): numbers in their own units, or places of
+    levels. Kinds, with their losses, each of which is about 1 for a guess:
+
+    number : squared error of z-scores
+    classes : cross-entropy, divided by the logarithm of the number of classes
+    ordered : binary cross-entropy of being above each level but the last, divided by log 2 (Niu et al. 2016); the
+        answer is the expected place
+    bins : of a number, `levels` being first edge, last edge and how many; divergence from the shares of a normal
+        distribution in the bins, whose SD is a bin's width (Peng et al. 2021), divided by the logarithm of how many;
+        the answer is the expected number
+
+    Answers are (B, A): for each target its `n_answers`. Scores are right or wrong for classes, else absolute errors.
+    `mean` and `sd` (K,) are those of the training units, set by `standardise` and kept with the weights.
+    """
+
+    name = "phenotypes"
+    measure = "absolute_error"
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, encoder: Encoder, targets: list[dict[str, Any]], settings: ReadoutSettings) -> None:
+        if settings.class_weights != "none":
+            raise ValueError("phenotypes of several kinds have no class weights; set class_weights: none")
+        super().__init__(encoder, targets, settings)
+        self.register_buffer("mean", torch.zeros(len(targets)))
+        self.register_buffer("sd", torch.ones(len(targets)))
+
+    @staticmethod
+    def _n_units(target: dict[str, Any]) -> int:
+        kind, levels = target["kind"], target["levels"]
+        return {
+            "number": 1,
+            "classes": len(levels or []),
+            "ordered": len(levels or []) - 1,
+            "bins": (levels or [0])[-1],
+        }[kind]
+
+    @staticmethod
+    def n_outputs(targets: list[Any]) -> int:
+        """Units of the output layer, of all targets."""
+        return sum(Phenotypes._n_units(target) for target in targets)
+
+    @property
+    def scored(self) -> list[str]:  # type: ignore[override]
+        """The columns."""
+        return [target["column"] for target in self.targets]
+
+    @property
+    def measures(self) -> list[str]:
+        """What each column is scored by."""
+        return ["accuracy" if target["kind"] == "classes" else "absolute_error" for target in self.targets]
+
+    @property
+    def answer_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(A,)."""
+        return (sum(map(n_answers, self.targets)),)
+
+    @torch.no_grad()
+    def standardise(self, mean: Any, sd: Any) -> None:
+        """Set the training units' mean and SD (K,) of every column; those of kinds other than number are not read."""
+        self.mean.copy_(torch.tensor(mean))
+        self.sd.copy_(torch.tensor(sd))
+
+    def outcome(self, encoder: Encoder, batch: Batch) -> Outcome:
+        """Mean over the known targets of their losses."""
+        told = self(encoder(batch["volumes"])).split([self._n_units(target) for target in self.targets], dim=1)
+        known = batch["targets"].isfinite()
+        losses, score, answers = [], [], []
+        for k, (target, units) in enumerate(zip(self.targets, told, strict=True)):
+            truth = torch.where(known[:, k], batch["targets"][:, k], 0.0)
+            loss, answer = self._one(k, target, units, truth)
+            losses.append(torch.where(known[:, k], loss, 0.0))
+            answers.append(answer.detach())
+            right = (answer.argmax(dim=1) == truth).float() if target["kind"] == "classes" else None
+            score.append((answer[:, 0] - truth).abs() if right is None else right)
+        each = torch.stack(losses, dim=1).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        scores = torch.where(known, torch.stack(score, dim=1).detach(), torch.nan)
+        return Outcome(each.mean(), each.detach(), scores, torch.cat(answers, dim=1))
+
+    def _one(self, k: int, target: dict[str, Any], units: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (B,) and answers (B, n_answers) of one target."""
+        kind, levels = target["kind"], target["levels"]
+        if kind == "number":
+            loss = (units[:, 0] - (truth - self.mean[k]) / self.sd[k]).square()
+            return loss, units * self.sd[k] + self.mean[k]
+        if kind == "classes":
+            return F.cross_entropy(units, truth.long(), reduction="none") / math.log(len(levels)), units.softmax(dim=1)
+        if kind == "ordered":
+            above = (truth[:, None] > torch.arange(units.shape[1], device=units.device)).float()
+            loss = F.binary_cross_entropy_with_logits(units, above, reduction="none").mean(dim=1) / math.log(2)
+            return loss, units.sigmoid().sum(dim=1, keepdim=True)
+        first, last, n = levels
+        edges = torch.linspace(first, last, int(n) + 1, device=units.device)
+        width = (last - first) / n
+        inside = truth.clamp(first + width / 2, last - width / 2)  # what lies beyond belongs to the last bin
+        shares = torch.special.ndtr((edges - inside[:, None]) / width).diff(dim=1)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+        loss = F.kl_div(units.log_softmax(dim=1), shares, reduction="none").sum(dim=1) / math.log(n)
+        middles = (edges[:-1] + edges[1:]) / 2
+        return loss, units.softmax(dim=1) @ middles[:, None]

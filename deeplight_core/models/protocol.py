@@ -108,6 +108,11 @@ class Head(nn.Module):
     answer_shape: tuple[int, ...]
     """Shape of one example's answer."""
 
+    @property
+    def measures(self) -> list[str]:
+        """The measure of each of the K targets."""
+        return [self.measure] * len(self.scored)
+
     def initialise(self) -> None:
         """Draw all weights anew."""
         raise NotImplementedError

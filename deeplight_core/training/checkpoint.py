@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from deeplight_core.config import PreprocessingSettings, recorded_settings
 from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.store import Store
-from deeplight_core.models import ENCODERS, Model, build
+from deeplight_core.models import ENCODERS, Encoder, Model, build
+from deeplight_core.models.batchnorm import BatchNorm
 from deeplight_core.system.files import file_sha256, write_whole
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Saved",
     "check_data",
     "data_facts",
+    "keep_statistics",
     "load_mask",
     "load_model",
     "load_state",
@@ -404,3 +406,19 @@ def shuffle(module: nn.Module, seed: int) -> None:
             for part in weight.chunk(4) if isinstance(layer, nn.LSTM) else [weight]:
                 order = torch.randperm(part.numel(), generator=random)
                 part.copy_(part.flatten()[order].view_as(part))
+
+
+@torch.no_grad()
+def keep_statistics(encoder: Encoder, seed: int) -> None:
+    """Draw all of an encoder's weights anew, but for the statistics, scales and shifts of its batch normalisation."""
+    kept = {
+        f"{name}.{key}": tensor.clone()
+        for name, part in encoder.named_modules()
+        if isinstance(part, BatchNorm)
+        for key, tensor in part.state_dict().items()
+    }
+    if not kept:
+        raise ValueError(f"encoder {encoder.name} has no batch normalisation whose statistics could be kept")
+    torch.manual_seed(seed)
+    encoder.initialise()
+    encoder.load_state_dict(kept, strict=False)

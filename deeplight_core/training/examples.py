@@ -27,6 +27,7 @@ __all__ = [
 
 
 _MISSING = ("", "n/a", "nan")
+_OLDEST_YEARS = 125
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,26 @@ def of_states(
 
 
 def of_numbers(
-    index: pd.DataFrame, columns: list[str], tasks: list[str], split: str = "", units: list[str] | None = None
+    index: pd.DataFrame,
+    columns: list[str],
+    tasks: list[str],
+    split: str = "",
+    units: list[str] | None = None,
+    levels: Mapping[str, list[str]] | None = None,
 ) -> Examples:
     """Volumes of tasks, with numbers from columns of the manifest as targets; volumes without any number are left out.
+
+    Parameters
+    ----------
+    levels : the values of columns that do not hold numbers; a target is then the value's place, from 0
 
     Raises
     ------
     ValueError
-        If a column is absent or holds something that is not a number, or there is no such volume.
+        If a column is absent, holds something that is not a number or not one of its values, or ages that are no years,
+        or there is no such volume.
     """
+    levels = levels or {}
     if missing := [column for column in columns if column not in index]:
         raise ValueError(f"the manifest has no column {', '.join(missing)}; it has {', '.join(map(str, index))}")
     rows, of_units = _chosen(index[index["task"].isin(tasks)], split, units)
@@ -104,15 +116,32 @@ def of_numbers(
         asked = f"{split} volumes of {', '.join(tasks)}{of_units}".lstrip()
         raise ValueError(f"the store has no {asked}; those without a state are kept with preprocessing.keep: all")
     texts = rows[columns].astype(str).replace(dict.fromkeys(_MISSING, ""))
+    for column in levels:
+        texts[column] = _places(texts[column], levels[column], rows["unit"])
     numbers = texts.apply(pd.to_numeric, errors="coerce")
     wrong = (numbers.isna() & (texts != "")).to_numpy()
     if wrong.any():
         found = {(columns[j], rows["unit"].iloc[i], texts.iat[i, j]) for i, j in zip(*wrong.nonzero(), strict=True)}
         named = "; ".join(f"{column} of {unit} is {text!r}" for column, unit, text in sorted(found)[:10])
         raise ValueError(f"not a number: {named}; correct the manifest (an empty cell or n/a is a missing value)")
+    if "age" in columns and (old := numbers["age"] > _OLDEST_YEARS).any():
+        unit, value = rows.loc[old, "unit"].iloc[0], numbers.loc[old, "age"].iloc[0]
+        raise ValueError(f"age of {unit} is {value:g}; years are expected (of months, a twelfth); correct the manifest")
     known = numbers.notna().any(axis=1).to_numpy()
     asked = f"{split} volumes of {', '.join(tasks)} with {' or '.join(columns)}{of_units}".lstrip()
     return _of_volumes(rows[known].reset_index(drop=True), numbers[known].to_numpy(np.float32), asked)
+
+
+def _places(texts: pd.Series, levels: list[str], units: pd.Series) -> pd.Series:
+    """The places of values among the levels, as texts; "" where a value is missing."""
+    places = {level: str(place) for place, level in enumerate(levels)} | {"": ""}
+    if (strange := ~texts.isin([*places])).any():
+        n, value, unit = texts[strange].nunique(), texts[strange].iloc[0], units[strange].iloc[0]
+        raise ValueError(
+            f"{texts.name} of {unit} is {value!r}, which is none of {', '.join(levels)} ({n} such values); a free text "
+            "cannot be decoded: name all values in the profile, or correct the manifest"
+        )
+    return texts.map(places)
 
 
 def of_anything(index: pd.DataFrame, tasks: list[str], split: str = "", units: list[str] | None = None) -> Examples:

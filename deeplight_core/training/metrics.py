@@ -105,7 +105,7 @@ class Metrics:
         (then, step_then), now = self._looked, time.monotonic()
         rate = (step - step_then) * self._batch_size / (now - then)
         self._looked = now, step
-        measure = MEASURES[self._head.measure].title
+        measure = self._titles()
         scores = self._stated(sums[2 : 2 + len(self._head.scored)], sums[2 + len(self._head.scored) :])
         self._bar.update(
             step,
@@ -139,15 +139,15 @@ class Metrics:
             sums = [(group["score"] * group["n"])[group["target"] == t].sum() for t in self._head.scored]
             n = [group.loc[group["target"] == t, "n"].sum() for t in self._head.scored]
             self._writer.add_scalar(f"loss/{split}", loss, step)
-            for target, total, count in zip(self._head.scored, sums, n, strict=True):
+            for target, measure, total, count in zip(self._head.scored, self._head.measures, sums, n, strict=True):
                 if count:
-                    name = self._head.measure if len(n) == 1 else f"{self._head.measure} of {target}"
+                    name = measure if len(n) == 1 else f"{measure} of {target}"
                     self._writer.add_scalar(f"{name}/{split}", total / count, step)
             said[split] = loss, self._stated(sums, n)
         self._writer.flush()
         print(
             f"{self._label}: epoch {epoch}/{self._n_epochs}, loss {said['train'][0]:.3f}, "
-            f"{MEASURES[self._head.measure].title} {said['train'][1]} in training, "
+            f"{self._titles()} {said['train'][1]} in training, "
             f"{said['validation'][1]} in validation, "
             f"{duration(self._left_s(step))} left",
             flush=True,
@@ -156,9 +156,13 @@ class Metrics:
 
     def _stated(self, sums: list[float], n: list[float]) -> str:
         """Mean scores in words."""
-        measure = MEASURES[self._head.measure]
-        means = [measure.format(total / count) if count else "–" for total, count in zip(sums, n, strict=True)]
+        parts = zip(self._head.measures, sums, n, strict=True)
+        means = [MEASURES[name].format(total / count) if count else "–" for name, total, count in parts]
         return ", ".join(means)
+
+    def _titles(self) -> str:
+        """The measures' names."""
+        return ", ".join(dict.fromkeys(MEASURES[name].title for name in self._head.measures))
 
     def _epoch_rows(self, examples: pd.DataFrame, tally: np.ndarray, split: str) -> pd.DataFrame:
         """Score and loss per task, target and subject from (N, 2 + 2K) seen, summed loss, summed scores, known."""
@@ -170,7 +174,7 @@ class Metrics:
             with np.errstate(invalid="ignore", divide="ignore"):
                 score, loss = sums[2 + i].to_numpy() / n, sums[1].to_numpy() / seen
             names = {"task": sums.index.get_level_values(0), "subject": sums.index.get_level_values(1)}
-            values = {"measure": self._head.measure, "score": score, "n": n.astype(int), "loss": loss}
+            values = {"measure": self._head.measures[i], "score": score, "n": n.astype(int), "loss": loss}
             tables.append(pd.DataFrame({"split": split, **names, "target": target, **values})[n > 0])
         return pd.concat(tables)
 

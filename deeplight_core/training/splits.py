@@ -39,7 +39,8 @@ class Splits:
         if states := self._data.states(which):
             return learnt_from.of_states(rows, states).table
         if columns := self._data.columns(which):
-            return learnt_from.of_numbers(rows, columns, self._data.tasks(which)).table
+            levels = self._data.levels(which)
+            return learnt_from.of_numbers(rows, columns, self._data.tasks(which), levels=levels).table
         return rows
 
     def _units(self, which: Which, unlabelled: bool) -> pd.DataFrame:

@@ -59,7 +59,10 @@ def decoder(encoder: str) -> nn.Module:
     return randomised(build(architecture))
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+PHOTOGRAPHS = ("resnet18", "efficientnet_lite0", "r3d_18")  # they resize, clip and pool as no rule covers
+
+
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name not in PHOTOGRAPHS])
 @pytest.mark.parametrize("method", LRP[:2] + LRP[3::3] + LRP[-1:], ids=NAMES[:2] + NAMES[3::3] + NAMES[-1:])
 def test_relevance_of_voxels_biases_and_stabiliser_add_up_to_the_logit(encoder: str, method: Method) -> None:
     frames = (2,) if encoder == "clip" else ()
@@ -68,6 +71,21 @@ def test_relevance_of_voxels_biases_and_stabiliser_add_up_to_the_logit(encoder: 
     assert (found.residual.abs() < 1e-9 * found.logit.abs()).all()
     for part in (found.biases, found.stabiliser):
         assert (part.abs() > 1e-9).all()  # the sum needs both
+
+
+@pytest.mark.parametrize("encoder", PHOTOGRAPHS)
+def test_networks_for_photographs_are_explained_by_gradients_only(encoder: str) -> None:
+    widths = {"efficientnet_lite0": (4,) * 8 + (6,)}.get(encoder, (4, 4, 4, 6))
+    architecture = {
+        "encoder": {"name": encoder, "shape": list(SHAPE), "settings": {"widths": widths, "window": (-4, 4)}},
+        "head": {"name": "classes", "targets": [["T", s] for s in "abc"], "settings": {"dropout": 0.0}},
+    }
+    model, seen = randomised(build(architecture)), volumes(*SHAPE[::-1])
+    with pytest.raises(
+        ValueError, match=r"LRP is not defined for the function .*; take gradient or integrated-gradients"
+    ):
+        explain(model, seen, TARGETS, METHODS["lrp-gamma"])
+    assert explain(model, seen, TARGETS, METHODS["gradient"]).voxels.shape == seen.shape
 
 
 def test_an_example_is_explained_by_itself_alone() -> None:

@@ -14,6 +14,7 @@ from deeplight_core.analysis.scores import (
     group_scores,
     number_predictions,
     outcome_predictions,
+    phenotype_predictions,
     recalls,
     state_predictions,
     subject_scores,
@@ -202,3 +203,43 @@ def test_recalls_are_shares_of_each_states_volumes() -> None:
     assert found.to_dict() == {("a", "s1"): 0.5, ("b", "s1"): 1.0, ("a", "s2"): 1.0, ("b", "s2"): 0.0}
     elsewhere = recalls(predictions.assign(task="T", predicted_task="U"))  # the state of another task
     assert (elsewhere["score"] == 0).all()
+
+
+def test_columns_of_several_kinds_have_each_their_measures() -> None:
+    """Against scikit-learn and NumPy; people of whom a column is missing do not count for it."""
+    random, n = np.random.default_rng(3), 60
+    table = rows_of(n, random).assign(unit=[f"s{i:02d}" for i in range(n)])
+    targets = [
+        {"column": "smoking", "kind": "classes", "levels": ["never", "previous", "current"]},
+        {"column": "income", "kind": "ordered", "levels": ["low", "middle", "high"]},
+        {"column": "age", "kind": "bins", "levels": [40, 80, 40]},
+    ]
+    truth = np.stack([random.integers(0, 3, n), random.integers(0, 3, n), random.normal(60, 7, n)], axis=1).astype(
+        float
+    )
+    truth[::7, 0], truth[1::9, 1], truth[2::11, 2] = np.nan, np.nan, np.nan
+    answers = np.concatenate(
+        [random.dirichlet([1, 1, 1], n), random.random((n, 1)) * 2, random.normal(60, 7, (n, 1))], 1
+    )
+    found = phenotype_predictions(table, truth, answers, targets)
+    assert found["smoking = current"].tolist() == answers[:, 2].tolist()
+    group = group_scores(found, n_resamples=0).set_index(["target", "measure"])["value"]
+    known = np.isfinite(truth)
+    labels = truth[known[:, 0], 0].astype(int)
+    auc = roc_auc_score(labels, answers[known[:, 0], :3], multi_class="ovr")
+    assert group["smoking", "auc"] == pytest.approx(auc)
+    decoded = answers[known[:, 0], :3].argmax(axis=1)
+    assert group["smoking", "balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, decoded))
+    for k, name in ((1, "income"), (2, "age")):
+        of, answer = truth[known[:, k], k], answers[known[:, k], 2 + k]
+        assert group[name, "r2"] == pytest.approx(r2_score(of, answer))
+        assert group[name, "r"] == pytest.approx(np.corrcoef(of, answer)[0, 1])
+    scores = subject_scores(found, **KEY)
+    assert list(scores.columns) == list(COLUMNS)
+    measures = scores.groupby("target")["measure"].unique().map(list).to_dict()
+    assert measures == {"smoking": ["accuracy"], "income": ["absolute_error"], "age": ["absolute_error"]}
+    assert scores.groupby("target")["n"].sum().to_dict() == {
+        "smoking": known[:, 0].sum(), "income": known[:, 1].sum(), "age": known[:, 2].sum(),
+    }  # fmt: skip
+    error = scores.query("target == 'age'")["score"].mean()
+    assert error == pytest.approx(np.abs(truth[known[:, 2], 2] - answers[known[:, 2], 4]).mean())

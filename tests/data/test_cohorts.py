@@ -246,6 +246,9 @@ def test_true_maps_name_the_places(cohort: tuple[pd.DataFrame, Path]) -> None:
     table = regions()
     for suffix, shape in (("T1w", SHAPE), ("T2w", OTHER_SHAPE)):
         for effect, rows in table.groupby("effect"):
+            if effect in ("fluid", "smoking"):  # these people have none
+                assert not planted_path(cohort[1], suffix, str(effect)).exists()
+                continue
             image = nib.load(planted_path(cohort[1], suffix, str(effect)))
             assert image.shape == shape
             values = image.get_fdata()
@@ -269,6 +272,26 @@ def test_regions_are_well_described() -> None:
     assert ((sides["x"] < 0) == sides["region"].str.startswith("left")).all()
 
 
+def test_people_have_phenotypes_if_asked_for() -> None:
+    """Rates, the correlation of income and fluid intelligence, and missing values, in 3,000 people."""
+    settings = CohortSettings(people={"HC": 3000}, scans={"T1w": {"HC": 3000}}, phenotypes=True)
+    found = people(settings)
+    without = people(settings.model_copy(update={"phenotypes": False}))
+    pd.testing.assert_frame_equal(found[without.columns], without)  # nothing else changes
+    known = found.replace("", np.nan)
+    columns = ["household", "income", "fluid", "smoking"]
+    assert known[columns].isna().mean().between(0.02, 0.09).all()
+    fluid = known["fluid"].astype(float)
+    assert fluid.dropna().between(0, 13).all()
+    assert (fluid.mean(), fluid.std()) == pytest.approx((6.6, 2.1), abs=0.3)
+    income = known["income"].map({band: i for i, band in enumerate(cohorts._INCOME)})
+    assert 0.25 < income.corr(fluid) < 0.5
+    assert income.value_counts(normalize=True).between(0.03, 0.4).all()
+    assert (known["smoking"] == "current").mean() == pytest.approx(0.95 * 0.08, abs=0.015)
+    assert known["household"].astype(float).mean() == pytest.approx(2.1, abs=0.2)
+    assert list(plan(settings, 20).columns[-7:]) == ["age", "sex", "diagnosis", *columns]
+
+
 def spheres(places: list[dict[Hashable, Any]], shape: tuple[int, int, int]) -> np.ndarray:
     """(places, voxels): what belongs to a region's sphere, soft at the border; of the head, everything."""
     xyz = nib.affines.apply_affine(grid(shape), np.indices(shape).reshape(3, -1).T)
@@ -290,14 +313,14 @@ def same_head(person: pd.Series, settings: CohortSettings) -> dict[str, float]:
 def contents() -> dict[str, dict[str, np.ndarray]]:
     """What is changed → place → its content in 24 people, the same people each time; voxels of 6 mm."""
     n, shape = 24, (27, 32, 27)
-    settings = CohortSettings(people={"CN": n}, scans={"T1w": {"CN": n}}, seed=11)
+    settings = CohortSettings(people={"CN": n}, scans={"T1w": {"CN": n}}, phenotypes=True, seed=11)
     places = regions().query("tissue != 'size'").drop_duplicates("region").to_dict("records")
     inside = spheres(places, shape)
-    everyone = people(settings).assign(session="")
+    everyone = people(settings).assign(session="", fluid="6.6", smoking="never")
     everyone["own_sex"] = everyone["sex"]
     changes: dict[str, dict[str, Any]] = {
         "nothing": {}, **{d: {"diagnosis": d} for d in ("AD", "PD", "CVD")}, "age": {"age": everyone["age"] + 10},
-        "men": {"sex": "M"}, "women": {"sex": "F"},
+        "men": {"sex": "M"}, "women": {"sex": "F"}, "fluid": {"fluid": "8.7"}, "smoking": {"smoking": "current"},
     }  # fmt: skip
     found = {}
     for change, columns in changes.items():

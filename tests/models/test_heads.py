@@ -1,9 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
-from deeplight_core.models.heads import Classes, Numbers
+from deeplight_core.models.heads import Classes, Numbers, Phenotypes, n_answers
 from deeplight_core.models.protocol import Encoder
 from deeplight_core.routes import ReadoutSettings
 
@@ -141,3 +144,82 @@ def test_balanced_classes_weigh_the_same_in_the_loss() -> None:
 def test_numbers_have_no_classes_to_weigh() -> None:
     with pytest.raises(ValueError, match="numbers age have no classes to weigh"):
         Numbers(SAME, ["age"], ReadoutSettings(class_weights="balanced"))
+
+
+# ---- columns of several kinds
+
+COLUMNS: list[dict[str, Any]] = [
+    {"column": "smoking", "kind": "classes", "levels": ["never", "previous", "current"]},
+    {"column": "age", "kind": "number", "levels": None},
+    {"column": "income", "kind": "ordered", "levels": ["a", "b", "c", "d"]},
+    {"column": "years", "kind": "bins", "levels": [40.0, 80.0, 8]},
+]
+PEOPLE = torch.tensor(
+    [[2, 47.0, 3, 62.0], [0, torch.nan, 0, 41.0], [torch.nan] * 4, [1, 30.0, torch.nan, 95.0], [torch.nan, 51, 1, 57]]
+)
+
+
+def phenotypes() -> Phenotypes:
+    torch.manual_seed(0)
+    head = Phenotypes(SAME, COLUMNS, EXACT)
+    head.initialise()
+    head.standardise(np.array([0, 40, 0, 0]), np.array([1.0, 8.0, 1, 1]))
+    return head
+
+
+def of_one_person(z: np.ndarray, truth: list[float]) -> tuple[list[float], list[float], list[float]]:
+    """Losses of the known columns, answers and scores, written out."""
+
+    def share(logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits) / np.exp(logits).sum()
+
+    smoking, income, years = share(z[:3]), 1 / (1 + np.exp(-z[4:7])), share(z[7:])
+    middles = 42.5 + 5 * np.arange(8)
+    answers = [*smoking, z[3] * 8 + 40, income.sum(), years @ middles]
+    losses, scores = [], []
+    if np.isfinite(truth[0]):
+        losses.append(-np.log(smoking[int(truth[0])]) / np.log(3))
+        scores.append(float(smoking.argmax() == truth[0]))
+    if np.isfinite(truth[1]):
+        losses.append((z[3] - (truth[1] - 40) / 8) ** 2)
+        scores.append(abs(answers[3] - truth[1]))
+    if np.isfinite(truth[2]):
+        above = np.array([truth[2] > level for level in range(3)])
+        losses.append(-np.log(np.where(above, income, 1 - income)).mean() / np.log(2))
+        scores.append(abs(answers[4] - truth[2]))
+    if np.isfinite(truth[3]):
+        inside = min(max(truth[3], 42.5), 77.5)
+        soft = np.diff(norm.cdf(np.linspace(40, 80, 9), inside, 5))
+        soft = soft / soft.sum()
+        losses.append((soft * (np.log(soft) - np.log(years))).sum() / np.log(8))
+        scores.append(abs(answers[5] - truth[3]))
+    return losses, answers, scores
+
+
+def test_columns_of_several_kinds_equal_a_plain_loop() -> None:
+    head, given = phenotypes(), features(5, 5)
+    outcome = head.outcome(SAME, {"volumes": given, "targets": PEOPLE})
+    z = given.detach().numpy() @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    assert z.shape == (5, 3 + 1 + 3 + 8)
+    assert head.measures == ["accuracy", "absolute_error", "absolute_error", "absolute_error"]
+    assert sum(map(n_answers, COLUMNS)) == 6
+    for i in range(5):
+        losses, answers, scores = of_one_person(z[i].astype(float), PEOPLE[i].tolist())
+        assert outcome.each[i].item() == pytest.approx(np.mean(losses) if losses else 0, rel=1e-4)
+        np.testing.assert_allclose(outcome.answer[i], answers, rtol=1e-4)
+        found = outcome.score[i]
+        np.testing.assert_allclose(found[found.isfinite()], scores, rtol=1e-3, atol=1e-4)
+    assert outcome.loss.item() == pytest.approx(outcome.each.mean().item())
+
+
+def test_a_person_of_whom_nothing_is_known_teaches_nothing() -> None:
+    given = features(5, 5)
+    phenotypes().outcome(SAME, {"volumes": given, "targets": PEOPLE}).loss.backward()
+    assert given.grad is not None
+    assert (given.grad[2] == 0).all()
+    assert (given.grad[[0, 1, 3, 4]] != 0).any(dim=1).all()
+
+
+def test_columns_of_several_kinds_have_no_class_weights() -> None:
+    with pytest.raises(ValueError, match="phenotypes of several kinds have no class weights; set class_weights: none"):
+        Phenotypes(SAME, COLUMNS, ReadoutSettings(class_weights="balanced"))

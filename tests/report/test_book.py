@@ -43,7 +43,7 @@ def write(path: Path, parameters: dict[str, object], template: str, outputs: lis
 
 
 def staged(project: Path) -> Path:
-    book.stage(project, project / "out", "tiny", "haxby", "structure", "windows")
+    book.stage(project, project / "out", "tiny", "haxby", "structure", "windows", "photographs")
     return project / "out"
 
 
@@ -75,6 +75,7 @@ def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> Non
         assert "has not been run here" in text
         assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
     assert "make autoencoders PROFILE=structure" in (out / "structural/06_transfer.md").read_text()
+    assert "make images PROFILE=photographs" in (out / "images/08_natural_images.md").read_text()
     assert "make contrast PROFILE=windows" in (out / "contrast/07_contrast.md").read_text()
 
 

@@ -55,6 +55,10 @@ def test_a_plan_says_who_is_trained_on() -> None:
 
 def test_a_plan_names_numbers_by_their_column() -> None:
     data = PROFILE.data.model_copy(update={"source": DataSettings(source={"column": "age", "tasks": ["T1w"]}).source})
+    assert findings.pretraining_note(PROFILE, "images", []) == (
+        "Nothing is trained here: the encoder has the published weights `package`, *photographs* (after Malik & Bzdok "
+        "(2022))."
+    )
     plan = findings.pretraining_note(PROFILE.model_copy(update={"data": data}), "supervised", ["s1"])
     assert plan.endswith(
         "**1 subject**, *supervised on other tasks* (Thomas, Müller & Samek (2019)): age of 1 task (T1w)."

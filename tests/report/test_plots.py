@@ -595,3 +595,11 @@ def test_motion_and_scores_have_a_mark_per_subject() -> None:
     axes = plots.score_by_motion(scored, "run").axes[0]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 2]
     assert axes.get_xlabel() == "mean framewise displacement of a run (mm)"
+
+
+def test_slices_are_shown_as_they_are_given() -> None:
+    images = np.arange(11 * 4 * 5, dtype=float).reshape(11, 4, 5)
+    figure = plots.shown_slices(images)
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(shown) == 11
+    assert all(np.array_equal(one, other) for one, other in zip(shown, images, strict=True))

@@ -274,3 +274,40 @@ def test_columns_become_levels_or_numbers(examples: Examples) -> None:
         described_columns(people, ["iq"])
     with pytest.raises(ValueError, match=f"column site has the value X only in the {n} training examples"):
         described_columns(people, ["site"])
+
+
+INDEX = pd.DataFrame(
+    {"unit": ["s1", "s2", "s3"], "task": "T1w", "split": "train", "file": ["a", "b", "c"], "row": 0, "frame": 0,
+     "age": ["31", "n/a", "60"], "sex": ["M", "F", ""], "income": ["low", "high", "n/a"]}
+)  # fmt: skip
+LEVELS = {"sex": ["F", "M"], "income": ["low", "middle", "high"]}
+
+
+def test_values_become_their_places() -> None:
+    found = of_numbers(INDEX, ["sex", "age", "income"], ["T1w"], levels=LEVELS)
+    expected = [[1, 31, 0], [0, np.nan, 2], [np.nan, 60, np.nan]]
+    np.testing.assert_array_equal(found.targets, np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "income",
+            ["low", "rich", "about 20 k"],
+            r"income of s2 is 'rich', which is none of low, middle, high \(2 such va",
+        ),
+        (
+            "age",
+            ["372", "400", "n/a"],
+            r"age of s1 is 372; years are expected \(of months, a twelfth\); correct the man",
+        ),
+        ("age", ["31", "old", "n/a"], "not a number: age of s2 is 'old'; correct the manifest"),
+        ("age", ["n/a", "", "n/a"], "the store has no volumes of T1w with age"),
+    ],
+)
+def test_values_that_cannot_be_decoded(column: str, values: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        of_numbers(
+            INDEX.assign(**{column: values}), [column], ["T1w"], levels={k: LEVELS[k] for k in {column} & {*LEVELS}}
+        )

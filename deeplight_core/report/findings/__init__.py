@@ -98,6 +98,14 @@ from deeplight_core.report.findings.fairness import (
     rates_table,
     transfer_gain,
 )
+from deeplight_core.report.findings.images import (
+    conditioning_note,
+    conditioning_table,
+    phenotypes_note,
+    phenotypes_table,
+    photographs_note,
+    weights_note,
+)
 from deeplight_core.report.findings.interpretation import (
     asked_note,
     conservation_table,
@@ -202,6 +210,8 @@ __all__ = [
     "cleaning_note",
     "codes_note",
     "codes_table",
+    "conditioning_note",
+    "conditioning_table",
     "confusion_note",
     "conservation_table",
     "contrast_speed",
@@ -278,6 +288,9 @@ __all__ = [
     "passes_note",
     "passes_table",
     "people_table",
+    "phenotypes_note",
+    "phenotypes_table",
+    "photographs_note",
     "places_table",
     "planned_tests",
     "preparing_note",
@@ -331,6 +344,7 @@ __all__ = [
     "tsnr_note",
     "unprepared_note",
     "ways_table",
+    "weights_note",
     "widest",
     "windows_note",
     "worst_runs_note",

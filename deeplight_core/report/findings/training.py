@@ -28,8 +28,13 @@ __all__ = [
 
 
 def pretraining_note(profile: Profile, route: str, units: list[str]) -> str:
-    """The units, route and labels of a pre-training."""
+    """The units, route and labels of a pre-training, or where its weights come from, if nothing is trained."""
     data, way = profile.data, ROUTES[route]
+    if weights := getattr(profile.routes, route).pretraining.weights:
+        return (
+            f"Nothing is trained here: the encoder has the published weights `{weights.source}`, *{way.title}* "
+            f"({way.paper})."
+        )
     tasks, n_states, columns = data.tasks("source"), len(data.states("source")), data.columns("source")
     learnt = counted(n_states, "state") if n_states else " and ".join(columns) or "no label"
     return (

@@ -24,6 +24,7 @@ from deeplight_core.report.plots.decoding import (
     transfer_map,
 )
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
+from deeplight_core.report.plots.images import shown_slices
 from deeplight_core.report.plots.model import model_diagram
 from deeplight_core.report.plots.relevance import glass_brains, interactive_map, localisation_bars, surface_map
 from deeplight_core.report.plots.speed import hours_bars, hours_by_gpus, loading_bars, loss_curves, step_bars
@@ -69,6 +70,7 @@ __all__ = [
     "saved_subjects",
     "score_by_motion",
     "seed_differences",
+    "shown_slices",
     "step_bars",
     "step_curves",
     "surface_map",

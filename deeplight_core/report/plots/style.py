@@ -47,6 +47,12 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "voxels": ("#595959", "p"), "regional": ("#000000", "d"),
     "contrast": ("#009E73", "^"), "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "<"),
     "clip-scratch": ("#D55E00", "D"), "clip": ("#0072B2", "D"), "clip-contrast": ("#009E73", "D"),
+    "images": ("#009E73", "o"), "images-scratch": ("#D55E00", "X"), "images-frozen": ("#56B4E9", "s"),
+    "images-random-frozen": ("#E69F00", "s"), "images-shuffled": ("#CC79A7", "s"),
+    "images-shuffled-frozen": ("#CC79A7", "o"),
+    "images-statistics": ("#E69F00", "h"), "images-statistics-frozen": ("#E69F00", "o"),
+    "resnet18": ("#0072B2", "s"), "resnet18-scratch": ("#D55E00", "P"), "resnet18-frozen": ("#56B4E9", "P"),
+    "video": ("#0072B2", "*"), "video-scratch": ("#D55E00", "*"), "video-frozen": ("#56B4E9", "*"),
 }  # fmt: skip
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}

@@ -1,0 +1,178 @@
+"""Sentences and tables of the page about networks for photographs, and phenotypes (after Malik & Bzdok 2022)."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.analysis import statistics
+from deeplight_core.config import ColumnTarget, Profile
+from deeplight_core.report.findings.cells import counted, interval, listed, short_title, table
+from deeplight_core.report.findings.transfer import decoders_tests, main_values
+from deeplight_core.routes import VARIANTS
+
+__all__ = [
+    "conditioning_note",
+    "conditioning_table",
+    "phenotypes_note",
+    "phenotypes_table",
+    "photographs_note",
+    "weights_note",
+]
+
+_PLANTED = {"sex": "strong", "age": "strong", "fluid": "weak", "smoking": "weak"}  # in simulated people
+_KINDS = {"number": "number", "classes": "classes", "ordered": "ordered, decoded as a place", "bins": "number, in bins"}
+
+
+def weights_note(record: dict[str, Any]) -> str:
+    """Where the published weights of a checkpoint come from, and how a volume is shown to them.
+
+    Parameters
+    ----------
+    record : as `training.checkpoint.read_record` gives it
+    """
+    weights, settings = record["weights"], record["architecture"]["encoder"]["settings"]
+    shown = f"{counted(settings['slices'] * len(settings['planes']), 'slice')} ({listed(settings['planes'])})"
+    if settings["inflated"]:
+        shown = "the whole volume, by kernels that are inflated to 3D"
+    size = f", resized to {settings['size']} pixels" if settings["size"] else ""
+    return (
+        f"Encoder `{record['architecture']['encoder']['name']}` has the weights of **{weights['origin']}**, licence "
+        f"{weights['licence']}, sha256 `{weights['sha256'][:12]}…`. It sees {shown}{size}, in one channel: the first "
+        "convolution is summed over colours. **It has seen photographs only.** The paper states none of these choices."
+    )
+
+
+def phenotypes_table(profile: Profile, people: pd.DataFrame) -> Styler | None:
+    """What is decoded: its kind, what is known of it, and in simulated people what is planted; None for states.
+
+    Parameters
+    ----------
+    people : a row for each unit, with the decoded columns
+    """
+    target = profile.data.target
+    if not isinstance(target, ColumnTarget):
+        return None
+    rows: dict[str, list[str]] = {"phenotype": [], "kind": [], "known for": [], "values": []}
+    for described in target.described():
+        texts = people[described["column"]].astype(str)
+        known = texts[~texts.isin(["", "n/a", "nan"])]
+        counts = known.value_counts()
+        numbers = pd.to_numeric(known, errors="coerce")
+        levels = described["levels"] if described["kind"] in ("classes", "ordered") else None
+        rows["phenotype"].append(described["column"])
+        rows["kind"].append(_KINDS[described["kind"]])
+        rows["known for"].append(f"{len(known)} of {len(people)}")
+        said = ", ".join(f"{level}: {counts.get(level, 0)}" for level in levels or [])
+        rows["values"].append(said or f"{numbers.mean():.1f} ± {numbers.std():.1f}")
+    if profile.cohort is not None:
+        rows["planted effect"] = [_PLANTED.get(name, "none") for name in rows["phenotype"]]
+    return table(rows, wrapped=True)
+
+
+def phenotypes_note(values: pd.DataFrame) -> str:
+    """Which phenotypes can be decoded at all: for which the best decoder's interval lies above chance.
+
+    Parameters
+    ----------
+    values : as `collect.fold_values` gives them
+    """
+    decoded: list[str] = []
+    not_decoded: list[str] = []
+    for target, own in main_values(values).groupby("target", sort=False):
+        largest = own[own["fraction"] == own["fraction"].max()]
+        best = statistics.fold_intervals(largest).sort_values("mean").iloc[-1]
+        chance = 0.5 if largest["measure"].iloc[0] == "auc" else 0.0
+        name = f"{target} ({short_title(best['variant'])}, {best['mean']:.2f})"
+        (decoded if best["low"] > chance else not_decoded).append(name)
+    if not decoded and not not_decoded:
+        return "Nothing has been run yet."
+    said = [f"Better than chance with the whole interval: {listed(decoded) or 'none'}."]
+    if not_decoded:
+        said.append(f"Not so, with the best decoder of each: {listed(not_decoded)}.")
+    return " ".join(said)
+
+
+def photographs_note(values: pd.DataFrame, pretrained: str = "images", scratch: str = "images-scratch") -> str:
+    """For which phenotypes, and how many people, photographs help a fine-tuned network; the paper's claim beside it."""
+    helped, n = [], 0
+    for target, own in main_values(values).groupby("target", sort=False):
+        if not {pretrained, scratch} <= set(own["variant"]):
+            continue
+        tests = decoders_tests(own[own["variant"].isin([pretrained, scratch])], scratch)
+        n += len(tests)
+        better = tests[(tests["p_bonferroni"] < 0.05) & tests["better"]]
+        sizes = own[own["fraction"].isin(better["fraction"])].groupby("fraction")["n_subjects"].mean()
+        helped += [f"{target} with {n_people:.0f} people" for n_people in sizes]
+    if n == 0:
+        return "No network has been fine-tuned yet."
+    verdict = f"a significant gain in {len(helped)}" if helped else "no significant gain"
+    named = f" ({listed(helped)})" if helped else ""
+    return (
+        f"Of {n} comparisons with the same network from scratch, {verdict}{named}. The paper reports gains for several "
+        "phenotypes, the largest for sex and age, and with small samples."
+    )
+
+
+# ---- controls
+
+_LOOKS = {"inflated": "inflated to 3D"}
+
+
+def _look(change: str) -> str:
+    """The name of a changed look at the volume."""
+    for start, unit in (("size", "pixels"), ("slices", "slices in each plane")):
+        if change.startswith(start):
+            return f"photographs' features, {change.removeprefix(start)} {unit}"
+    return f"photographs' features, {_LOOKS[change]}" if change else ""
+
+
+def _rows(values: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """(variant, change) of a control's values, in a fixed order, with their rows."""
+    keys = values[["variant", "change"]].drop_duplicates().itertuples(index=False)
+    order = sorted(((str(v), str(c)) for v, c in keys), key=lambda k: (k[1] != "", [*VARIANTS].index(k[0]), k[1]))
+    return [(v, c, values[(values["variant"] == v) & (values["change"] == c)]) for v, c in order]
+
+
+def conditioning_table(values: pd.DataFrame) -> Styler | None:
+    """What the frozen features reach for every phenotype, as they are and in each control; None without results.
+
+    Parameters
+    ----------
+    values : as `collect.fold_values` gives them for the control `conditioning`
+    """
+    main = main_values(values)
+    if main.empty:
+        return None
+    targets = list(dict.fromkeys(main["target"]))
+    rows: dict[str, list[str]] = {"features": [], **{target: [] for target in targets}}
+    for variant, change, own in _rows(main):
+        rows["features"].append(_look(change) or VARIANTS[variant].title.removesuffix(" linear").removesuffix(","))
+        for target in targets:
+            found = statistics.fold_intervals(own[own["target"] == target])
+            first = found.iloc[0] if len(found) else None
+            rows[target].append("–" if first is None else interval(first["mean"], first["low"], first["high"], ".2f"))
+    return table(rows, wrapped=True)
+
+
+def conditioning_note(values: pd.DataFrame) -> str:
+    """How much of the lead of photographs' features over random ones remains when they are shuffled, and so on.
+
+    The lead is summed over the phenotypes, in AUC and correlation.
+    """
+    main = main_values(values)
+    means = main[main["change"] == ""].groupby(["variant", "target"])["value"].mean().unstack("target").sum(axis=1)
+    whole = means.get("images-frozen", np.nan) - means.get("images-random-frozen", np.nan)
+    if np.isnan(whole):
+        return "The controls have not been run yet."
+    said = [f"Over random features, those of photographs lead by {whole:+.2f}, summed over the phenotypes."]
+    names = {"images-shuffled-frozen": "weights shuffled within layers", "images-statistics-frozen": "statistics only"}
+    parts = {title: means[v] - means["images-random-frozen"] for v, title in names.items() if v in means}
+    if parts:
+        said.append(f"Of this, {listed([f'{lead:+.2f} remains with {title}' for title, lead in parts.items()])}.")
+    if parts and whole > 0 and max(parts.values()) < 0.5 * whole:
+        said.append("**Most of the lead is features, not conditioning.**")
+    elif parts:
+        said.append("**The lead cannot be said to be one of features.**")
+    return " ".join(said)
