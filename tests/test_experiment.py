@@ -129,6 +129,9 @@ def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile)
     assert {path: after[path] for path in before} == before
 
 
+_OTHER_ORDER = {"SOCIAL": {"no interaction": ["rnd"], "interaction": ["mental"]}}
+
+
 def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) -> None:
     training = finetuning(tiny_profile, "scratch", 0.5, 1)
     assert training.finished
@@ -138,7 +141,7 @@ def test_changed_settings_are_another_run(project: Path, tiny_profile: Profile) 
         finetuning(tiny_profile, "scratch", 0.5, 2),
         finetuning(tiny_profile, "scratch", 0.75, 1),
         finetuning(tiny_profile, "pretrained", 0.5, 1),
-        finetuning(changed(tiny_profile, "data", target={"SOCIAL": {"interaction": ["mental"]}}), "scratch", 0.5, 1),
+        finetuning(changed(tiny_profile, "data", target=_OTHER_ORDER), "scratch", 0.5, 1),
     ]
     assert len({other.folder for other in [training, *others]}) == 7
     store = open_store(tiny_profile.store)
