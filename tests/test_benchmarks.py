@@ -41,6 +41,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ("betas", ["--trials", "1", "--frames", "60"], ["--trials must be 2 or more, got 1"]),
         ("betas", ["--trials", "60", "--frames", "60"], ["--frames must leave 4 s for every trial"]),
         ("contrast", ["--series", "1"], ["--series must be 2 or more, got 1"]),
+        ("attribution", ["--rounds", "0"], ["--rounds must be 1 or more, got 0"]),
     ],
 )
 def test_wrong_options_are_one_message_before_anything_is_measured(
@@ -297,6 +298,26 @@ def test_contrast_is_compared_with_supervision_on_a_coarse_grid(tmp_path: Path) 
     medians = grid["median_ms_per_volume"]
     assert medians == {way: pytest.approx(np.median(times)) for way, times in grid["ms_per_volume"].items()}
     assert grid["contrast_to_supervised"] == pytest.approx(medians["contrast"] / medians["supervised"])
+
+
+def test_explaining_is_compared_with_a_train_step_on_a_coarse_grid(tmp_path: Path) -> None:
+    tiny = ["--shape", "9", "11", "7", "--batch", "1", "--rounds", "2", "--threads", "1"]
+    result = result_of("attribution", tiny, tmp_path)
+    assert {"plain", "lrp-epsilon", "lrp-alpha2beta1", "lrp-gamma", "gradient"} < {*result["ways"]}
+    medians = {way: np.median(of["cpu_ms"]) for way, of in result["ways"].items()}
+    for way, times in result["cpu_times_a_plain_step"].items():
+        assert times == pytest.approx(medians[way] / medians["plain"])
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("attribution-*.json")), ids=lambda p: p.stem)
+def test_committed_results_of_explaining_are_of_the_full_grid(path: Path) -> None:
+    """Three plain train steps for a volume at most; α2β1 without the flat rule, and γ, take more, and are told so."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["shape"] == [91, 109, 91]
+    times = result["cpu_times_a_plain_step"]
+    for way in ("lrp-epsilon", "lrp-alpha2beta1, flat", "gradient", "integrated-gradients"):
+        assert times[way] <= 3, way
+    assert max(times.values()) <= 4
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("autoencoder-*.json")), ids=lambda p: p.stem)

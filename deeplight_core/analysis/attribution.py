@@ -242,16 +242,15 @@ class _SharedBySign(torch.autograd.Function):
 def _by_sign(relevance: Tensor, plus: Tensor, minus: Tensor, method: Method) -> tuple[Tensor, Tensor]:
     """What each unit of positive and of negative contributions gets."""
     if method.rule == "gamma":
-        own = 1 + method.gamma
-        more, less = torch.where(plus + minus > 0, own, 1.0), torch.where(plus + minus > 0, 1.0, own)
-        total = more * plus + less * minus
-        share = torch.where(total == 0, 0.0, relevance / torch.where(total == 0, 1.0, total))
-        return more * share, less * share
+        positive = plus + minus > 0
+        total = torch.where(positive, plus, minus).mul_(method.gamma).add_(plus).add_(minus)
+        share = relevance / total.masked_fill_(total == 0, 1.0)  # then the relevance is 0, too
+        more = share * (1 + method.gamma)
+        return torch.where(positive, more, share), torch.where(positive, share, more)
     none_plus, none_minus = plus == 0, minus == 0
-    alpha, beta = torch.where(none_minus, 1.0, 2.0), torch.where(none_plus, -1.0, 1.0)
-    to_plus = torch.where(none_plus, 0.0, alpha * relevance / torch.where(none_plus, 1.0, plus))
-    to_minus = torch.where(none_minus, 0.0, -beta * relevance / torch.where(none_minus, 1.0, minus))
-    return to_plus, to_minus
+    to_plus = (relevance / plus.masked_fill(none_plus, 1.0)).mul_(torch.where(none_minus, 1.0, 2.0))
+    to_minus = (relevance / minus.masked_fill(none_minus, 1.0)).mul_(torch.where(none_plus, 1.0, -1.0))
+    return to_plus.masked_fill_(none_plus, 0.0), to_minus.masked_fill_(none_minus, 0.0)
 
 
 class _First(torch.autograd.Function):

@@ -269,7 +269,8 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
         "Accuracy is the share of blocks whose mean probability is largest for the right state, averaged over "
         f"{unit}s, the unit of all statistics. Its interval is Student's t over {unit}s, its p value comes from "
         f"{_PERMUTATIONS} permutations of the states of each run's blocks. Decoders were compared by paired t-tests.",
-        "Computed with deeplight_core, PyTorch (Paszke et al. 2019), nilearn (Abraham et al. 2014) and scikit-learn.",
+        "Computed with deeplight_core, PyTorch (Paszke et al. 2019), nilearn (Abraham et al. 2014) and "
+        "scikit-learn (Pedregosa et al. 2011).",
     ]  # fmt: skip
     references = [
         "Abraham et al. (2014). Machine learning for neuroimaging with scikit-learn. Front. Neuroinform. 8:14.",
