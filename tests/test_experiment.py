@@ -262,7 +262,7 @@ def test_run_folder_says_everything_about_itself(project: Path, tiny_profile: Pr
     training = finetuning(tiny_profile, "pretrained", 0.5, 1)
     assert {path.name for path in training.folder.iterdir()} == {
         "config.yaml", "environment.txt", "metrics.csv", "tensorboard", "model.safetensors", "model.json",
-        "predictions.parquet", "scores.csv",
+        "mask.nii.gz", "predictions.parquet", "scores.csv",
     }  # fmt: skip
     config = yaml.safe_load((training.folder / "config.yaml").read_text())
     assert Profile.model_validate(config["profile"]) == tiny_profile
