@@ -236,12 +236,14 @@ def linked_runs(image: Path, n_frames: int, n_runs: int, folder: Path) -> tuple[
         os.link(image, root / where / f"tfMRI_NOISE_LR.{kind}")
         os.link(mask, root / where / "brainmask_fs.2.nii.gz")
         (root / where / "EVs").mkdir()
-        (root / where / "EVs/all.txt").write_text(f"0\t{(n_frames + 1) * TR_S}\t1\n", encoding="utf-8")
+        half_s = (n_frames // 2 + 1) * TR_S
+        for state, onset in (("first", 0.0), ("second", half_s)):
+            (root / where / f"EVs/{state}.txt").write_text(f"{onset}\t{half_s}\t1\n", encoding="utf-8")
         rows.append(
             ["scaling", f"{number:04d}", "", "NOISE", "LR", f"{where}/tfMRI_NOISE_LR.{kind}", f"{where}/EVs",
              f"{where}/brainmask_fs.2.nii.gz", TR_S, n_frames, "train", "", ""]
         )  # fmt: skip
-    data = {"root": str(root), "store": folder / "store", "source": {"NOISE": {"all": ["all"]}}, "target": {}}
+    data = {"root": str(root), "store": folder / "store", "source": {"NOISE": ["first", "second"]}, "target": {}}
     profile = Profile.model_validate({"data": data, "preprocessing": {"skip_s": 0, "lag_s": 0}})
     return pd.DataFrame(rows, columns=list(COLUMNS)), profile
 

@@ -104,7 +104,7 @@ def profile_of_image(image: Path, events: Path | None = None, tr_s: float | None
     with TemporaryDirectory() as folder:
         table = pd.DataFrame([[*row, tr_s, header.shape[3], "validation", "", ""]], columns=list(COLUMNS))
         write_manifest(table, Path(folder) / "manifest.csv")
-        states = {name: [name] for name in sorted(event_names(events))} if events else {}
+        states = {name: [name] for name in sorted(event_names(events)[0])} if events else {}
         data = {"manifest": Path(folder) / "manifest.csv", "root": root, "source": {task: states}, "target": {}}
         yield Profile.model_validate({"name": "run", "data": data})
 

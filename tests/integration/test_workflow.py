@@ -59,7 +59,7 @@ def notebooks(project: Path, profile: str) -> list[Path]:
 
 def test_every_notebook_ran_without_error_or_stray_output(project):
     executed = notebooks(project, "smoke")
-    assert len(executed) == 8 + len(CONTROLS) + 3 * 2
+    assert len(executed) == 9 + len(CONTROLS) + 3 * 2
     for path in executed:
         notebook = nbformat.read(path, as_version=4)
         assert not notebook.metadata.papermill.exception, path

@@ -77,9 +77,11 @@ ENCODER_CASES = {
     ),
     "efficientnet_lite0": Case(  # size: of a map of one place, a depthwise kernel has one weight, whose size is free
         {"widths": (4, 4, 4, 4, 4, 4, 4, 4, 8), "window": (-4, 4), "slices": 2, "together": "lstm", "size": 40},
-        {}, mirror=False, thrifty=True,
+        {}, kinds=("volume", "clip"), mirror=False, thrifty=True,  # too chaotic for contrast's norms, as r3d_18 is
     ),
-    "r3d_18": Case({"widths": (4, 4, 6, 6), "window": (-4, 4)}, {}, mirror=False, thrifty=True),
+    "r3d_18": Case(
+        {"widths": (4, 4, 6, 6), "window": (-4, 4)}, {}, kinds=("volume", "clip"), mirror=False, thrifty=True
+    ),
 }  # fmt: skip
 AUXILIARY = ({"column": "sex", "levels": ["F", "M"]}, {"column": "age", "levels": None})
 PHENOTYPES = (
@@ -381,10 +383,13 @@ def test_processes_train_as_one(store: Store, tmp_path: Path) -> None:
             tolerance = 0.03 if unsteady and split == "validation" else 1e-3
             np.testing.assert_allclose(losses, expected, rtol=tolerance, err_msg=name)
         for key, tensor in state.items():
-            if unsteady and key == "head.hidden_norm.running_mean":
-                continue
+            if head == "contrast" and encoder in ("clip", "deeplight3d") and key == "head.hidden_norm.running_mean":
+                continue  # the last shifts of both encoders, which are taken away
             if "running" in key or "steps" in key:
-                torch.testing.assert_close(many[key], tensor, rtol=5e-3, atol=1e-5)  # Adam magnifies rounding
+                where = f"{name}, {key}: ".__add__
+                torch.testing.assert_close(
+                    many[key], tensor, rtol=5e-3, atol=1e-5, msg=where
+                )  # Adam magnifies rounding
 
 
 if __name__ == "__main__":  # one of the processes of `test_processes_train_as_one`

@@ -62,6 +62,7 @@ def _no_window():
 
 
 def test_whatever_comes_from_data_is_escaped() -> None:
+    plt.close("all")  # those of other tests
     table = pd.DataFrame({EVIL: [EVIL, "b"]})
     figure = plt.figure(figsize=(1, 1))
     page = document(EVIL, [Part(EVIL, [EVIL], EVIL, table, {EVIL: figure}, f"<b>{EVIL}</b>")])
