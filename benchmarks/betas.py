@@ -107,10 +107,10 @@ def by_nilearn(options: argparse.Namespace) -> dict[str, float]:
 def by_us(options: argparse.Namespace) -> dict[str, float]:
     import nilearn.glm.first_level  # noqa: F401  imports are not timed on either side
 
-    from deeplight_core.config import PreprocessingSettings
     from deeplight_core.data.images import load_volume
     from deeplight_core.data.preprocess import Matrices, process_run
     from deeplight_core.data.trials import nuisance_matrix, residual_matrix, trials_of
+    from deeplight_core.preparation import PreprocessingSettings
 
     events, confounds = design(options)
     mask, affine = load_volume(options.folder / "mask.nii")

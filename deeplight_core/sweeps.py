@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplight_core.config import ColumnTarget, Profile
+from deeplight_core.config import Profile
+from deeplight_core.preparation import ColumnTarget
 from deeplight_core.routes import VARIANTS
 
 __all__ = [

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from kernels import warm_kernels
 
-from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import SimulationSettings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny volumes gain nothing from threads, and on a busy machine these wait long
 os.environ["OMP_WAIT_POLICY"] = "passive"  # and where a test asks for threads, they do not burn a core while they wait

@@ -9,17 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import deeplight_core
-from deeplight_core.config import (
+from deeplight_core.config import FinetuningSettings, Profile, differences, digest, load_profile, project_root
+from deeplight_core.preparation import (
     CohortSettings,
     DataSettings,
-    FinetuningSettings,
     PreprocessingSettings,
-    Profile,
     SimulationSettings,
-    differences,
-    digest,
-    load_profile,
-    project_root,
     read_states,
 )
 from deeplight_core.routes import PretrainingSettings, Routes, TrainingSettings

@@ -10,10 +10,10 @@ import yaml
 from conftest import N_KEPT, kill_at_step, use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import cli, collect, experiment, sweeps
+from deeplight_core import cli, collect, experiment, sweeps, trainings
 from deeplight_core.analysis.scores import COLUMNS, subject_scores
 from deeplight_core.collect import sweep_curves, sweep_predictions, sweep_pretraining_curves, sweep_results
-from deeplight_core.config import ColumnTarget, Profile, SimulationSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.manifest import write_manifest
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.experiment import (
@@ -24,6 +24,7 @@ from deeplight_core.experiment import (
     pretrain,
     pretraining,
 )
+from deeplight_core.preparation import ColumnTarget, SimulationSettings
 from deeplight_core.routes import ROUTES
 from deeplight_core.routes import VARIANTS as EVERY_VARIANT
 from deeplight_core.system.provenance import commit
@@ -516,7 +517,7 @@ def test_the_folder_names_the_commit(project: Path, tiny_profile: Profile) -> No
 def test_other_code_is_another_training(project: Path, tiny_profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     before = finetuning(tiny_profile, "scratch", 0.5, 1)
     assert before.finished
-    monkeypatch.setattr(experiment, "code_hash", lambda: "other")
+    monkeypatch.setattr(trainings, "code_hash", lambda: "other")
     assert not finetuning(tiny_profile, "scratch", 0.5, 1).finished
     monkeypatch.undo()
     monkeypatch.chdir(project)

@@ -14,9 +14,10 @@ from scipy import stats
 
 from deeplight_core import cli, explanations
 from deeplight_core.analysis.attribution import METHODS, Method, explain
-from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.store import Store
 from deeplight_core.models import build
+from deeplight_core.preparation import SimulationSettings
 from deeplight_core.training.checkpoint import data_facts, load_model, save_model
 
 STATES = [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]

@@ -11,10 +11,11 @@ from conftest import use_threads
 from safetensors.torch import load_file
 
 from deeplight_core import experiment, looks
-from deeplight_core.config import ColumnTarget, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.models import build
 from deeplight_core.models.natural import ResNet
+from deeplight_core.preparation import ColumnTarget
 from deeplight_core.training import features as cache
 from deeplight_core.training.checkpoint import load_model, read_record
 from deeplight_core.training.examples import of_states

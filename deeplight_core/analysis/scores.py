@@ -89,7 +89,7 @@ def phenotype_predictions(
     Parameters
     ----------
     truth : (N, K); answers : (N, A), for each target the probabilities of its classes, or one number
-    targets : `{"column", "kind", "levels"}` of each (see `config.ColumnTarget.described`)
+    targets : `{"column", "kind", "levels"}` of each (see `preparation.ColumnTarget.described`)
     """
     values: dict[str, np.ndarray] = {}
     place = 0

@@ -22,7 +22,8 @@ from deeplight_core.commands.options import (
     manifests_profile,
     own_profile,
 )
-from deeplight_core.config import TRIAL_TYPE, Profile, SimulationSettings, read_states
+from deeplight_core.config import Profile
+from deeplight_core.preparation import TRIAL_TYPE, SimulationSettings, read_states
 
 __all__ = ["cohort", "init", "make_manifest", "prepare", "simulate", "verify"]
 

@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import AtlasSettings, project_root
+from deeplight_core.config import project_root
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import AtlasSettings
 from deeplight_core.system.files import read_table
 
 __all__ = ["seen_voxels"]

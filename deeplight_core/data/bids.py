@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deeplight_core.config import TRIAL_TYPE
 from deeplight_core.data.events import event_names
 from deeplight_core.data.rows import (
     IDENTITY,
@@ -21,6 +20,7 @@ from deeplight_core.data.rows import (
     visible,
     without_paths,
 )
+from deeplight_core.preparation import TRIAL_TYPE
 from deeplight_core.system.sources import is_remote, located
 
 __all__ = ["common_root", "scan_bids"]

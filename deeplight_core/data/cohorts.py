@@ -27,10 +27,11 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import CohortSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS, assign_splits, read_manifest, write_manifest
 from deeplight_core.data.simulate import fill, generator
 from deeplight_core.data.simulate import plan as plan_runs
+from deeplight_core.preparation import CohortSettings
 from deeplight_core.system.files import write_whole
 from deeplight_core.tasks import TASKS
 

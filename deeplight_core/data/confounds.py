@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplight_core.config import ConfoundSettings
+from deeplight_core.preparation import ConfoundSettings
 from deeplight_core.system.files import read_table
 from deeplight_core.system.sources import is_remote
 

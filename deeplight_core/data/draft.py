@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from deeplight_core.config import TRIAL_TYPE, Profile, project_root
+from deeplight_core.config import Profile, project_root
 from deeplight_core.data.images import read_header
 from deeplight_core.data.labels import count_labels, label_table, losses
 from deeplight_core.data.manifest import is_structural, read_manifest, read_notes, unit_names
+from deeplight_core.preparation import TRIAL_TYPE
 from deeplight_core.system.progress import duration
 
 __all__ = ["draft_profile"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import TRIAL_TYPE, PreprocessingSettings
+from deeplight_core.preparation import TRIAL_TYPE, PreprocessingSettings
 from deeplight_core.system.files import read_table
 from deeplight_core.tasks import TASKS
 

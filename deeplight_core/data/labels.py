@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.events import joined, misplaced, read_events
 from deeplight_core.data.manifest import SPLITS, is_structural, moved_root, start_of
 from deeplight_core.data.rows import in_threads
 from deeplight_core.data.runs import labels_of
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.sources import patiently
 
 __all__ = ["NO_VOLUMES", "alike", "check_labels", "count_labels", "label_table", "losses"]

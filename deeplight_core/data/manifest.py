@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import TRIAL_TYPE, DataSettings
+from deeplight_core.preparation import TRIAL_TYPE, DataSettings
 from deeplight_core.system.files import read_table, write_whole
 
 __all__ = [

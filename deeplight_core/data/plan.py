@@ -16,19 +16,13 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-from deeplight_core.config import (
-    TRIAL_TYPE,
-    LaterVersionError,
-    PreprocessingSettings,
-    Profile,
-    digest,
-    project_root,
-)
+from deeplight_core.config import LaterVersionError, Profile, digest, project_root
 from deeplight_core.data.images import UNREADABLE, Grid, Header, load_volume, read_header, resample, same_grid
 from deeplight_core.data.manifest import is_structural, moved_root
 from deeplight_core.data.simulate import grid as grid_over_mni
 from deeplight_core.data.store import FORMAT, read_info
 from deeplight_core.data.structural import reoriented, smoothed_for, template_mask, zoomed
+from deeplight_core.preparation import TRIAL_TYPE, PreprocessingSettings
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.sources import at_hand, refuse_escape
 

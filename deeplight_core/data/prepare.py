@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import TRIAL_TYPE, Profile, StructuralSettings, digest
+from deeplight_core.config import Profile, digest
 from deeplight_core.data.images import Header, load_volume, read_header, same_grid
 from deeplight_core.data.labels import NO_VOLUMES, check_labels, losses
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, start_of, unit_names
@@ -38,6 +38,7 @@ from deeplight_core.data.structural import (
     register,
     scaled,
 )
+from deeplight_core.preparation import TRIAL_TYPE, StructuralSettings
 from deeplight_core.system.files import file_sha256, write_whole
 from deeplight_core.system.sources import Stamps, at_hand, changed_since, is_remote, refuse_escape, stamps
 from deeplight_core.system.workers import in_processes

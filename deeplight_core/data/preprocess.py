@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.images import read_frames
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.files import read_at
 
 __all__ = ["Matrices", "clean", "cleaning_matrix", "confound_matrix", "process_run", "smooth", "smoothing_matrix"]

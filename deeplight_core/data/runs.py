@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.confounds import Confounds, confound_files, read_confounds
 from deeplight_core.data.events import Events, Labels, label_frames, read_events
 from deeplight_core.data.manifest import start_of
 from deeplight_core.data.preprocess import Matrices, confound_matrix
 from deeplight_core.data.trials import nuisance_matrix, residual_matrix, trials_before, trials_of
+from deeplight_core.preparation import PreprocessingSettings
 
 __all__ = ["Run", "labels_of", "run_of", "source_files"]
 

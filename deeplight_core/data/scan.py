@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from deeplight_core.config import TRIAL_TYPE
 from deeplight_core.data.events import event_names
 from deeplight_core.data.manifest import COLUMNS
 from deeplight_core.data.rows import (
@@ -26,6 +25,7 @@ from deeplight_core.data.rows import (
     visible,
     without_paths,
 )
+from deeplight_core.preparation import TRIAL_TYPE
 from deeplight_core.system.files import read_table
 from deeplight_core.system.sources import located
 from deeplight_core.tasks import TASKS

@@ -26,8 +26,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
-from deeplight_core.config import ScannerSettings, SimulationSettings
 from deeplight_core.data.manifest import COLUMNS, run_key
+from deeplight_core.preparation import ScannerSettings, SimulationSettings
 from deeplight_core.routes import Section
 from deeplight_core.system.files import write_whole
 from deeplight_core.system.workers import in_processes

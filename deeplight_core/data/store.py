@@ -28,9 +28,10 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from safetensors import SafetensorError, safe_open
 
-from deeplight_core.config import LaterVersionError, PreprocessingSettings, digest, recorded_settings
+from deeplight_core.config import LaterVersionError, digest, recorded_settings
 from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.manifest import SPLITS
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.files import file_sha256, read_at, write_at
 from deeplight_core.system.progress import track
 from deeplight_core.system.sources import changed_since, is_remote, located, stamps

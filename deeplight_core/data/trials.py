@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.events import joined
+from deeplight_core.preparation import PreprocessingSettings
 
 __all__ = ["Trials", "nuisance_matrix", "residual_matrix", "trials_before", "trials_of"]
 

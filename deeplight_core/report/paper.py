@@ -12,11 +12,12 @@ from nibabel.affines import voxel_sizes
 
 from deeplight_core.analysis.scores import at_the_end, common_steps
 from deeplight_core.analysis.statistics import against_chance, balanced, compare, compare_cells, subject_means
-from deeplight_core.config import PreprocessingSettings, Profile, differences
+from deeplight_core.config import Profile, differences
 from deeplight_core.data.events import label_frames
 from deeplight_core.data.manifest import unit_names
 from deeplight_core.data.simulate import design, grid
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import planned
 from deeplight_core.tasks import HCP_TR_S, TASKS

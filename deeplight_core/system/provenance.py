@@ -12,7 +12,7 @@ import deeplight_core
 __all__ = ["code_hash", "commit"]
 
 _PACKAGE = Path(deeplight_core.__file__).parent
-_DECIDES = ("models/*.py", "training/*.py", "experiment.py", "analysis/scores.py")
+_DECIDES = ("models/*.py", "training/*.py", "trainings.py", "experiment.py", "analysis/scores.py")
 
 
 @cache

@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from deeplight_core.config import PreprocessingSettings, recorded_settings
+from deeplight_core.config import recorded_settings
 from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.store import Store
 from deeplight_core.models import ENCODERS, Encoder, Model, build
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.files import file_sha256, write_whole
 
 __all__ = [

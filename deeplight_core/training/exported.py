@@ -17,7 +17,8 @@ import yaml
 import deeplight_core
 from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.analysis.statistics import t_interval
-from deeplight_core.config import FinetuningSettings, PreprocessingSettings, digest
+from deeplight_core.config import FinetuningSettings, digest
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.routes import ROUTES, PretrainingSettings
 from deeplight_core.system.files import file_sha256, read_table, write_whole
 from deeplight_core.training.checkpoint import load_mask, load_model, save_mask

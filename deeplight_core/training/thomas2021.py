@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.images import resample
 from deeplight_core.data.plan import HCP_GRID
 from deeplight_core.models import build
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.tasks import HCP_TR_S
 from deeplight_core.training.checkpoint import save_weights
 from deeplight_core.training.exported import write_exported

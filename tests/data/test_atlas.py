@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeplight_core.config import AtlasSettings
 from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import AtlasSettings
 from deeplight_core.training.examples import of_anything
 from deeplight_core.training.loader import Volumes
 

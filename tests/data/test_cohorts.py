@@ -13,7 +13,7 @@ from nilearn.datasets import load_mni152_brain_mask
 from typer.testing import CliRunner
 
 from deeplight_core.cli import app
-from deeplight_core.config import CohortSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data import cohorts, simulate
 from deeplight_core.data.cohorts import (
     grid,
@@ -28,6 +28,7 @@ from deeplight_core.data.cohorts import (
 )
 from deeplight_core.data.manifest import COLUMNS, is_structural, read_manifest
 from deeplight_core.experiment import prepare_data
+from deeplight_core.preparation import CohortSettings
 
 SHAPE, OTHER_SHAPE = (18, 22, 20), (18, 23, 21)  # voxels of 9 mm
 SETTINGS = CohortSettings(

@@ -10,9 +10,9 @@ import torch
 from nilearn.interfaces.fmriprep import load_confounds
 from nilearn.signal import clean as nilearn_clean
 
-from deeplight_core.config import ConfoundSettings, PreprocessingSettings
 from deeplight_core.data.confounds import confound_files, read_confounds
 from deeplight_core.data.preprocess import Matrices, clean, confound_matrix
+from deeplight_core.preparation import ConfoundSettings, PreprocessingSettings
 from deeplight_core.system.files import read_table
 
 T, TR_S = 80, 2.0

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplight_core.config import DataSettings, PreprocessingSettings
 from deeplight_core.data.events import event_names, label_frames, misplaced, read_events
 from deeplight_core.data.simulate import design
+from deeplight_core.preparation import DataSettings, PreprocessingSettings
 
 WANTED = {"left": ["lh"], "right": ["rh"]}
 

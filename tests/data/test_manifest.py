@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeplight_core.config import DataSettings
 from deeplight_core.data.manifest import (
     COLUMNS,
     add_subject_columns,
@@ -20,6 +19,7 @@ from deeplight_core.data.manifest import (
     write_notes,
 )
 from deeplight_core.data.simulate import plan
+from deeplight_core.preparation import DataSettings
 
 COMMITTED = Path(__file__).parents[2] / "data_manifest.csv"
 

@@ -34,12 +34,13 @@ from nilearn.image import resample_img, smooth_img
 from nilearn.signal import clean
 from safetensors.numpy import load_file
 
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data import simulate
 from deeplight_core.data.images import Header
 from deeplight_core.data.plan import _target_grid, plan
 from deeplight_core.data.prepare import prepare, prepare_subjects
 from deeplight_core.data.store import Store, open_store, verify
+from deeplight_core.preparation import PreprocessingSettings
 
 
 def without_root(record: bytes) -> dict[str, object]:

@@ -10,10 +10,10 @@ from conftest import real_data
 from nilearn.image import smooth_img
 from nilearn.signal import clean as nilearn_clean
 
-from deeplight_core.config import PreprocessingSettings, SimulationSettings
 from deeplight_core.data import images, preprocess
 from deeplight_core.data.images import load_bold, load_volume
 from deeplight_core.data.preprocess import clean, cleaning_matrix, process_run, smooth, smoothing_matrix
+from deeplight_core.preparation import PreprocessingSettings, SimulationSettings
 
 SHAPE = (7, 8, 9)
 AFFINE = np.array([[-3.0, 0.2, 0, 9], [0, 3.5, 0, -12], [0.1, 0, 4, -16], [0, 0, 0, 1]])

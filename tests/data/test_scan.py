@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from conftest import real_data
 
-from deeplight_core.config import SimulationSettings
 from deeplight_core.data.bids import common_root, scan_bids
 from deeplight_core.data.manifest import assign_splits, is_structural, read_manifest, write_manifest
 from deeplight_core.data.scan import scan_hcp, scan_table, states_of
+from deeplight_core.preparation import SimulationSettings
 from deeplight_core.tasks import TASKS
 
 

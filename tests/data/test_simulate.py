@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nilearn.image import resample_to_img
 from scipy.stats import gamma
 
-from deeplight_core.config import ScannerSettings, SimulatedSubjects, SimulationSettings
 from deeplight_core.data.manifest import read_manifest
 from deeplight_core.data.simulate import design, foci, grid, load_anatomy, plan, planted_maps, simulate, simulate_run
+from deeplight_core.preparation import ScannerSettings, SimulatedSubjects, SimulationSettings
 from deeplight_core.tasks import BATTERY, HCP_TR_S, TASKS
 
 Dataset = tuple[pd.DataFrame, Path, SimulationSettings]

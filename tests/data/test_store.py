@@ -20,9 +20,10 @@ from conftest import (
     unfinished,
 )
 
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store, open_store, verify
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 

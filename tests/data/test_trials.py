@@ -7,9 +7,9 @@ import pytest
 import torch
 from nilearn.glm.first_level import FirstLevelModel
 
-from deeplight_core.config import PreprocessingSettings
 from deeplight_core.data.preprocess import Matrices, clean
 from deeplight_core.data.trials import Trials, nuisance_matrix, residual_matrix, trials_before, trials_of
+from deeplight_core.preparation import PreprocessingSettings
 
 # of nilearn's masker, about its own arguments
 pytestmark = pytest.mark.filterwarnings("ignore:.*Generation of a mask has been requested:RuntimeWarning")

@@ -3,7 +3,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.config import Profile
+from deeplight_core.preparation import SimulationSettings
 from deeplight_core.report import book
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())

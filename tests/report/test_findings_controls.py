@@ -5,7 +5,8 @@ from pandas.io.formats.style import Styler
 from scipy import stats
 
 from deeplight_core.analysis import statistics
-from deeplight_core.config import DataSettings, Profile
+from deeplight_core.config import Profile
+from deeplight_core.preparation import DataSettings
 from deeplight_core.report import findings
 from deeplight_core.routes import VARIANTS
 

@@ -5,8 +5,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import DataSettings, PreprocessingSettings, Profile, StructuralSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import DataSettings, PreprocessingSettings, StructuralSettings
 from deeplight_core.report import findings
 from deeplight_core.report.quality import Design
 

@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import PreprocessingSettings, Profile, SimulationSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import PreprocessingSettings, SimulationSettings
 from deeplight_core.report import findings
 from deeplight_core.report.quality import motion_by_unit
 

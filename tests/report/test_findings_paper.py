@@ -1,7 +1,8 @@
 import numpy as np
 import pandas as pd
 
-from deeplight_core.config import DataSettings, Profile, SimulationSettings
+from deeplight_core.config import Profile
+from deeplight_core.preparation import DataSettings, SimulationSettings
 from deeplight_core.report import findings, paper
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 
 from deeplight_core.analysis import scores
-from deeplight_core.config import DataSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.models.deeplight import Layer
+from deeplight_core.preparation import DataSettings
 from deeplight_core.report import findings
 
 STATES = {"A": {"x": ["x"], "y": ["y"]}, "B": {"z": ["z"]}}

@@ -7,9 +7,10 @@ import pytest
 from conftest import Dataset
 from scipy import stats
 
-from deeplight_core.config import PreprocessingSettings, Profile, load_profile
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.data.store import Store
 from deeplight_core.models.deeplight import DeepLight
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.report import paper
 from deeplight_core.tasks import TASKS
 

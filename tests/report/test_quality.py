@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from conftest import N_FRAMES, N_KEPT, ONSETS_S, TR_S, Dataset
 
-from deeplight_core.config import Profile, SimulationSettings
+from deeplight_core.config import Profile
 from deeplight_core.data.manifest import run_key
 from deeplight_core.data.simulate import load_anatomy, planted_maps
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import SimulationSettings
 from deeplight_core.report import quality
 
 STATES = [("SOCIAL", "no interaction"), ("SOCIAL", "interaction")]

@@ -9,10 +9,11 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from pandas.io.formats.style import Styler
 
-from deeplight_core.config import PreprocessingSettings, Profile
+from deeplight_core.config import Profile
 from deeplight_core.data.labels import losses
 from deeplight_core.data.manifest import is_structural, unit_names
 from deeplight_core.data.store import Store
+from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.report import paper
 from deeplight_core.report.findings.cells import counted, listed
 from deeplight_core.report.quality import Design, trend_share

@@ -7,7 +7,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
-from deeplight_core.config import ColumnTarget, Profile
+from deeplight_core.config import Profile
+from deeplight_core.preparation import ColumnTarget
 from deeplight_core.report.findings.cells import counted, interval, listed, short_title, table
 from deeplight_core.report.findings.transfer import decoders_tests, main_values
 from deeplight_core.routes import VARIANTS
