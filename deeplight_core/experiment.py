@@ -554,7 +554,7 @@ def _describe(training: Training, store: Store, precision: str, n_processes: int
     }  # fmt: skip
     text = yaml.safe_dump(config, sort_keys=False)
     write_whole(training.folder / "config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
-    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
+    packages = sorted(f"{about['Name']}=={about['Version']}" for about in (d.metadata for d in distributions()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     computed = f"{device} × {n_processes}, {precision}"
     lines = [

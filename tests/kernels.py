@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-IMPORTED = ("ipykernel.kernelapp", "deeplight_core.experiment", "deeplight_core.report.plots")
+IMPORTED = (
+    "ipykernel.kernelapp", "deeplight_core.experiment", "deeplight_core.report.plots",
+    "nilearn.plotting", "pandera.pandas", "pingouin", "sklearn.linear_model", "torch.utils.tensorboard",
+)  # fmt: skip
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One function over many items in worker processes, with progress lines; no worker outlives its parent."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,7 +30,9 @@ def in_processes(
     keep_going : do all items that can be done, and raise the errors (ValueError, OSError) of the others as one
     """
     jobs, others = jobs or len(os.sched_getaffinity(0)), {*active_children()}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _stop_with_parent) as pool:
+    context = get_context("forkserver")  # forks of a process that has imported this package
+    context.set_forkserver_preload(sorted(name for name in sys.modules if name.startswith("deeplight_core.")))
+    with ProcessPoolExecutor(jobs, context, _stop_with_parent) as pool:
         try:
             futures = [pool.submit(work, item) for item in items]
             for future in track(as_completed(futures), len(futures), what):
