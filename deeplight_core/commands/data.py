@@ -179,8 +179,10 @@ def make_manifest(
     manifest.read_manifest(output, unit)  # refuse a faulty manifest now, not later
     known = asked or patiently(partial(scan.states_of, found, located(root), columns), located(root))
     manifest.write_notes(output, root, layout, unit, known, left_out, labels_by, columns)
-    for line in grouped(left_out.itertuples(index=False, name=None)):
-        print(f"warning: {line}", file=sys.stderr)
+    for kept, what in ((False, "left out"), (True, "warning")):
+        some = left_out[left_out["reason"].str.startswith("kept") == kept]
+        for line in grouped(some.itertuples(index=False, name=None)):
+            print(f"{what}: {line}", file=sys.stderr)
     if len(left_out):
         print(f"{len(left_out)} warning(s), all listed in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
@@ -208,7 +210,9 @@ def _print_labels(path: Path, unit: Literal["subject", "run"]) -> None:
         if task in states.index:
             shown = states.loc[[str(task)]].droplevel("task").rename(columns={"without": "events without volumes"})
             print(shown.to_string())
-    lost = [*labels.losses(states), *labels.alike(states), *list(problems.values())[:10]]
+    lost = labels.losses(states)
+    lost += [labels.remedy(profile.preprocessing)] if lost else []
+    lost += [*labels.alike(states), *list(problems.values())[:10]]
     if len({*runs["tr_s"]}) > 1:
         lost.append("runs of several repetition times; a store has one: choose by --task or --session")
     named = runs["image"].str.contains("_space-|MNINonLinear")

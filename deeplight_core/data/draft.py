@@ -23,10 +23,11 @@ _MS_PER_VOXEL, _LEAST_MS = (
     2.5,
 )  # training on one volume, on two cores of a server (the methods page measures it)
 _N_FRACTIONS = 5
+_LEAST_VOLUMES = 2  # of a block, on average; shorter events are trials
 _WHY = {
     "lag_s": "   # the haemodynamic response is largest about 5 s after a short event",
     "skip_s": "   # the paper drops two TRs of each block",
-    "example": "   # of many trials no volume would be left: one example for each trial (or lss, lsa: betas)",
+    "example": "   # trials are short: one example for each, the mean from 4 to 8 s after its onset (lss, lsa: betas)",
 }
 
 
@@ -54,11 +55,12 @@ def draft_profile(path: Path, name: str, target: str = "") -> tuple[str, list[st
         )
     if target and target not in named:
         raise ValueError(f"{path} has no task {target} with states; it has {', '.join(named)}")
-    asked: dict[str, Any] = {"lag_s": _LAG_S, "skip_s": 0.0} | notes.pop("preprocessing", {})
+    noted: dict[str, Any] = notes.pop("preprocessing", {})
+    asked = {"lag_s": _LAG_S, "skip_s": 0.0} | noted
     whole = _whole(path, name, notes, named, asked)
     table = label_table(count_labels(manifest, whole)[0])
-    if "example" not in asked and losses(table):
-        asked["example"] = {"kind": "window"}
+    if "example" not in asked and _are_short(table):
+        asked = {"example": {"kind": "window"}} | noted
         whole = _whole(path, name, notes, named, asked)
         table = label_table(count_labels(manifest, whole)[0])
     train = table.get("train", pd.Series(0, index=table.index))
@@ -121,6 +123,12 @@ def draft_profile(path: Path, name: str, target: str = "") -> tuple[str, list[st
     text = "\n".join(lines) + "\n"
     Profile.model_validate(yaml.safe_load(text))
     return text, summary
+
+
+def _are_short(table: pd.DataFrame) -> bool:
+    """Whether the events of some state are trials rather than blocks: they keep no volume, or only one each."""
+    volumes = table.drop(columns=["events", "without"]).sum(axis=1)
+    return bool(losses(table)) or bool((volumes < _LEAST_VOLUMES * (table["events"] - table["without"])).any())
 
 
 def _whole(

@@ -14,12 +14,15 @@ from deeplight_core.data.runs import labels_of
 from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.sources import patiently
 
-__all__ = ["NO_VOLUMES", "alike", "check_labels", "count_labels", "label_table", "losses"]
+__all__ = ["NO_VOLUMES", "alike", "check_labels", "count_labels", "label_table", "losses", "remedy"]
 
+_SHORT_TRIALS = (
+    "skip less at the start of each block (--skip 0), or take one example per trial if trials are short (--example "
+    "window, lsa or lss)"
+)
 NO_VOLUMES = (
-    "no volume of any run lies in a block; check the events, lag_s and skip_s (--skip 0), take one example per trial "
-    "if trials are short (--example window, lsa or lss), or store volumes without a state, too, with "
-    "preprocessing.keep: all (--keep all)"
+    f"no volume of any run lies in a block; check the events and the lag (--lag), {_SHORT_TRIALS}, or store volumes "
+    "without a state, too, with preprocessing.keep: all (--keep all)"
 )
 _LOST = 0.2  # share of a state's events without any volume, above which it is said
 _SHOWN = 10  # problems and names in a message
@@ -110,10 +113,16 @@ def losses(table: pd.DataFrame) -> list[str]:
         return []
     lost = table[table["without"] > _LOST * table["events"]]
     return [
-        f"{task}: {without} of {events} events of {state} keep no volume ({without / events:.0%}; more than "
-        f"{_LOST:.0%} is said)"
+        f"{task}: {without} of {events} events of {state} keep no volume ({without / events:.0%})"
         for (task, state), without, events in zip(lost.index, lost["without"], lost["events"], strict=True)
     ]
+
+
+def remedy(settings: PreprocessingSettings) -> str:
+    """What can be done where `losses` finds some."""
+    blocks = settings.example.kind == "volume"
+    what = _SHORT_TRIALS if blocks else "look at their onsets: are they within the run, and apart from each other?"
+    return f"more than {_LOST:.0%} of a state's events are lost: {what}"
 
 
 def alike(table: pd.DataFrame) -> list[str]:
@@ -158,6 +167,7 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
     data, settings = profile.data, profile.preprocessing
     reported = "test" if (manifest["split"] == "test").any() else "validation"
     fmri = {*manifest["task"]}
+    volumes_of_all = table.drop(columns=["events", "without"]).to_numpy().sum()
     wanted = [(task, state) for which in ("source", "target") for task, state in data.states(which) if task in fmri]
     for task, state in wanted:
         n_events = int(table["events"].get((task, state), 0))
@@ -172,8 +182,7 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
         if volumes.sum() == 0:
             problems.append(
                 f"{task}: state {state} has {n_events} events, and none keeps a volume by the label rule "
-                f"({_rule(settings)}); skip less (--skip 0), or take one example per trial if trials are short "
-                "(--example window, lsa or lss)"
+                f"({_rule(settings)})" + (f"; {_SHORT_TRIALS}" if volumes_of_all else "")
             )
             continue
         for split in dict.fromkeys(["train", reported]) if not profile.sweep.folds else {}:
@@ -194,7 +203,6 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
                 f"data.{which} has a single state, {state} of {task}, which there is nothing to tell from; name "
                 f"another (other events of {task}: {listed or 'none'})"
             )
-    volumes_of_all = table.drop(columns=["events", "without"]).to_numpy().sum()
     if wanted and table["events"].sum() and not volumes_of_all and settings.keep == "labelled":
         problems = [NO_VOLUMES, *problems]
     if problems:

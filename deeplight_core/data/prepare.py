@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import Profile, digest
 from deeplight_core.data.images import Header, load_volume, read_header, same_grid
-from deeplight_core.data.labels import NO_VOLUMES, check_labels, losses
+from deeplight_core.data.labels import NO_VOLUMES, check_labels, losses, remedy
 from deeplight_core.data.manifest import COLUMNS, is_structural, run_key, start_of, unit_names
 from deeplight_core.data.plan import Plan, finished, misfit, on_grid, own_mask, plan, software, still_holds
 from deeplight_core.data.preprocess import process_run
@@ -73,7 +73,7 @@ def prepare(
         if whole and not _forget_changed(store, profile.data_root):
             return store
     table = check_labels(manifest, profile, keep_going)
-    for loss in losses(table):
+    for loss in [*(lost := losses(table)), *([remedy(profile.preprocessing)] if lost else [])]:
         print(f"warning: {loss}", flush=True)
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)

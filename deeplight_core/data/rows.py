@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pandas as pd
 from deeplight_core.data.events import Events, event_names, misplaced, read_events
 from deeplight_core.data.images import read_header
 from deeplight_core.data.manifest import CONTRASTS
+from deeplight_core.system.files import pointer_of
 from deeplight_core.system.sources import content, refuse_escape
 
 __all__ = [
@@ -40,10 +42,13 @@ Result = TypeVar("Result")
 _AT_ONCE = 16  # subjects or files read at a time; for remote data, latency dominates
 _TR_S = (0.1, 20.0)  # plausible repetition times, in seconds
 _TR_TOLERANCE = 0.01  # of a repetition time, by which header and sidecar may differ
+_DISCARDED = ("NumberOfVolumesDiscardedByUser", "NumberOfVolumesDiscardedByScanner")  # BIDS's names
+_UNSTEADY = re.compile(r"non_?steady|dummy", re.IGNORECASE)  # in names that BIDS does not know
 _TIMING_TOLERANCE_S = 0.005  # by which volumes may be acquired too early or too late
 _USUAL = 0.5  # share of the subjects that have a run, above which the others lack it
 _WHOLE = 0.8  # share of the usual length, below which a run was stopped early
 _SHOWN = 20  # reasons in a message
+_SESSION = 0.3  # share of a run's events outside it, above which they may be those of all runs together
 _SYSTEMATIC = 0.2  # share of the runs with impossible onsets, above which it is not a few files' fault
 
 
@@ -105,8 +110,8 @@ def row_of(
         time: float | str = ""
         start_s = 0.0
         if not structural:
-            time, start_s, note = _timing(float(tr_s) if tr_s else header.tr_s, sidecars, n_volumes)
-            notes += [(name, note)] if note else []
+            time, start_s, said = _timing(float(tr_s) if tr_s else header.tr_s, sidecars, n_volumes)
+            notes += [(name, note) for note in said]
     except ValueError as error:
         return None, [(name, without_paths(str(error), image, events, mask))]
     row = {
@@ -144,21 +149,18 @@ def _check_contrast(image: Any, task: str) -> None:
         raise ValueError(f"its sidecar says {named!r}, its task is {task}; correct one of them")
 
 
-def _timing(header_tr_s: float, sidecars: Iterable[Any], n_volumes: int) -> tuple[float, float, str]:
-    """Repetition time and the first volume's time in seconds, and a note; BIDS's sidecars override the header."""
-    tr_s, start_s, volumes = header_tr_s, 0.0, None
+def _timing(header_tr_s: float, sidecars: Iterable[Any], n_volumes: int) -> tuple[float, float, list[str]]:
+    """Repetition time and the first volume's time in seconds, and notes; BIDS's sidecars override the header."""
+    tr_s, start_s, volumes, notes = header_tr_s, 0.0, None, []
     for sidecar in sidecars:
+        facts = _facts(sidecar)
         try:
-            facts = json.loads(sidecar.read_text(encoding="utf-8"))
             tr_s = float(facts.get("RepetitionTime", tr_s))
             start_s = float(facts.get("StartTime", start_s))
-            volumes = facts.get("VolumeTiming", volumes)
-        except OSError:
-            raise ValueError(
-                f"its sidecar {sidecar.name} cannot be read; is it a link to a file that is not there?"
-            ) from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{sidecar.name} holds no readable RepetitionTime: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{sidecar.name} holds no readable RepetitionTime or StartTime: {error}") from error
+        volumes = facts.get("VolumeTiming", volumes)
+        notes += _on_first_volumes(sidecar.name, facts)
     if volumes is not None:
         tr_s, start_s = _regular(volumes, n_volumes)
     if not _TR_S[0] <= tr_s <= _TR_S[1]:
@@ -169,10 +171,47 @@ def _timing(header_tr_s: float, sidecars: Iterable[Any], n_volumes: int) -> tupl
         )
     if not 0 <= start_s <= tr_s * n_volumes:
         raise ValueError(f"its sidecar's StartTime {start_s:g} s is not within the run; correct it")
-    note = ""
     if _TR_S[0] <= header_tr_s <= _TR_S[1] and abs(header_tr_s - tr_s) > _TR_TOLERANCE * tr_s:
-        note = f"kept, but its sidecar says TR {tr_s:g} s and its header {header_tr_s:g} s; the sidecar's is used"
-    return round(tr_s, 6), round(start_s, 6), note
+        notes.append(
+            f"kept, but its sidecar says TR {tr_s:g} s and its header {header_tr_s:g} s; the sidecar's is used"
+        )
+    return round(tr_s, 6), round(start_s, 6), notes
+
+
+def _facts(sidecar: Any) -> dict[str, Any]:
+    """What a sidecar says."""
+    try:
+        data = sidecar.read_bytes()
+    except OSError:
+        raise ValueError(
+            f"its sidecar {sidecar.name} cannot be read; is it a link to a file that is not there?"
+        ) from None
+    if pointer := pointer_of(data):
+        raise ValueError(f"its sidecar {sidecar.name} is only a pointer of {pointer}")
+    try:
+        facts = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{sidecar.name} holds no readable RepetitionTime: it is not JSON ({error}); correct or remove it"
+        ) from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{sidecar.name} holds no readable RepetitionTime: it is no JSON object; correct or remove it")
+    return facts
+
+
+def _on_first_volumes(sidecar: str, facts: dict[str, Any]) -> list[str]:
+    """What a sidecar says of volumes before the scanner's steady state, in words."""
+    counts = {key: n for key, n in facts.items() if isinstance(n, int) and not isinstance(n, bool) and n > 0}
+    notes = [
+        f"kept, but {sidecar} says that {n} first volumes were discarded ({key}); check that the seconds of the events "
+        "count from the first volume that is left"
+        for key, n in counts.items() if key in _DISCARDED
+    ]  # fmt: skip
+    return notes + [
+        f"kept, but {sidecar} says {key}: {n}; if these volumes are from before the scanner's steady state and still "
+        f"in the image, leave them out with --drop-volumes {n}"
+        for key, n in counts.items() if _UNSTEADY.search(key)
+    ]  # fmt: skip
 
 
 def _regular(volumes: Any, n_volumes: int) -> tuple[float, float]:
@@ -219,7 +258,7 @@ def scanned(
         raise ValueError(nothing() + "".join(f"\n  {line}" for line in grouped(left_out)))
     if not protocol:
         _name_missing(rows, left_out)
-    table = pd.DataFrame(rows).drop(columns="found")
+    table = pd.DataFrame(rows).drop(columns=["found", "usual"])
     if not table["start_s"].any():
         table = table.drop(columns="start_s")
     return table, pd.DataFrame(left_out, columns=["path", "reason"])
@@ -261,44 +300,68 @@ def _check_lengths(rows: list[dict[str, Any]], left_out: LeftOut, protocol: bool
 
 
 def _check_onsets(rows: list[dict[str, Any]], left_out: LeftOut) -> None:
-    impossible, n_with_events = [], 0
-    for row in rows:
-        usual = row.pop("usual")
-        if row["found"] is None or row["found"].blocks.empty:
-            continue
-        n_with_events += 1
-        run_s = row["n_volumes"] * row["tr_s"] + float(row["start_s"] or 0)
-        n, reason = misplaced(row["found"].blocks, run_s)
+    """Leave out the runs whose events cannot be theirs, and say where some events cannot."""
+    with_events = [row for row in rows if row["found"] is not None and not row["found"].blocks.empty]
+    lengths = [row["n_volumes"] * row["tr_s"] + float(row["start_s"] or 0) for row in with_events]
+    counts = [misplaced(row["found"].blocks, run_s) for row, run_s in zip(with_events, lengths, strict=True)]
+    alike = Counter(_events_of_all(row, n) for row, (n, _) in zip(with_events, counts, strict=True))
+    impossible = []
+    for row, run_s, (n, reason) in zip(with_events, lengths, counts, strict=True):
+        usual, outside = row["usual"], f"{n} of its {len(row['found'].blocks)} events lie outside the run ({run_s:g} s)"
+        same = _events_of_all(row, n)
+        if not reason and same and alike[same] > 1:
+            reason = (
+                f"{outside}, and {alike[same]} runs of this subject have the same events; are these the events of "
+                "all runs together? Each run has a file of its own, with seconds from the run's first volume"
+            )
         if reason:
             left_out.append((row["image"], reason))
             cut_short = row["n_volumes"] < usual and not misplaced(row["found"].blocks, usual * row["tr_s"])[1]
             impossible += [] if cut_short else [(row, reason)]
             row["found"] = False
         elif n:
-            n_all = len(row["found"].blocks)
-            left_out.append((row["image"], f"kept, but {n} of its {n_all} events lie outside the run ({run_s:g} s)"))
-    if len(impossible) > _SYSTEMATIC * n_with_events:
+            left_out.append((row["image"], f"kept, but {outside}"))
+    if len(impossible) > _SYSTEMATIC * len(with_events):
         lines = "".join(f"\n  {row['image']}: {reason}" for row, reason in impossible[:10])
         raise ValueError(
-            f"the events of {len(impossible)} of {n_with_events} runs are not these runs'; correct the "
-            f"event files:{lines}"
+            f"the events of {len(impossible)} of {len(with_events)} runs cannot be theirs; correct the event "
+            f"files:{lines}"
         )
     rows[:] = [row for row in rows if row["found"] is not False]
 
 
+def _events_of_all(row: dict[str, Any], n_outside: int) -> tuple[Any, ...]:
+    """Whose events these are and what, if many lie outside the run and may be those of all runs together; else ()."""
+    blocks = row["found"].blocks
+    if n_outside <= _SESSION * len(blocks):
+        return ()
+    return row["subject"], row["session"], row["task"], *blocks.itertuples(index=False, name=None)
+
+
 def _name_missing(rows: list[dict[str, Any]], left_out: LeftOut) -> None:
-    """List the runs that most subjects have and others lack, unless something is said about them already."""
-    said = {(found[1], found[2]) for path, _ in left_out if (found := re.search(r"sub-([^_/]+)_.*task-([^_/]+)", path))}
+    """List the runs that most subjects have and others lack, unless it is said already why they are left out."""
+    gone = [str(path).rpartition("/")[2] for path, reason in left_out if not reason.startswith("kept")]
     subjects = sorted({row["subject"] for row in rows})
     whose: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
-        run = str(int(row["run"])) if row["run"].isdecimal() else row["run"]
+        run = re.sub(r"(^|-)0+(?=\d+$)", r"\1", row["run"])  # 01 is 1
         whose.setdefault((row["session"], row["task"], run), set()).add(row["subject"])
     for (session, task, run), have in whose.items():
         if len(have) > _USUAL * len(subjects):
             at = f"_ses-{session}" if session else ""
-            without = [s for s in subjects if s not in have and (s, task) not in said]
-            left_out += [(f"sub-{s}{at}_task-{task}_run-{run}", "this subject has no such run") for s in without]
+            for subject in (s for s in subjects if s not in have):
+                stem = f"sub-{subject}{at}_task-{task}_run-{run}"
+                if not any(_is_of(name, stem) for name in gone):
+                    left_out.append((stem, "this subject has no such run"))
+
+
+def _is_of(name: str, stem: str) -> bool:
+    """Whether a file's name is one of a run, `sub-…_task-…_run-…` (`run-LR-1` is of direction LR)."""
+    whose, _, run = stem.rpartition("_run-")
+    *others, number = run.split("-")
+    stated = re.search(r"_run-0*(\d+)_", name)
+    parts = [*(f"_{part}_" for part in whose.split("_")), *(f"-{part}_" for part in others)]
+    return all(part in f"_{name}" for part in parts) and (stated[1] if stated else "1") == number
 
 
 def grouped(left_out: Iterable[tuple[str, str]]) -> list[str]:

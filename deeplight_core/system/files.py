@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["file_sha256", "pointer_of", "read_at", "read_table", "write_at", "write_whole"]
 
 _POINTERS = {  # beginnings of the small files that stand for contents that were not fetched
-    "/annex/objects/": "git-annex (fetch it with `datalad get` or `git annex get`)",
-    "version https://git-lfs": "Git LFS (fetch it with `git lfs pull`)",
+    rb"((\.\./)*\.git)?/annex/objects/": "git-annex (fetch it with `datalad get` or `git annex get`)",
+    rb"version https://git-lfs": "Git LFS (fetch it with `git lfs pull`)",
 }
+_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
 def file_sha256(path: Path) -> str:
@@ -47,7 +49,7 @@ def write_at(file: int, values: np.ndarray, position: int) -> None:
 
 def pointer_of(beginning: bytes) -> str:
     """What a file stands for, by its beginning, if it only points to its contents (git-annex, Git LFS); else empty."""
-    return next((whose for text, whose in _POINTERS.items() if beginning.startswith(text.encode())), "")
+    return next((whose for text, whose in _POINTERS.items() if re.match(text, beginning)), "")
 
 
 def read_table(path: Any) -> "pd.DataFrame":
@@ -90,6 +92,9 @@ def read_table(path: Any) -> "pd.DataFrame":
     if not rows:
         raise ValueError(f"{what}: it is empty")
     header, body = rows[0], rows[1:]
+    others = [name for name, sign in _SEPARATORS.items() if sign != separator and sign in header[0]]
+    if len(header) == 1 and others:
+        raise ValueError(f"{what}: its columns are separated by {others[0]}s; save it anew, separated by {kind}s")
     longer = [number for number, cells in enumerate(body, start=2) if any(cells[len(header) :])]
     if longer and len(longer) < len(body):
         raise ValueError(f"{what}: line {longer[0]} has more cells than the header; is there a {kind} too many?")

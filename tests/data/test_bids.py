@@ -69,12 +69,17 @@ def test_links_to_files_that_are_not_there_leave_out_their_run(bids: Path) -> No
         (bids / name).symlink_to("../../.git/annex/gone")
     run(bids, "sub-04_task-loc")
     run(bids, "sub-05_task-loc", events="/annex/objects/MD5E-s99--0.tsv\n")
+    run(bids, "sub-06_task-loc")
+    (bids / "sub-06/func/sub-06_task-loc_bold.json").write_text(
+        "../../.git/annex/objects/MD5E-s99--0.json"
+    )  # a link's text
     found, _ = scan_bids(bids)
     assert found["subject"].tolist() == ["04"]
     said = reasons(bids)
     words = {
         "01": "bold.json cannot be read", "02": "events.tsv is a link to a file that is not there",
         "03": "is a link to a file that is not there", "05": "a pointer of git-annex",
+        "06": "its sidecar sub-06_task-loc_bold.json is only a pointer of git-annex",
     }  # fmt: skip
     for subject, of_subject in words.items():
         assert of_subject in said[f"sub-{subject}"]
@@ -126,6 +131,24 @@ def test_clocks_of_sidecars(bids: Path, sidecar: dict[str, object], tr_s: float,
 def test_clocks_that_cannot_be(bids: Path, sidecar: dict[str, object], message: str) -> None:
     (bids / "sub-01/func/sub-01_task-loc_bold.json").write_text(json.dumps(sidecar))
     assert re.search(message, reasons(bids)["sub-01"])
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "message"),
+    [
+        (
+            {"NumberOfVolumesDiscardedByUser": 4},
+            "4 first volumes were discarded .* count from the first volume that is",
+        ),
+        ({"NonSteadyStateVolumes": 3}, "NonSteadyStateVolumes: 3; .* leave them out with --drop-volumes 3"),
+        ({"DummyScans": 2, "NumberOfVolumesDiscardedByUser": 0}, "says DummyScans: 2"),
+    ],
+)
+def test_first_volumes_that_a_sidecar_counts_are_said(bids: Path, sidecar: dict[str, int], message: str) -> None:
+    (bids / "sub-01/func/sub-01_task-loc_bold.json").write_text(json.dumps(sidecar | {"RepetitionTime": TR_S}))
+    found, left_out = scan_bids(bids)
+    assert len(found) == 3
+    assert [bool(re.search(message, reason)) for reason in left_out["reason"]] == [True]
 
 
 def test_a_sidecar_that_contradicts_the_header_is_said(bids: Path) -> None:
@@ -224,6 +247,28 @@ def test_aborted_and_missing_runs_are_said(bids: Path) -> None:
     ]
 
 
+def test_a_missing_run_is_said_whatever_is_said_of_the_others(bids: Path) -> None:
+    for subject in ("01", "02", "03"):
+        for number in (1, 2, 3):
+            run(
+                bids,
+                f"sub-{subject}_task-nback_dir-AP_run-{number:02}",
+                n_volumes=9 if (subject, number) == ("02", 1) else 20,
+            )
+    for name in ("sub-01/func/sub-01_task-nback_dir-AP_run-02", "sub-02/func/sub-02_task-nback_dir-AP_run-03"):
+        (bids / f"{name}_bold.nii.gz").unlink()
+    (bids / "sub-01/func/sub-01_task-nback_dir-AP_run-01_events.tsv").write_text(FACES + "n/a\t4\tface\n")
+    assert sorted(scan_bids(bids, ["nback"])[1].itertuples(index=False, name=None)) == [
+        (
+            "sub-01/func/sub-01_task-nback_dir-AP_run-01_bold.nii.gz",
+            "kept, but 1 events without an onset (n/a) are left out",
+        ),
+        ("sub-01_task-nback_run-AP-2", "this subject has no such run"),
+        ("sub-02/func/sub-02_task-nback_dir-AP_run-01_bold.nii.gz", "9 volumes, most runs of nback have 20"),
+        ("sub-02_task-nback_run-AP-3", "this subject has no such run"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("factor", "later", "message"),
     [(1000, 0, "are they in milliseconds"), (1, 100, "are they counted on from run to run")],
@@ -233,12 +278,25 @@ def test_onsets_that_cannot_be_a_runs(bids: Path, factor: int, later: int, messa
         f"{factor * t + later}\t{3 * factor}\tface\n" for t in (0, 4, 8, 12)
     )
     (bids / "sub-01/func/sub-01_task-loc_events.tsv").write_text(text)
-    with pytest.raises(ValueError, match=rf"the events of 1 of 3 runs are not these runs'(?s:.*){message}"):
+    with pytest.raises(ValueError, match=rf"the events of 1 of 3 runs cannot be theirs(?s:.*){message}"):
         scan_bids(bids)
     for subject in ("04", "05"):
         run(bids, f"sub-{subject}_task-loc")
     assert message in reasons(bids)["sub-01"]  # one of five is that file's fault
     assert scan_bids(bids)[0]["subject"].tolist() == ["02", "03", "04", "05"]
+
+
+def test_events_of_all_runs_in_every_runs_file_are_refused(bids: Path) -> None:
+    together = FACES + "20\t4\thouse\n26\t4\tface\n"
+    for number in (1, 2):
+        run(bids, f"sub-04_task-two_run-{number}", events=together)
+        run(bids, f"sub-05_task-two_run-{number}")
+    with pytest.raises(ValueError, match=r"2 of 4 runs cannot be theirs(?s:.*)2 of its 4 events lie outside the run "
+                                         r"\(20 s\), and 2 runs of this subject have the same events"):  # fmt: skip
+        scan_bids(bids, ["two"])
+    (bids / "sub-04/func/sub-04_task-two_run-2_events.tsv").write_text(FACES)  # of one run, it may be a mistake
+    assert "kept, but 2 of its 4 events" in reasons(bids, ["two"])["sub-04"]
+    assert len(scan_bids(bids, ["two"])[0]) == 4
 
 
 def test_events_past_the_end_are_counted(bids: Path) -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from deeplight_core.config import Profile
-from deeplight_core.data.labels import alike, check_labels, count_labels, label_table, losses
+from deeplight_core.data.labels import alike, check_labels, count_labels, label_table, losses, remedy
 from deeplight_core.data.manifest import COLUMNS
 
 FACES = "onset\tduration\ttrial_type\n0\t10\tface\n14\t10\thouse\n28\t10\tface\n42\t10\thouse\n56\t4\tface\n"
@@ -34,7 +34,10 @@ def profile(root: Path, states: list[str], target: list[str] | None = None, **pr
 def test_events_and_volumes_of_every_state_and_split(tmp_path: Path) -> None:
     table = check_labels(study(tmp_path), profile(tmp_path, ["face", "house"]))
     assert table.reset_index().to_numpy().tolist() == [["loc", "face", 9, 3, 12, 6], ["loc", "house", 6, 0, 12, 6]]
-    assert losses(table) == ["loc: 3 of 9 events of face keep no volume (33%; more than 20% is said)"]
+    assert losses(table) == ["loc: 3 of 9 events of face keep no volume (33%)"]
+    assert remedy(profile(tmp_path, ["face"]).preprocessing).startswith(
+        "more than 20% of a state's events are lost: skip"
+    )
     longer = check_labels(study(tmp_path), profile(tmp_path, ["face", "house"], skip_s=0, lag_s=4))
     assert longer["without"].tolist() == [0, 0]
     assert losses(longer) == losses(pd.DataFrame()) == []

@@ -57,7 +57,10 @@ def test_tables_as_people_have_them(tmp_path: Path, text: str, expected: list[li
         ("a\tb\n1\t2\t3\n4\t5\n", "line 2 has more cells than the header; is there a tab too many"),
         ("a\tb\ta\n1\t2\t3\n", "has several columns a; rename"),
         (" \n", "it is empty"),
+        ("onset;duration\n0,5;2\n", "its columns are separated by semicolons; save it anew, separated by tabs"),
+        ("onset,duration\n0,2\n", "its columns are separated by commas"),
         ("/annex/objects/MD5E-s9--0.tsv", "only a pointer of git-annex"),
+        ("../../.git/annex/objects/MD5E-s9--0.tsv", "only a pointer of git-annex"),
         ("version https://git-lfs.github.com/spec/v1\n", "only a pointer of Git LFS"),
     ],
 )
