@@ -16,7 +16,7 @@ import pytest
 from kernels import warm_kernels
 
 from deeplight_core.config import Profile
-from deeplight_core.data.manifest import COLUMNS
+from deeplight_core.data.manifest import COLUMNS, write_manifest
 from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store
 from deeplight_core.preparation import SimulationSettings
@@ -174,6 +174,35 @@ def copied(store: Store, project: Path, tiny_profile: Profile) -> Path:
 def spoilt(dataset: Dataset, tmp_path: Path) -> Dataset:
     """A copy of the dataset, for tests that damage it."""
     return dataset[0].copy(), Path(shutil.copytree(dataset[1], tmp_path / "spoilt"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
+    """A project with the dataset's manifest, for a whole module."""
+    folder = tmp_path_factory.mktemp("home")
+    write_manifest(dataset[0], folder / "data_manifest.csv")
+    return folder
+
+
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    use_threads(monkeypatch)
+
+
+@pytest.fixture
+def no_window() -> Iterator[None]:
+    """Figures in the house's style, closed after the test."""
+    import matplotlib as mpl  # here, since the scripts of tests import this file
+    import matplotlib.pyplot as plt
+
+    from deeplight_core.report import plots
+
+    with mpl.rc_context():
+        mpl.use("agg")
+        plots.use_style()
+        yield
+        plt.close("all")
 
 
 def changed(profile: Profile, root: Path | None = None, store: Path | None = None, **preprocessing: object) -> Profile:

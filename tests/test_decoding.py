@@ -11,24 +11,11 @@ from conftest import N_FRAMES, TR_S, Dataset, use_threads
 from deeplight_core import cli, experiment
 from deeplight_core.analysis.calibration import fit_temperature, quality, with_temperature
 from deeplight_core.config import Profile
-from deeplight_core.data.manifest import write_manifest
 from deeplight_core.decoding import Decoded, decode, profile_of_image, write
 from deeplight_core.training.exported import export
 
 NAMES = ["SOCIAL: interaction", "SOCIAL: no interaction"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
-    folder = tmp_path_factory.mktemp("decoding")
-    write_manifest(dataset[0], folder / "data_manifest.csv")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    use_threads(monkeypatch)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import AFFINE, SHAPE, SUBJECTS, Dataset, use_threads
+from conftest import AFFINE, SHAPE, SUBJECTS, use_threads
 from safetensors.torch import load_file, save_file
 
 from deeplight_core import experiment
@@ -28,20 +28,7 @@ from deeplight_core.training.hub import local
 
 OTHER_AFFINE = np.array([[3.0, 0.4, 0, -9], [0, 3.2, 0, -13], [0, 0, 3.5, -14], [0, 0, 0, 1]])  # RAS, oblique
 OTHER_SHAPE = (8, 9, 10)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Path:
-    """A project with the manifest of the tiny dataset."""
-    folder = tmp_path_factory.mktemp("home")
-    write_manifest(dataset[0], folder / "data_manifest.csv")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    use_threads(monkeypatch)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +103,9 @@ def test_an_exported_folder_is_whole_and_says_what_it_is(trained: experiment.Tra
     assert f"{by_block.mean():.1%}" in page
 
 
-def test_nothing_exported_names_a_person_or_a_path(trained: experiment.Training, exported: Path, project: Path) -> None:
+def test_nothing_exported_names_a_person_or_a_path(
+    trained: experiment.Training, exported: Path, home: Path, project: Path
+) -> None:
     written = b"".join(p.read_bytes() for p in exported.iterdir() if p.suffix != ".gz")
     written += gzip.decompress((exported / "mask.nii.gz").read_bytes())
     named = [*SUBJECTS, *(f"tiny/{subject}" for subject in SUBJECTS)]

@@ -1,7 +1,6 @@
 import re
 from html.parser import HTMLParser
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
@@ -11,6 +10,8 @@ import pytest
 from deeplight_core.report import plots
 from deeplight_core.report.html import Part, document
 from deeplight_core.report.relevance import state_page
+
+pytestmark = pytest.mark.usefixtures("no_window")
 
 EVIL = '<script>alert("x")</script>&'
 
@@ -50,15 +51,6 @@ def brain() -> nib.Nifti1Image:
     affine[:3, 3] = [81, -117, -63]
     data[6:9, 10:13, 8:11], data[12, 12, 12] = 1.0, -0.6
     return nib.Nifti1Image(data, affine)
-
-
-@pytest.fixture(autouse=True)
-def _no_window():
-    with mpl.rc_context():
-        mpl.use("agg")
-        plots.use_style()
-        yield
-        plt.close("all")
 
 
 def test_whatever_comes_from_data_is_escaped() -> None:

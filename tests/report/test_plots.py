@@ -2,7 +2,6 @@ from dataclasses import replace
 from itertools import combinations
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -19,17 +18,10 @@ from deeplight_core.report import plots
 from deeplight_core.report.quality import Design
 from deeplight_core.routes import VARIANTS
 
+pytestmark = pytest.mark.usefixtures("no_window")
+
 SUBJECTS = [f"s{i}" for i in range(5)]
 YEARS = replace(MEASURES["absolute_error"], unit="years")
-
-
-@pytest.fixture(autouse=True)
-def _no_window():
-    with mpl.rc_context():
-        mpl.use("agg")
-        plots.use_style()
-        yield
-        plt.close("all")
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 import re
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -13,20 +11,12 @@ from test_html import Read, outside
 from deeplight_core.analysis import scores
 from deeplight_core.config import Profile
 from deeplight_core.data.store import Store
-from deeplight_core.report import plots
 from deeplight_core.report.study import study_page, subject_accuracies
+
+pytestmark = pytest.mark.usefixtures("no_window")
 
 STATES = [("SOCIAL", "interaction"), ("SOCIAL", "no interaction")]
 EVIL = "<script>alert(1)</script>"
-
-
-@pytest.fixture(autouse=True)
-def _no_window():
-    with mpl.rc_context():
-        mpl.use("agg")
-        plots.use_style()
-        yield
-        plt.close("all")
 
 
 def predictions(subjects: list[str], right: float, n_blocks: int = 12, seed: int = 0) -> pd.DataFrame:
