@@ -31,13 +31,13 @@ from deeplight_core.experiment import prepare_data
 from deeplight_core.models import ENCODERS, Model
 from deeplight_core.system.files import write_whole
 from deeplight_core.training import examples as learnt_from
-from deeplight_core.training.checkpoint import check_data, data_facts, load_mask, load_model
+from deeplight_core.training.checkpoint import check_data, data_facts, load_mask, load_model, read_record
 from deeplight_core.training.examples import Examples
 from deeplight_core.training.hub import local
 from deeplight_core.training.inference import predict
 from deeplight_core.training.loader import Volumes
 
-__all__ = ["Decoded", "decode", "profile_of_image", "write"]
+__all__ = ["Decoded", "decode", "differences", "prepared", "profile_of_image", "write"]
 
 _RUN = ["participant_id", "session", "task", "run"]
 _SET_HERE = {f"preprocessing.{key}" for key in ("resample_to", "mask", "keep", "crop", "structural")}
@@ -141,12 +141,10 @@ def decode(
             f"{checkpoint} is a pre-training with a head of kind {model.head.name}, which decodes nothing; fine-tune "
             f"it first (`deeplight finetune … --from {checkpoint}`)"
         )
-    with TemporaryDirectory() as scratch:
-        store = _prepare(_prepared_as(record, folder, profile).stored_in(Path(scratch) / "store"), jobs)
+    with prepared(checkpoint, profile, jobs) as store:
         if not model.encoder.needs_grid and list(store.shape) != record["data"]["grid"]["shape"]:
             _refuse_other_grid(model, folder, store)
-        found = check_data(record, folder, data_facts(store))
-        differing = [text for text in found if text.split()[0] not in _SET_HERE]
+        differing = differences(record, folder, store)
         chosen = _examples(record, model, store)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         answers = predict(model.to(device).eval(), Volumes(store, chosen, device)).answer
@@ -171,6 +169,21 @@ def decode(
     volumes = _described(chosen, store).join(_said(answers, names))
     bins = reliability(answers[reported], labels[reported]) if reported.any() else pd.DataFrame()
     return Decoded(volumes, _blocks(volumes, names, chosen.table["file"].to_numpy()), bins, about)
+
+
+def differences(record: dict[str, Any], folder: Path, store: Store) -> list[str]:
+    """How data differ from those that a decoder was trained on, beyond their grid (see `checkpoint.check_data`)."""
+    found = check_data(record, folder, data_facts(store))
+    return [text for text in found if text.split()[0] not in _SET_HERE]
+
+
+@contextmanager
+def prepared(checkpoint: str | Path, profile: Profile, jobs: int | None = None) -> Iterator[Store]:
+    """A temporary store of all volumes of a profile's manifest, prepared as a decoder's training data, on its grid."""
+    folder = local(checkpoint)
+    with TemporaryDirectory() as scratch:
+        settings = _prepared_as(read_record(folder), folder, profile)
+        yield _prepare(settings.stored_in(Path(scratch) / "store"), jobs)
 
 
 def _prepared_as(record: dict[str, Any], folder: Path, profile: Profile) -> Profile:

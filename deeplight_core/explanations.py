@@ -9,8 +9,9 @@ A folder of explanations holds
     regions.csv                       the largest places of the group's maps, with coordinates
     planted.csv                       simulated data only: how well the maps find what was planted
 
-Examples are explained that the decoder answers rightly; relevance is that of the right answer's logit, in its units: a
-map's sum is how much of the logit the voxels explain. `subject` is the unit of the splits, as everywhere.
+Examples are explained that the decoder answers rightly, or, if asked so, all with whatever it answers; relevance is
+that of the answer's logit, in its units: a map's sum is how much of the logit the voxels explain. `subject` is the unit
+of the splits, as everywhere.
 
 Letters: N examples, U units, S states, V in-mask voxels.
 """
@@ -34,7 +35,7 @@ from deeplight_core.analysis.localisation import localisation, regions, true_pla
 from deeplight_core.config import FinetuningSettings, Profile, load_profile
 from deeplight_core.data.atlas import seen_voxels
 from deeplight_core.data.store import Store, open_store
-from deeplight_core.experiment import finetuning
+from deeplight_core.experiment import finetuning, started_from
 from deeplight_core.models import Model
 from deeplight_core.report.quality import planted_contrasts, state_names
 from deeplight_core.system.files import write_whole
@@ -74,7 +75,9 @@ class Asked:
 
     names : of the S states or columns
     data : N examples of some units; numbers have the label 0, and several columns have as many examples
-    right : numbers of those that it answers rightly; all of them where it answers numbers
+    right : numbers of those that it answers rightly; all of them where it answers numbers, or it is asked for what it
+        answers
+    predicted : whether the states are those that it answers, not those of the events
     """
 
     checkpoint: Path
@@ -84,6 +87,7 @@ class Asked:
     names: list[str]
     data: Volumes
     right: np.ndarray
+    predicted: bool = False
 
     @property
     def labels(self) -> np.ndarray:
@@ -124,16 +128,20 @@ def source_of(source: str | Path) -> tuple[Store, Profile | None]:
     """
     if (Path(source) / "store.json").is_file():
         return open_store(source), None
-    if str(source).endswith(".csv"):
-        raise ValueError(
-            f"{source} is a manifest; prepare its runs first (`deeplight prepare {source} --store FOLDER`), and give "
-            "that folder"
-        )
     profile = load_profile(source)
+    if profile.checkpoint is not None:
+        profile = started_from(profile, profile.checkpoint)
     return open_store(profile.store), profile
 
 
-def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | None = None, device: str = "cpu") -> Asked:
+def asked(
+    checkpoint: str | Path,
+    store: Store,
+    split: str = "",
+    each: int | None = None,
+    device: str = "cpu",
+    predicted: bool = False,
+) -> Asked:
     """A trained decoder, and examples of a store that it can decode.
 
     Parameters
@@ -141,6 +149,7 @@ def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | Non
     checkpoint : a folder, or ORG/NAME@REVISION of the hub
     split : "train", "validation", "test" or "all"; "" = the reported one, or what the decoder's fold held out
     each : at most so many examples of every unit's states, evenly spaced (None = all)
+    predicted : explain what the decoder answers, right or wrong, to all volumes, whether events name a state or not
 
     Raises
     ------
@@ -161,22 +170,41 @@ def asked(checkpoint: str | Path, store: Store, split: str = "", each: int | Non
     if not split and not (record["training"].get("fold") and held_out):
         split = "test" if "test" in store.splits else "validation"
     units = held_out if not split else None
-    chosen, names = _examples(checkpoint, model, record, store, "" if split == "all" else split, units)
+    model, on = model.to(device).eval(), torch.device(device)
+    predicted = predicted and model.head.name == "classes"
+    chosen, names = _examples(checkpoint, model, record, store, "" if split == "all" else split, units, predicted)
+    if predicted:
+        chosen = replace(chosen, targets=predict(model, Volumes(store, chosen, on)).answer.argmax(axis=1))
     chosen = _few(chosen, each)
-    data = Volumes(store, chosen, torch.device(device))
+    data = Volumes(store, chosen, on)
     right = np.arange(len(chosen))
-    model = model.to(device).eval()
-    if model.head.name == "classes":
+    if model.head.name == "classes" and not predicted:
         right = np.flatnonzero(predict(model, data).answer.argmax(axis=1) == chosen.targets)
-    return Asked(Path(checkpoint), model, record, store, names, data, right)
+    return Asked(Path(checkpoint), model, record, store, names, data, right, predicted)
 
 
 def _examples(
-    checkpoint: str | Path, model: Model, record: dict[str, Any], store: Store, split: str, units: list[str] | None
+    checkpoint: str | Path,
+    model: Model,
+    record: dict[str, Any],
+    store: Store,
+    split: str,
+    units: list[str] | None,
+    predicted: bool,
 ) -> tuple[Examples, list[str]]:
+    """Examples with their states, numbers or (`predicted`) labels still to be answered, and the names of the labels."""
     targets = model.head.targets
-    if model.head.name == "classes":
+    if predicted:
+        chosen = learnt_from.of_anything(store.index, sorted(store.index["task"].unique()), split, units)
+        chosen = replace(chosen, targets=np.zeros(len(chosen), np.int64))
+        names = state_names([(task, state) for task, state in targets])
+    elif model.head.name == "classes":
         states = [(task, state) for task, state in targets]
+        if not {*states} & {*zip(store.index["task"], store.index["state"], strict=True)}:
+            told = ", ".join(f"{task}: {state}" for task, state in states)
+            raise ValueError(
+                f"the events name none of the decoder's states, {told}; --predicted explains what it answers instead"
+            )
         chosen, names = learnt_from.of_states(store.index, states, split, units), state_names(states)
     elif model.head.name == "numbers":
         if len(targets) > 1:
@@ -444,9 +472,10 @@ def sentences(found: Explained) -> list[str]:
         "gradient": "gradient × input", "integrated": f"integrated gradients ({method.steps} steps)",
     }[method.kind]  # fmt: skip
     means, residual = table[["logit", "voxels", "outside", "biases"]].mean(), (table["residual"] / table["logit"]).abs()
+    which = "answers rightly" if not question.predicted else "answers in some way, whether rightly or not"
     return [
         f"{len(table)} of {len(question.data)} examples of {len(found.units)} subjects, those that "
-        f"{question.checkpoint.name} answers rightly, explained by {how}.",
+        f"{question.checkpoint.name} {which}, explained by {how}.",
         f"Of a mean logit of {means['logit']:.3g}, the brain's voxels explain {means['voxels']:.3g}, voxels outside it "
         f"{means['outside']:.3g}, biases {means['biases']:.3g}; what is missing is at most {residual.max():.1e} of an "
         f"example's logit (median {residual.median():.1e}).",
@@ -482,7 +511,7 @@ def write(found: Explained, folder: Path, profile: Profile | None = None) -> Non
     about = {
         "checkpoint": question.checkpoint.name, "sha256": question.record["sha256"], "store": store.identity,
         "method": found.method.model_dump(mode="json"), "states": question.names, "subjects": found.units,
-        "n_examples": len(question.data), "n_right": len(question.right),
+        "n_examples": len(question.data), "n_right": len(question.right), "predicted": question.predicted,
         "largest_residual": float((found.examples["residual"].abs() / found.examples["logit"].abs()).max()),
     }  # fmt: skip
     text = json.dumps(about, indent=1) + "\n"

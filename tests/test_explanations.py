@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import N_FRAMES, use_threads
 from scipy import stats
 
 from deeplight_core import cli, explanations
 from deeplight_core.analysis.attribution import METHODS, Method, explain
 from deeplight_core.config import Profile
+from deeplight_core.data.manifest import write_manifest, write_notes
 from deeplight_core.data.store import Store
 from deeplight_core.models import build
 from deeplight_core.preparation import SimulationSettings
-from deeplight_core.training.checkpoint import data_facts, load_model, save_model
+from deeplight_core.training.checkpoint import data_facts, load_model, save_mask, save_model
 
 STATES = [["SOCIAL", "interaction"], ["SOCIAL", "no interaction"]]
 
@@ -185,6 +187,24 @@ def test_scores_are_of_the_planted_difference_between_states(question, store, tm
     assert explanations.planted_scores(question, tiny_profile, {"a": maps}).empty
 
 
+def test_what_is_answered_is_explained_without_events(store, tmp_path):
+    """The states of the events play no part, and all volumes of all tasks are asked about."""
+    folder = decoder(tmp_path / "decoder", store)
+    silent = replace(store, index=store.index.assign(state=""))
+    question = explanations.asked(folder, silent, predicted=True)
+    table = question.data.examples.table
+    assert set(table["task"]) == {"EMOTION", "SOCIAL"}
+    assert set(table["unit"]) == {"s5", "s6"}
+    model, _ = load_model(folder)
+    answers = [int(model.eval()(question.data.batch(np.array([i]))["volumes"]).argmax()) for i in range(len(table))]
+    assert question.labels.tolist() == answers
+    assert question.right.tolist() == list(range(len(table)))
+    found = explanations.explained(question, METHODS["gradient"])
+    logits = model(question.data.batch(np.arange(len(table)))["volumes"]).amax(dim=1).detach()
+    np.testing.assert_allclose(found.examples["logit"], logits, rtol=1e-4)
+    assert "whether rightly or not" in explanations.sentences(found)[0]
+
+
 def test_random_weights_give_other_maps(question):
     table = explanations.randomised(question, METHODS["lrp-epsilon"])
     assert table["weights"].unique().tolist() == ["head", "head and upper half", "all"]
@@ -215,8 +235,11 @@ def test_wrong_input_is_told(store, tmp_path, question):
         explanations.asked(decoder(tmp_path / "numbers", store, "numbers", ["age", "iq"]), store)
     with pytest.raises(ValueError, match="answers none of 36 examples rightly"):
         explanations.explained(replace(question, right=np.array([], int)), METHODS["gradient"])
-    with pytest.raises(ValueError, match=r"runs.csv is a manifest; prepare its runs first"):
-        explanations.source_of(tmp_path / "runs.csv")
+    silent = replace(store, index=store.index.assign(state=""))
+    with pytest.raises(
+        ValueError, match=r"none of the decoder's states, SOCIAL: interaction, .*; --predicted explains"
+    ):
+        explanations.asked(tmp_path / "decoder", silent)
     same = replace(explanations.explained(question, METHODS["gradient"]), units=["a/b", "a b"])
     with pytest.raises(ValueError, match="some of a/b, a b have the same name in paths"):
         explanations.write(same, tmp_path / "out")
@@ -254,9 +277,34 @@ def test_the_command_writes_maps_and_pages(store, tmp_path, monkeypatch, capsys)
     assert not list(output.glob("*.html"))
 
 
+def test_a_manifest_and_a_run_are_prepared_as_the_decoders_data_were(store, dataset, tmp_path, monkeypatch, capsys):
+    use_threads(monkeypatch)
+    folder, output = decoder(tmp_path / "decoder", store), tmp_path / "out"
+    save_mask(store.mask, store.affine, folder)
+    rows = dataset[0].query("task == 'SOCIAL' and subject in ['s4', 's6']")
+    write_manifest(rows, tmp_path / "m.csv")
+    states = {"SOCIAL": {"interaction": ["mental"], "no interaction": ["rnd"]}}
+    write_notes(tmp_path / "m.csv", str(dataset[1]), "hcp", "subject", states)
+    common = ["-o", str(output), "--no-pages", "--method", "gradient", "--jobs", "1"]
+    assert call(monkeypatch, str(folder), str(tmp_path / "m.csv"), *common) == 0
+    table = pd.read_csv(output / "conservation.csv")
+    assert set(table["subject"]) == {"s4", "s6"}  # whatever their split
+    image = nib.load(dataset[1] / rows["image"].iloc[1])
+    nib.save(image, tmp_path / "sub-x_task-rest_bold.nii.gz")
+    (tmp_path / "sub-x_task-rest_bold.json").write_text('{"RepetitionTime": 2.0}')
+    run = str(tmp_path / "sub-x_task-rest_bold.nii.gz")
+    assert call(monkeypatch, str(folder), run, *common) == 2
+    assert "--predicted explains what it answers instead" in capsys.readouterr().err
+    assert call(monkeypatch, str(folder), run, *common, "--predicted") == 0
+    table = pd.read_csv(output / "conservation.csv")
+    assert len(table) == N_FRAMES["SOCIAL"]
+    assert json.loads((output / "explanation.json").read_text())["predicted"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--data", "."], "--data is for a CSV of `deeplight manifest`"),
         (["--method", "lime"], "--method must be one of lrp-epsilon, lrp-alpha2beta1"),
         (["--first", "zero"], "--first must be same, flat or wsquare, got 'zero'"),
         (["--first", "flat", "--method", "gradient"], "--first is for LRP, and --method is gradient"),
