@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain autoencoders contrast images images-full test test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders contrast images images-full patients test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,9 @@ contrast: PROFILE = contrast
 images: ## networks for photographs on structural images, and phenotypes (PROFILE=images)
 images-full: ## the same with trainings that take hours: fine-tuned controls, 3D, one phenotype at a time
 images images-full: PROFILE = images
-reproduce controls gain autoencoders contrast images images-full: $(VENV)/ready
+patients: ## a study of twelve patients and twelve controls, from somebody's decoder to a report (PROFILE=patients)
+patients: PROFILE = patients
+reproduce controls gain autoencoders contrast images images-full patients: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
 		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \

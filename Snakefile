@@ -60,6 +60,9 @@ if str(config.get("contrast", "no")) == "yes" and not HAS_CONTRAST:
 HAS_IMAGES = "images-frozen" in PROFILE.sweep.variants
 if str(config.get("images", "no")) == "yes" and not HAS_IMAGES:
     sys.exit(f"snakemake: profile {NAME} has no variant images-frozen; `make images` takes one that has, such as images")
+HAS_GROUPS = PROFILE.controls.groups is not None
+if HAS_GROUPS and PROFILE.checkpoint is None:
+    sys.exit(f"snakemake: profile {NAME} has groups and names no checkpoint to start from; the page of a small study needs both")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
@@ -225,8 +228,8 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
         sys.exit(f"snakemake: {error}")
 
 # The profiles whose pages make the parts of the book: this one's makes one, the others are those that ship.
-PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images"}
-PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "images" if HAS_IMAGES else "built-in" if PROFILE.simulated else "real"
+PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images", "patients": "patients"}
+PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "images" if HAS_IMAGES else "patients" if HAS_GROUPS else "built-in" if PROFILE.simulated else "real"
 PARTS[PART] = PROFILE.name
 
 MADE_OF_DATA = made_of_data(PROFILE)
@@ -289,6 +292,8 @@ elif PROFILE.transfers:
     NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
 elif HAS_IMAGES:
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/08_natural_images.ipynb"]
+elif HAS_GROUPS:
+    NOTEBOOKS = [BOOKS + "/09_patients.ipynb"]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
@@ -312,7 +317,7 @@ rule book:
             p
             for n in PARTS.values()
             if n != PROFILE.name
-            for page in ("04_statistics", "06_transfer", "07_contrast", "08_natural_images")
+            for page in ("04_statistics", "06_transfer", "07_contrast", "08_natural_images", "09_patients")
             for p in Path(f"runs/{n}/notebooks").glob(f"{page}.ipynb")
         ],
     output:
@@ -661,6 +666,65 @@ if HAS_IMAGES:
             BOOKS + "/08_natural_images.ipynb",
         params:
             notebook="08_natural_images",
+            parameters="",
+            settings=settings.digest(PROFILE),
+        shell:
+            PAPERMILL
+
+
+if HAS_GROUPS:
+    STATED = f"{PROFILE.checkpoint}/model.json"
+    LARGEST = max(PROFILE.sweep.fractions)
+
+    if PROFILE.simulated:
+
+        rule study:
+            output:
+                PROFILE.data.root + "/participants.tsv",
+            params:
+                settings=MADE_OF_DATA,
+                manifest=PROFILE.data.manifest,
+                n=PROFILE.data.n_validation,
+            threads: workflow.cores or 1
+            shell:
+                "deeplight cohort {RESOLVED} --jobs {threads} && deeplight manifest --bids {PROFILE.data.root} "
+                "--derivatives derivatives/fmriprep --subjects {output} --label group --stratify group "
+                "--validation {params.n} --output {params.manifest}"
+
+        rule decoder:
+            output:
+                STATED,
+            params:
+                folder=PROFILE.checkpoint,
+            threads: workflow.cores or 1
+            shell:
+                "deeplight prepare demo && mkdir -p {RUNS}/logs && deeplight pretrain demo | tee {RUNS}/logs/pretraining.log && "
+                "deeplight export $(grep -E '/pretraining-supervised-seed1-[0-9a-f]+$' {RUNS}/logs/pretraining.log | tail -1) -o {params.folder}"
+
+    rule groups:
+        input:
+            [STATED] if PROFILE.simulated else [],
+            PROFILE.data.root + "/participants.tsv" if PROFILE.simulated else str(PROFILE.data.manifest),
+        output:
+            RUNS + "/report.html",
+        params:
+            settings=settings.digest(code_hash(), PROFILE),
+            explained=f"{RUNS}/finetuning-pretrained-{LARGEST:g}-seed{FIRST_SEED}-fold1-",
+            trained=" ".join(f"{RUNS}/finetuning-{v}-{LARGEST:g}-seed{FIRST_SEED}-fold*" for v in PROFILE.sweep.variants),
+        threads: workflow.cores or 1
+        shell:
+            "deeplight sweep {RESOLVED} --jobs {threads} && "
+            "deeplight explain $(ls -td {params.explained}* | head -1) {RESOLVED} --each 13 --output {RUNS}/relevance && "
+            "deeplight report {params.trained} --maps {RUNS}/relevance --output {output}"
+
+    rule groups_page:
+        input:
+            RUNS + "/report.html",
+            "notebooks/09_patients.ipynb",
+        output:
+            BOOKS + "/09_patients.ipynb",
+        params:
+            notebook="09_patients",
             parameters="",
             settings=settings.digest(PROFILE),
         shell:

@@ -41,6 +41,7 @@ __all__ = [
     "ControlSettings",
     "FaultSettings",
     "FinetuningSettings",
+    "GroupSettings",
     "LaterVersionError",
     "Profile",
     "SweepSettings",
@@ -125,6 +126,15 @@ class FaultSettings(Section):
     """Other settings (see `Profile.overridden`); those of `pretrained_by` change the pre-training."""
 
 
+class GroupSettings(Section):
+    """Two groups of people, such as patients and controls, to be told apart (see `groups`)."""
+
+    column: str
+    """Column of the manifest that says who is in which."""
+    names: Annotated[list[str], Field(min_length=2, max_length=2)]
+    """Its two values; the second is the group that is looked for."""
+
+
 class ControlSettings(Section):
     """The grids of `make controls`, beyond the paper, on the sweep's data and splits."""
 
@@ -166,6 +176,8 @@ class ControlSettings(Section):
     """What else contrast could learn: windows in random order; beginnings from another run; runs with their drift."""
     networks: AtlasSettings | None = None
     """Regions to decode from, each alone (None = none)."""
+    groups: GroupSettings | None = None
+    """Two groups that are told apart by what decoders see of them (None = there are none)."""
     faults: dict[Annotated[str, Field(pattern=NAME)], FaultSettings] = Field({})
     """Suspected causes of failure, each planted alone in a decoder that starts from an autoencoder."""
 

@@ -28,6 +28,7 @@ import yaml
 from deeplight_core.analysis import scores
 from deeplight_core.config import FinetuningSettings, Profile
 from deeplight_core.data.atlas import seen_voxels
+from deeplight_core.data.clinic import simulate_study
 from deeplight_core.data.cohorts import manifest_of, simulate_cohort
 from deeplight_core.data.images import load_bold, read_header
 from deeplight_core.data.labels import check_labels
@@ -136,7 +137,8 @@ def series(profile: Profile, store: Store, row: pd.Series) -> tuple[np.ndarray, 
 def _runs_at_hand(profile: Profile, jobs: int | None) -> pd.DataFrame:
     table = select(manifest_of(profile), profile.data)
     if profile.simulation is not None:
-        simulate(table, profile.data_root, profile.simulation, jobs)
+        simulated = simulate_study if profile.simulation.patients else simulate
+        simulated(table, profile.data_root, profile.simulation, jobs)
     if profile.cohort is not None:
         simulate_cohort(table, profile.data_root, profile.cohort, jobs)
     return table

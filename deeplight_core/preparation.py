@@ -23,6 +23,7 @@ __all__ = [
     "ConfoundSettings",
     "DataSettings",
     "ExampleSettings",
+    "PatientSettings",
     "PreprocessingSettings",
     "ScannerSettings",
     "Seed",
@@ -238,6 +239,17 @@ class ScannerSettings(Section):
     """How many times the drift of runs without these settings."""
 
 
+class PatientSettings(Section):
+    """A clinical study: some subjects are patients, who respond otherwise to some states (see `clinic`)."""
+
+    n: int = Field(12, ge=1)
+    """Number of patients; the other subjects are controls."""
+    changes: dict[str, Annotated[float, Field(ge=-1)]] = Field({}, min_length=1)
+    """State → share of its whole response by which patients' differs: -0.4 leaves 60% of it."""
+    noise: float = Field(1.0, ge=0)
+    """How many times the noise of the other simulated runs everybody's have."""
+
+
 class SimulationSettings(Section):
     """The built-in dataset (see `simulate`)."""
 
@@ -251,6 +263,24 @@ class SimulationSettings(Section):
     """Subjects of a manifest that is made of the settings where there is none (None = `data.manifest` is given)."""
     scanner: ScannerSettings | None = None
     """What an unprepared run has (None = heads lie still in MNI152)."""
+    patients: PatientSettings | None = None
+    """Patients and controls, as a BIDS folder with preprocessed runs (None = healthy people in HCP's layout)."""
+
+    @model_validator(mode="after")
+    def _patients_are_some_of_the_subjects(self) -> "SimulationSettings":
+        if self.patients is None:
+            return self
+        if self.scanner is not None:
+            raise ValueError("patients have preprocessed runs, and scanner describes unprepared ones; keep one of them")
+        if self.subjects is None or self.patients.n >= self.subjects.train + self.subjects.validation:
+            raise ValueError("patients need subjects, of whom some are controls: name more subjects than patients.n")
+        tasks = self.subjects.tasks or list(TASKS)
+        if unknown := sorted({*tasks} - {*TASKS}):
+            raise ValueError(f"patients do HCP's tasks, {', '.join(TASKS)}; not {', '.join(unknown)}")
+        states = {state for task in tasks for state in TASKS[task].states}
+        if unknown := sorted({*self.patients.changes} - states):
+            raise ValueError(f"patients.changes names {', '.join(unknown)}; the states are {', '.join(sorted(states))}")
+        return self
 
 
 Suffix = Literal["T1w", "T2w"]

@@ -135,6 +135,18 @@ def test_a_manifest_of_images_has_what_is_decoded(project):
     assert f"deeplight manifest --table '{root}/participants.tsv' {image} --data '{root}'" in manifest()
 
 
+def test_a_study_of_patients_goes_from_its_folder_to_a_page(project):
+    """The checkpoint of profile demo is made if it is not there."""
+    said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "2", "--config", "profile=patients")
+    trained = "runs/patients/finetuning-pretrained-1-seed1-fold* runs/patients/finetuning-scratch-1-seed1-fold*"
+    commands = [
+        "deeplight cohort", "deeplight manifest --bids runs/patients/data --derivatives derivatives/fmriprep",
+        "deeplight pretrain demo", "-o runs/decoder", "deeplight sweep", "deeplight explain",
+        f"deeplight report {trained}", "papermill notebooks/09_patients.ipynb", "--patients patients",
+    ]  # fmt: skip
+    assert [command for command in commands if command not in said] == []
+
+
 def test_the_manifest_of_a_cohort_is_made_from_its_settings(project):
     smoke = yaml.safe_load((project / "profiles/smoke.yaml").read_text())
     own = {

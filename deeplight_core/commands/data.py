@@ -21,8 +21,9 @@ from deeplight_core.commands.options import (
     labelling,
     manifests_profile,
     own_profile,
+    with_data,
 )
-from deeplight_core.config import Profile
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.preparation import TRIAL_TYPE, SimulationSettings, read_states
 
 __all__ = ["cohort", "init", "make_manifest", "prepare", "simulate", "verify"]
@@ -61,18 +62,22 @@ def simulate(
 
 
 def cohort(profile: ProfileName, data: DataRoot = None, jobs: Jobs = None) -> None:
-    """Simulate a profile's cohort of structural images, with planted effects, as a BIDS folder; `prepare` does so, too.
+    """Simulate a profile's people, with planted effects, as a BIDS folder: structural images, or runs of patients.
 
-    Example: `deeplight cohort adni-like --data data/adni-like`
+    `prepare` does so, too. Example: `deeplight cohort adni-like --data data/adni-like`
     """
-    from deeplight_core.data import cohorts
+    from deeplight_core.data import clinic, cohorts
 
-    own = own_profile(profile, data)
-    if own.cohort is None:
+    own = with_data(load_profile(profile), data)
+    if own.simulation is not None and own.simulation.patients is not None:
+        table, what = clinic.plan(own.simulation), "runs"
+        clinic.simulate_study(table, own.data_root, own.simulation, jobs)
+    elif own.cohort is not None:
+        table, what = cohorts.manifest_of(own), "scans"
+        cohorts.simulate_cohort(table, own.data_root, own.cohort, jobs)
+    else:
         raise ValueError(f"profile {own.name} has no cohort; describe one in its section `cohort`")
-    table = cohorts.manifest_of(own)
-    cohorts.simulate_cohort(table, own.data_root, own.cohort, jobs)
-    print(f"{own.data_root}: {len(table)} scans of {table['subject'].nunique()} simulated people")
+    print(f"{own.data_root}: {len(table)} {what} of {table['subject'].nunique()} simulated people")
 
 
 def make_manifest(

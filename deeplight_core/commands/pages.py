@@ -17,6 +17,7 @@ def book(
     structural: Annotated[str, typer.Option(help="Profile on structural images.")] = "autoencoder",
     contrast: Annotated[str, typer.Option(help="Profile of temporal contrast.")] = "contrast",
     images: Annotated[str, typer.Option(help="Profile of networks for photographs.")] = "images",
+    patients: Annotated[str, typer.Option(help="Profile of a small study with two groups.")] = "patients",
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -24,7 +25,7 @@ def book(
     """
     from deeplight_core.report.book import stage
 
-    stage(project_root(), folder, built_in, real, structural, contrast, images)
+    stage(project_root(), folder, built_in, real, structural, contrast, images, patients)
 
 
 def report(
@@ -39,13 +40,15 @@ def report(
 
     Example: `deeplight report runs/demo/finetuning-pretrained-1-* runs/demo/finetuning-linear-1-* -o demo.html`
 
-    With all folds of the decoders as arguments, everybody is in the table.
+    With all folds of the decoders as arguments, everybody is in the table. Patients and controls are told apart if the
+    profile names them (`controls.groups`) and the prepared data are at hand.
     """
+    from deeplight_core.groups import report_parts
     from deeplight_core.report.plots import use_style
     from deeplight_core.report.study import study_page
     from deeplight_core.system.files import write_whole
 
     use_style()
-    text = study_page(trainings, maps, title).encode()
+    text = study_page(trainings, maps, title, report_parts(trainings[0])).encode()
     write_whole(output, lambda path: path.write_bytes(text))
     print(output)

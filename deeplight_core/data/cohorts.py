@@ -28,6 +28,7 @@ from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
 from deeplight_core.config import Profile
+from deeplight_core.data import clinic
 from deeplight_core.data.manifest import COLUMNS, assign_splits, read_manifest, write_manifest
 from deeplight_core.data.simulate import fill, generator
 from deeplight_core.data.simulate import plan as plan_runs
@@ -275,6 +276,8 @@ def manifest_of(profile: Profile) -> pd.DataFrame:
             asked = simulation.subjects
             tasks = asked.tasks or list(TASKS)
             table = plan_runs(asked.train, asked.validation, asked.tr_s, tuple(asked.runs), tasks, asked.first)
+            if simulation.patients is not None:
+                table = clinic.plan(simulation, data.split_seed)
         write_manifest(table, profile.manifest_path)
     return read_manifest(profile.manifest_path, profile.data.split_unit)
 

@@ -46,6 +46,7 @@ __all__ = [
     "planted_path",
     "simulate",
     "simulate_run",
+    "write_planted",
 ]
 
 Settings = TypeVar("Settings", bound=Section)
@@ -300,6 +301,8 @@ def simulate_run(
     frame_times = np.arange(n_frames) * tr_s
     series = np.zeros((n_frames, len(anatomy.brain)), np.float32)
     subject_gain = np.exp(generator(settings.seed, "gain", row["subject"]).normal(0, 0.15))
+    patients = settings.patients
+    changes = patients.changes if patients and row["group"] == "patient" else {}
     for state, names in _design_of(task).states.items():
         blocks = pd.concat([evs[name] for name in names])
         if blocks.empty:
@@ -307,9 +310,12 @@ def simulate_run(
         gains = np.exp(random.normal(0, 0.2, len(blocks)))  # from block to block
         condition = np.stack([blocks["onset"], blocks["duration"], gains])
         regressor = compute_regressor(condition, "glover", frame_times)[0].astype(np.float32)
-        series += np.float32(settings.contrast * subject_gain) * regressor * maps[state]
+        gain = settings.contrast * subject_gain * (1 + changes.get(state, 0.0))
+        series += np.float32(gain) * regressor * maps[state]
     scanner = settings.scanner
-    series += _noise(n_frames, tr_s, anatomy, settings.resolution_mm, random, scanner.drift if scanner else 1.0)
+    series += np.float32(patients.noise if patients else 1.0) * _noise(
+        n_frames, tr_s, anatomy, settings.resolution_mm, random, scanner.drift if scanner else 1.0
+    )
     series = np.float32(_BASELINE) * anatomy.intensity * (1 + series / 100)
     mask = anatomy.brain > generator(settings.seed, "mask", row["subject"]).uniform(0.42, 0.55)
     series *= mask
@@ -417,7 +423,7 @@ def simulate(manifest: pd.DataFrame, root: str | Path, settings: SimulationSetti
     """
     if unknown := sorted(set(manifest["task"]) - set(_DESIGNS)):
         raise ValueError(f"cannot simulate task(s) {', '.join(unknown)}; the simulated tasks are {', '.join(_DESIGNS)}")
-    fill(manifest, Path(root), settings, _write_planted, _simulate_and_write, jobs, "simulated runs")
+    fill(manifest, Path(root), settings, write_planted, _simulate_and_write, jobs, "simulated runs")
 
 
 def fill(
@@ -480,7 +486,8 @@ def planted_path(root: Path, task: str, state: str) -> Path:
     return root / "planted" / f"{task}_{state.replace(' ', '-')}.nii.gz"
 
 
-def _write_planted(root: Path, settings: SimulationSettings) -> None:
+def write_planted(root: Path, settings: SimulationSettings) -> None:
+    """Write the true map of every state, in units of `contrast`, and the networks, to `planted/`."""
     (root / "planted").mkdir(parents=True, exist_ok=True)
     anatomy = load_anatomy(settings.resolution_mm)
     for task in (settings.subjects and settings.subjects.tasks) or TASKS:

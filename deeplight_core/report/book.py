@@ -6,6 +6,7 @@
     <folder>/structural/                        executed notebooks of a profile on structural images
     <folder>/contrast/                          executed notebooks of a profile of temporal contrast
     <folder>/images/                            executed notebooks of a profile of networks for photographs
+    <folder>/patients/                          the executed notebook of a profile of a small study
     <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
 
 A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
@@ -71,6 +72,7 @@ _OTHERS = {
         "08_natural_images",
         {"08_natural_images": "Photographs, video and phenotypes", "01_data": "The cohort with phenotypes"},
     ),
+    "patients": ("patients", "09_patients", {"09_patients": "Your twelve patients"}),
 }
 _OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
@@ -83,14 +85,16 @@ _TABLES = {
 }
 
 
-def stage(root: Path, folder: Path, built_in: str, real: str, structural: str, contrast: str, images: str) -> None:
+def stage(
+    root: Path, folder: Path, built_in: str, real: str, structural: str, contrast: str, images: str, patients: str
+) -> None:
     """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
     ----------
     root : the repository
-    built_in, real, structural, contrast, images : names of the profiles whose notebooks (`runs/<name>/notebooks`)
-        make the parts
+    built_in, real, structural, contrast, images, patients : names of the profiles whose notebooks
+        (`runs/<name>/notebooks`) make the parts
 
     Raises
     ------
@@ -129,7 +133,12 @@ def stage(root: Path, folder: Path, built_in: str, real: str, structural: str, c
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
 
-    for part, profile in (("structural", structural), ("contrast", contrast), ("images", images)):
+    for part, profile in (
+        ("structural", structural),
+        ("contrast", contrast),
+        ("images", images),
+        ("patients", patients),
+    ):
         target, whole_with, pages = _OTHERS[part]
         source = root / "runs" / profile / "notebooks"
         if (source / f"{whole_with}.ipynb").is_file():
@@ -200,7 +209,7 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
     page = " \\\n    ".join(filter(None, lines))
     made_by = {"controls_gain": "gain", "06_volumes": "controls", "06_faults": "controls", "06_": "autoencoders",
-               "07_": "contrast", "08_": "images", "controls_": "controls"}  # fmt: skip
+               "07_": "contrast", "08_": "images", "09_": "patients", "controls_": "controls"}  # fmt: skip
     target = next((target for start, target in made_by.items() if name.startswith(start)), "reproduce")
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"

@@ -20,6 +20,7 @@ __all__ = [
     "background",
     "designs",
     "motion_by_unit",
+    "on_grid",
     "planted_contrasts",
     "state_contrasts",
     "state_names",
@@ -101,8 +102,19 @@ def planted_contrasts(profile: Profile, store: Store, states: list[tuple[str, st
     paths = [planted_path(profile.data_root, task, state) for task, state in states]
     if profile.simulation is None or not states or not all(path.is_file() for path in paths):
         return {}
-    maps = np.stack([nib.load(path).get_fdata().T[store.mask.T] for path in paths])
+    maps = np.stack([on_grid(nib.load(path), store) for path in paths])
     return dict(zip(state_names(states), map(store.unmask, maps - maps.mean(axis=0)), strict=True))
+
+
+def on_grid(image: nib.Nifti1Image, store: Store) -> np.ndarray:
+    """An image's values (V,) in the store's voxels, interpolated linearly where its grid is another one."""
+    if image.shape[:3] != store.mask.shape or not np.allclose(image.affine, store.affine):
+        from nilearn.image import resample_img
+
+        image = resample_img(
+            image, store.affine, store.mask.shape, interpolation="linear", copy_header=True, force_resample=True
+        )
+    return np.asarray(image.get_fdata().T[store.mask.T])
 
 
 def state_names(states: list[tuple[str, str]]) -> list[str]:

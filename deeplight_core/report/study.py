@@ -43,7 +43,7 @@ class _Training:
         return self.config["variant"], self.config["fraction"]
 
 
-def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "") -> str:
+def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "", more: Sequence[Part] = ()) -> str:
     """The report on fine-tunings of one study as HTML.
 
     Parameters
@@ -51,6 +51,7 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
     folders : training folders; the first one's decoder (its variant and fraction) is the study's, with all its folds
         and seeds that are given, and the others stand beside it
     maps : a folder of `deeplight explain` for it, in MNI space
+    more : parts to put before the methods
 
     Raises
     ------
@@ -73,7 +74,8 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
     profile = Profile.model_validate(first.config["profile"])
     parts = [
         _summary(profile, own, predictions), _subjects(profile, own), _accuracy(predictions), _confusion(predictions),
-        _curves(own[0]), *([_maps(maps)] if maps else []), _comparison(trainings, results), _methods(profile, own),
+        _curves(own[0]), *([_maps(maps)] if maps else []), _comparison(trainings, results), *more,
+        _methods(profile, own),
     ]  # fmt: skip
     return document(title or f"{profile.name}: {VARIANTS[first.key[0]].title}", parts)
 

@@ -28,7 +28,7 @@ class Splits:
     """The splits of a profile's trainings, each computed once from the opened store."""
 
     def __init__(self, profile: Profile, store: Store) -> None:
-        self._data, self._sweep, self.store = profile.data, profile.sweep, store
+        self._data, self._sweep, self._groups, self.store = profile.data, profile.sweep, profile.controls.groups, store
         self.of, self._rows = cache(self._of), cache(self._rows_of)
 
     def _rows_of(self, which: Which, unlabelled: bool) -> pd.DataFrame:
@@ -44,11 +44,13 @@ class Splits:
         return rows
 
     def _units(self, which: Which, unlabelled: bool) -> pd.DataFrame:
-        """`unit, family, split` of every unit that has examples; in structural data also `class`, if they have one."""
+        """`unit, family, split` of every unit that has examples; `class`, of structural data or groups of people."""
         rows = self._rows(which, unlabelled)
         columns = ["unit", "family", "split"]
         if self.store.is_structural and not unlabelled and self._data.states(which):
             rows, columns = rows.assign(**{"class": rows["state"]}), [*columns, "class"]
+        elif self._groups and self._groups.column in rows:
+            rows, columns = rows.assign(**{"class": rows[self._groups.column]}), [*columns, "class"]
         return rows[columns].drop_duplicates("unit").sort_values("unit")
 
     def draw(self, units: list[str], fraction: float, seed: int) -> list[str]:

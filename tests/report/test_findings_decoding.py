@@ -109,6 +109,9 @@ def test_linear_models_are_counted_where_they_are_better_and_worse() -> None:
     assert "the one from scratch is significantly better at 1 and worse at 1 of 2 fractions" in note
     deep = results({cell: level for cell, level in SWEEP.items() if cell[0] != "linear"})
     assert findings.linear_note(findings.linear_tests(HALVES, deep)) == ""
+    assert note.removesuffix(" The page *Linear baselines* has the details.") == findings.linear_note(
+        tests, details=False
+    )
 
 
 def curves(steps: dict[float, list[int]]) -> pd.DataFrame:

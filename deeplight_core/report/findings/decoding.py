@@ -152,8 +152,8 @@ def linear_tests(profile: Profile, results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["decoder", "baseline", "n", "better", "worse", "lead", "lag"])
 
 
-def linear_note(tests: pd.DataFrame) -> str:
-    """How the decoders compare with each linear model (of `linear_tests`); empty where there is none."""
+def linear_note(tests: pd.DataFrame, details: bool = True) -> str:
+    """How the decoders compare with each linear model (of `linear_tests`), and where `details` are; empty without."""
     said = []
     for baseline, rows in tests.groupby("baseline", sort=False):
         each = [
@@ -162,7 +162,8 @@ def linear_note(tests: pd.DataFrame) -> str:
             for r in rows.to_dict("records")
         ]
         said.append(f"Against {VARIANTS[str(baseline)].title} on the same volumes, {', '.join(each)}.")
-    return " ".join([*said, "The page *Linear baselines* has the details."]) if said else ""
+    where = ["The page *Linear baselines* has the details."] if said and details else []
+    return " ".join([*said, *where])
 
 
 def steps_note(profile: Profile, metrics: pd.DataFrame) -> str:

@@ -24,6 +24,7 @@ from deeplight_core.report.plots.decoding import (
     transfer_map,
 )
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
+from deeplight_core.report.plots.groups import group_values
 from deeplight_core.report.plots.images import shown_slices
 from deeplight_core.report.plots.model import model_diagram
 from deeplight_core.report.plots.relevance import glass_brains, interactive_map, localisation_bars, surface_map
@@ -55,6 +56,7 @@ __all__ = [
     "fraction_curves",
     "gain_lines",
     "glass_brains",
+    "group_values",
     "hours_bars",
     "hours_by_gpus",
     "interactive_map",
