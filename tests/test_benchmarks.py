@@ -40,6 +40,11 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ("autoencoder", ["--batch", "0"], ["--batch must be 1 or more, got 0"]),
         ("betas", ["--trials", "1", "--frames", "60"], ["--trials must be 2 or more, got 1"]),
         ("betas", ["--trials", "60", "--frames", "60"], ["--frames must leave 4 s for every trial"]),
+        (
+            "scan",
+            ["--subjects", "2", "--runs", "0"],
+            ["--subjects must be 3 or more, got 2", "--runs must be 1 or more"],
+        ),
         ("contrast", ["--series", "1"], ["--series must be 2 or more, got 1"]),
         ("attribution", ["--rounds", "0"], ["--rounds must be 1 or more, got 0"]),
     ],

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.preparation import TRIAL_TYPE, PreprocessingSettings
-from deeplight_core.system.files import read_table
+from deeplight_core.system.files import read_columns
 from deeplight_core.tasks import TASKS
 
-__all__ = ["Events", "Labels", "event_names", "joined", "label_frames", "misplaced", "read_events"]
+__all__ = [
+    "Event", "Events", "Labels", "event_names", "joined", "label_frames", "listed_events", "misplaced", "read_events",
+]  # fmt: skip
 
 _TIME_TOLERANCE_S = 1e-6
 _TOO_LONG = 1.5  # times the run's length; a film may last a little longer than its run
@@ -55,7 +57,7 @@ class Labels:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
     """A row of an event file, as it is written."""
 
     onset: str
@@ -70,6 +72,7 @@ def read_events(
     task: str,
     columns: Sequence[str] = TRIAL_TYPE,
     required: bool = True,
+    listed: list[Event] | None = None,
 ) -> Events:
     """Blocks of the wanted states, from an HCP EV folder (three-column text) or a BIDS `_events.tsv`.
 
@@ -80,6 +83,7 @@ def read_events(
     task : the run's task; HCP's tasks tell which other EV files are known
     columns : of an `_events.tsv`, whose cells, joined by `/`, are the trial type
     required : whether there must be a wanted event
+    listed : the rows of an `_events.tsv`, if they have been read already
 
     Raises
     ------
@@ -108,7 +112,7 @@ def read_events(
         ignored = {stem: len(_lines(file)) for stem, file in present.items() if stem not in names}
         n_without = 0
     else:
-        listed = _read_bids(path, columns)
+        listed = listed_events(path, columns) if listed is None else listed
         chosen = [event for event in listed if event.name in names]
         stated = [event for event in chosen if event.onset.lower() != "n/a"]
         rows = [(*_in_seconds(event, path), event.name) for event in stated]
@@ -117,11 +121,14 @@ def read_events(
     blocks = pd.DataFrame(sorted((o, d, names[name]) for o, d, name in rows), columns=["onset", "duration", "state"])
     if wanted and required and blocks.empty:
         raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
-    empty = [state for state in wanted if state not in set(blocks["state"])]
+    there = {*blocks["state"]}
+    empty = [state for state in wanted if state not in there]
     return Events(blocks, ignored, unknown, empty, n_without)
 
 
-def event_names(path: Any, columns: Sequence[str] = TRIAL_TYPE) -> tuple[set[str], set[str]]:
+def event_names(
+    path: Any, columns: Sequence[str] = TRIAL_TYPE, listed: list[Event] | None = None
+) -> tuple[set[str], set[str]]:
     """The trial types of a BIDS `_events.tsv`, or the stems of a folder's EV files; and those that cannot be states.
 
     Trial types cannot be states if an event with an onset has no duration, or none has an onset.
@@ -133,7 +140,8 @@ def event_names(path: Any, columns: Sequence[str] = TRIAL_TYPE) -> tuple[set[str
     """
     if path.is_dir():
         return {*_ev_files(path)} - {"Sync"}, set()
-    stated = [e for e in _read_bids(path, columns) if e.name.lower() not in ("n/a", "")]
+    listed = listed_events(path, columns) if listed is None else listed
+    stated = [e for e in listed if e.name.lower() not in ("n/a", "")]
     timed = [e for e in stated if e.onset.lower() != "n/a"]
     names = {e.name for e in timed} - {e.name for e in timed if not _is_stated(e)}
     if timed and not names:
@@ -175,21 +183,28 @@ def _read_ev(path: Path) -> list[tuple[float, float]]:
     return rows
 
 
-def _read_bids(path: Any, columns: Sequence[str]) -> list[_Event]:
-    table = read_table(path)
-    if missing := [c for c in ("onset", "duration", *columns) if c not in table.columns]:
-        others = [str(c) for c in table if c not in ("onset", "duration") and _names_events(table[c])]
+def listed_events(path: Any, columns: Sequence[str] = TRIAL_TYPE) -> list[Event]:
+    """The rows of a BIDS `_events.tsv`, to be given to `read_events` and `event_names`, which then read no file.
+
+    Raises
+    ------
+    ValueError
+        If it is no such table, or has no such columns.
+    """
+    table = read_columns(path)
+    if missing := [c for c in ("onset", "duration", *columns) if c not in table]:
+        others = [c for c, cells in table.items() if c not in ("onset", "duration") and _names_events(cells)]
         advice = ""
         if missing == list(TRIAL_TYPE) and others:
             advice = f"; name the column of the events' names: --trial-type {' or '.join(others)}"
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}{advice}")
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}{advice}")
     cells = zip(*(table[c] for c in ("onset", "duration", *columns)), strict=True)
-    return [_Event(onset, duration, _joined_name(names), row) for row, (onset, duration, *names) in enumerate(cells, 2)]
+    return [Event(onset, duration, _joined_name(names), row) for row, (onset, duration, *names) in enumerate(cells, 2)]
 
 
-def _names_events(column: pd.Series) -> bool:
+def _names_events(cells: list[str]) -> bool:
     """Whether a column may hold names of events: few different ones, some of them no numbers."""
-    values = {*column} - {"n/a", ""}
+    values = {*cells} - {"n/a", ""}
     numbers = pd.to_numeric(pd.Series(sorted(values), dtype=object), errors="coerce").notna().all()
     return _LEAST_CHOICES <= len(values) <= _MOST_CHOICES and not numbers
 
@@ -200,14 +215,14 @@ def _joined_name(names: Sequence[str]) -> str:
     return "/".join(stated) if stated or len(names) > 1 else names[0]
 
 
-def _is_stated(event: _Event) -> bool:
+def _is_stated(event: Event) -> bool:
     try:
         return bool(np.isfinite(float(event.onset)) and 0 <= float(event.duration) < np.inf)
     except ValueError:
         return False
 
 
-def _in_seconds(event: _Event, path: Any) -> tuple[float, float]:
+def _in_seconds(event: Event, path: Any) -> tuple[float, float]:
     where = f"{path}, row {event.row}"
     try:
         onset, duration = float(event.onset), float(event.duration)

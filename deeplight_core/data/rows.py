@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from deeplight_core.data.events import Events, event_names, misplaced, read_events
+from deeplight_core.data.events import Events, event_names, listed_events, misplaced, read_events
 from deeplight_core.data.images import read_header
 from deeplight_core.data.manifest import CONTRASTS
 from deeplight_core.system.files import pointer_of
@@ -60,22 +60,23 @@ def events_of(path: Any, task: str, states: States | None, columns: Sequence[str
     ValueError
         If they cannot be used.
     """
-    notes = []
+    notes: list[str] = []
+    if states is not None and not states.get(task):
+        return None, notes
+    listed = None if path.is_dir() else listed_events(path, columns)
     if states is None:
-        names, unusable = event_names(path, columns)
+        names, unusable = event_names(path, columns, listed)
         if not names:
             raise ValueError("no event in its events.tsv")
         wanted = {name: [name] for name in names}
         if unusable:
             notes.append(f"kept, but without events that have no onset or duration: {', '.join(sorted(unusable))}")
     else:
-        wanted = states.get(task, {})
-        if not wanted:
-            return None, []
+        wanted = states[task]
         names = {name for of_state in wanted.values() for name in of_state}
-        if not path.is_dir() and not names & set().union(*event_names(path, columns)):
+        if listed is not None and not names & set().union(*event_names(path, columns, listed)):
             raise ValueError("no event of a wanted state")
-    events = read_events(path, wanted, task, columns)
+    events = read_events(path, wanted, task, columns, listed=listed)
     if events.without_onset:
         notes.append(f"kept, but {events.without_onset} events without an onset (n/a) are left out")
     return events, notes

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["file_sha256", "pointer_of", "read_at", "read_table", "write_at", "write_whole"]
+__all__ = ["file_sha256", "pointer_of", "read_at", "read_columns", "read_table", "write_at", "write_whole"]
 
 _POINTERS = {  # beginnings of the small files that stand for contents that were not fetched
     rb"((\.\./)*\.git)?/annex/objects/": "git-annex (fetch it with `datalad get` or `git annex get`)",
@@ -53,7 +53,15 @@ def pointer_of(beginning: bytes) -> str:
 
 
 def read_table(path: Any) -> "pd.DataFrame":
-    """A table with a header, all cells as text: tab-separated if the name ends in .tsv or .txt, else comma-separated.
+    """A table with a header, all cells as text; format and errors as `read_columns`."""
+    import pandas as pd
+
+    columns = read_columns(path)
+    return pd.DataFrame(columns, columns=pd.Index([*columns], dtype=str), dtype=str)
+
+
+def read_columns(path: Any) -> dict[str, list[str]]:
+    """The columns of a table with a header, as text: tab-separated if its name ends in .tsv or .txt, else by commas.
 
     Blanks around a cell, and empty cells beyond the header, are no part of the table; a column without a name is called
     `Unnamed: <number>`, or left out if it is empty.
@@ -65,8 +73,6 @@ def read_table(path: Any) -> "pd.DataFrame":
     ValueError
         If it is not such a table in UTF-8.
     """
-    import pandas as pd
-
     kind, separator = ("tab", "\t") if path.name.lower().endswith((".tsv", ".txt")) else ("comma", ",")
     what = f"{path} is not a {kind}-separated table in UTF-8"
     with path.open("rb") as stream:
@@ -102,11 +108,10 @@ def read_table(path: Any) -> "pd.DataFrame":
         raise ValueError(f"{path}: rows have more cells than the header; is there a {kind} too many?")
     padded = [cells[: len(header)] + [""] * (len(header) - len(cells)) for cells in body]
     there = [i for i, name in enumerate(header) if name or any(cells[i] for cells in padded)]
-    names = pd.Index([header[i] or f"Unnamed: {i}" for i in there], dtype=str)
-    table = pd.DataFrame([[cells[i] for i in there] for cells in padded], columns=names, dtype=str)
-    if repeated := sorted({*table.columns[table.columns.duplicated()]}):
+    names = [header[i] or f"Unnamed: {i}" for i in there]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has several columns {', '.join(repeated)}; rename or remove all but one")
-    return table
+    return {name: [cells[i] for cells in padded] for name, i in zip(names, there, strict=True)}
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
