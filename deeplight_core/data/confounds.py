@@ -86,6 +86,8 @@ def read_confounds(
         If the settings name a strategy and there is no file, or it lacks what the strategy needs, does not fit the run,
         holds values that are not stated (n/a) in frames that are not censored, or all frames are censored.
     """
+    import pandas as pd
+
     tables = [name for name in files if name.endswith(".tsv")]
     if len(tables) != 1:
         if not settings.strategy:
@@ -117,15 +119,17 @@ def read_confounds(
             f"{path}: {len(kept)} of {n_frames} volumes are left after censoring; raise fd_threshold and "
             "std_dvars_threshold, or leave the run out"
         )
-    unstated = table.isna()
+    numbers = table.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    unstated = numbers.isna()
     if (bad := unstated.iloc[kept].to_numpy()).any():
         columns = ", ".join(map(str, table.columns[bad.any(axis=0)][:5]))
+        what = "n/a" if table.isna().iloc[kept].to_numpy()[bad].all() else "no finite number"
         rows = ", ".join(str(kept[i] + 2) for i in np.flatnonzero(bad.any(axis=1))[:5])
         raise ValueError(
-            f"{path}: n/a in {columns} (row {rows}), in volumes that are not censored; name a strategy without them, "
-            "or repair the file"
+            f"{path}: {what} in {columns} (row {rows}), in volumes that are not censored; name a strategy without "
+            "them, or repair the file"
         )
-    filled = table.ffill().bfill()  # in censored frames only, which do not count
+    filled = numbers.ffill().bfill()  # in censored frames only, which do not count
     return Confounds(filled.to_numpy(float).reshape(n_frames, -1), kept, len(unsteady), mean_fd_mm)
 
 
@@ -135,7 +139,7 @@ def _mean(column: Any) -> float | None:
 
     if column is None:
         return None
-    numbers = pd.to_numeric(column, errors="coerce").dropna()
+    numbers = pd.to_numeric(column, errors="coerce").replace([np.inf, -np.inf], np.nan).dropna()
     return float(numbers.mean()) if len(numbers) else None
 
 

@@ -1,6 +1,7 @@
 """Parsers and readers given anything: they name the file in a ValueError (or OSError), or what they return holds."""
 
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -17,13 +18,18 @@ from conftest import AFFINE, SHAPE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from deeplight_core.data.confounds import read_confounds
 from deeplight_core.data.events import read_events
 from deeplight_core.data.images import read_frames, read_header
 from deeplight_core.data.manifest import COLUMNS, read_manifest
+from deeplight_core.data.rows import IDENTITY, row_of
 from deeplight_core.data.simulate import plan
+from deeplight_core.data.trials import trials_before, trials_of
+from deeplight_core.preparation import ConfoundSettings, PreprocessingSettings, read_states
 
 WANTED = {"left": ["lh"], "right": ["rh"]}
 few = settings(max_examples=100, deadline=None, derandomize=True)
+cheap = settings(few, max_examples=20)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +282,153 @@ def test_damage_to_a_compressed_run_is_found(
         np.testing.assert_array_equal(frames, nib.Nifti1Image.from_bytes(RUNS[which]).get_fdata(dtype=np.float32))
     else:
         assert frames is None
+
+
+# ---- trials
+
+onsets = st.floats(-30, 130) | st.sampled_from([0.0, 7.5, 60.0])
+trial_tables = st.lists(
+    st.tuples(onsets, st.sampled_from([0.0, 0.5, 2.0, 9.0]), st.sampled_from(["left", "right"])), max_size=8
+)
+
+
+@cheap
+@given(
+    trials=trial_tables,
+    kind=st.sampled_from(["window", "lsa", "lss"]),
+    window=st.sampled_from([(4.0, 8.0), (0.0, 0.1), (-3.0, 1.0)]),
+    kept=st.lists(st.integers(0, 59), min_size=20, unique=True).map(sorted),
+)
+@example(trials=[], kind="lss", window=(4.0, 8.0), kept=list(range(60)))
+@example(trials=[(0.0, 2.0, "left")] * 2 + [(0.0, 2.0, "right")], kind="lsa", window=(4.0, 8.0), kept=list(range(60)))
+def test_any_trials_become_examples_or_are_counted(
+    trials: list[tuple[float, float, str]], kind: str, window: tuple[float, float], kept: list[int]
+) -> None:
+    """Each example weighs the frames that are kept: a window's weights are a mean, a beta's see no constant."""
+    blocks = pd.DataFrame(trials, columns=["onset", "duration", "state"])
+    chosen = PreprocessingSettings.model_validate({"example": {"kind": kind, "window_s": window}})
+    times = np.arange(60) * 2.0
+    found = trials_of(blocks, times, chosen, kept=np.array(kept))
+    dropped = sum(n for name, n in found.counts.items() if name not in ("trials", "trials_nearest"))
+    assert len(found.numbers) + dropped == found.counts["trials"] == len(blocks.drop_duplicates())
+    assert found.matrix.shape == (len(found.numbers), len(kept))
+    assert np.isfinite(found.matrix).all()
+    assert (np.diff(found.numbers) > 0).all()
+    assert set(found.states) <= {"left", "right"}
+    if kind == "window":
+        np.testing.assert_allclose(found.matrix.sum(axis=1), 1)
+        early, states = trials_before(blocks, times, chosen, np.array(kept))
+        assert (list(early), list(states)) == (list(found.numbers), list(found.states))
+    else:
+        np.testing.assert_allclose(found.matrix.sum(axis=1), 0, atol=1e-6)
+
+
+# ---- confounds, sidecars, states
+
+CONFOUNDS = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(5, 8)).round(3).astype(str),
+    columns=["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z", "framewise_displacement", "csf"],
+)
+
+
+@cheap
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 4), st.sampled_from([*CONFOUNDS]), cells), max_size=2),
+    without=st.sampled_from(["", *CONFOUNDS]),
+    tail=st.sampled_from([b"", b"1\t2\n", b"\xff\n", b'"\n', b"\n\n"]),
+    strategy=st.sampled_from([[], ["motion"], ["non_steady_state"]]),
+)
+@example(changes=[(0, "framewise_displacement", "n/a")], without="", tail=b"", strategy=["motion"])
+@example(changes=[(3, "rot_x", "n/a")], without="", tail=b"", strategy=["motion"])
+@example(changes=[(3, "rot_x", "inf")], without="", tail=b"", strategy=["motion"])
+def test_any_table_of_confounds_gives_regressors_or_is_named(
+    folder: Path, changes: list[tuple[int, str, str]], without: str, tail: bytes, strategy: list[str]
+) -> None:
+    name, table = "sub-01_task-x_desc-confounds_timeseries.tsv", CONFOUNDS.copy()
+    for row, column, value in changes:
+        table.loc[row, column] = value
+    text = table.drop(columns=[without] if without else []).to_csv(sep="\t", index=False)
+    (folder / name).write_bytes(text.encode(errors="replace") + tail)
+    (folder / name).with_suffix(".json").write_text("{}")
+    chosen = ConfoundSettings.model_validate({"strategy": strategy, "motion": "basic"})
+    files = [name, name.replace(".tsv", ".json")]
+    try:
+        found = read_confounds(folder, files, "sub-01_task-x_desc-preproc_bold.nii.gz", 5, chosen)
+    except ValueError as error:
+        assert strategy  # without one, a file that cannot be used counts as none
+        assert name in str(error)  # noqa: PT017
+        return
+    if found is None:
+        assert not strategy
+        return
+    assert found.regressors.shape == (5, 6 if strategy == ["motion"] else 0)
+    assert np.isfinite(found.regressors).all()
+    assert set(found.kept) <= set(range(5))
+    assert found.mean_fd_mm is None or np.isfinite(found.mean_fd_mm)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from([10**400, 2.0, 0.0, -1.0, 1e300, "2", "n/a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+clocks = st.dictionaries(
+    st.sampled_from(["RepetitionTime", "StartTime", "VolumeTiming", "NumberOfVolumesDiscardedByUser", "DummyScans"]),
+    json_values | st.just([0.0, 2.0, 4.0, 6.0, 8.0]),
+)
+
+
+@few
+@given(
+    sidecar=clocks.map(lambda facts: json.dumps(facts).encode()) | json_values.map(repr).map(str.encode) | st.binary()
+)
+@example(sidecar=b"[" * 100_000)
+@example(sidecar=b'{"RepetitionTime": NaN}')
+@example(sidecar=b'{"VolumeTiming": [0, 2, NaN, 6, 8]}')
+@example(sidecar=b'{"RepetitionTime": 1e400}')
+def test_any_sidecar_gives_a_clock_or_a_reason(folder: Path, sidecar: bytes) -> None:
+    image, path = folder / "sub-01_task-x_bold.nii", folder / "sub-01_task-x_bold.json"
+    if not image.exists():
+        image.write_bytes(RUNS["int16"])
+    path.write_bytes(sidecar)
+    row, notes = row_of(folder, dict.fromkeys(IDENTITY, "x"), image, sidecars=[path], tr_s="2", structural=False)
+    if row is None:
+        assert len(notes) == 1
+        assert path.name in notes[0][1] or "sidecar" in notes[0][1] or "repetition time" in notes[0][1]
+    else:
+        assert 0.1 <= row["tr_s"] <= 20
+        assert 0 <= float(row["start_s"] or 0) <= row["tr_s"] * 5
+        assert all(reason.startswith("kept") for _, reason in notes)
+
+
+yaml_names = st.sampled_from(["face", "1", "yes", "a: b", "", "~", "1.0", "[x", "&a", "*a", "é", "- x"])
+yaml_lines = st.builds(
+    lambda indent, key, value: f"{'  ' * indent}{key}: {value}",
+    st.integers(0, 2), yaml_names, yaml_names | st.builds(lambda name: f"[{name}]", yaml_names),
+)  # fmt: skip
+
+
+@few
+@given(text=st.lists(yaml_lines, max_size=4).map("\n".join).map(str.encode) | st.binary(max_size=30))
+@example(text=b"loc: {face: [face]}")
+@example(text=b"loc: {1: [1, 2.0], no: [x]}")
+@example(text=b"loc: &a {face: *a}")
+@example(text=b"? [a]\n: b")
+@example(text=b"loc: 2020-01-01")
+def test_any_file_of_states_names_events_or_is_named(folder: Path, text: bytes) -> None:
+    path = folder / "states.yaml"
+    path.write_bytes(text)
+    try:
+        found = read_states(path, "bids")
+    except ValueError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        return
+    for task, states in found.items():
+        assert isinstance(task, str)
+        for state, names in states.items():
+            assert isinstance(state, str)
+            assert names
+            assert all(isinstance(name, str) for name in names)
 
 
 # ---- guided by coverage
