@@ -131,7 +131,10 @@ def test_bids_events_are_sorted_and_others_counted(tmp_path: Path) -> None:
         (BIDS.replace("90\tn/a\t12", "90\tn/a\tn/a"), "row 3: onset '90', duration 'n/a' are not seconds"),
         (BIDS.replace("90\tn/a\t12", "90\tn/a\t-1"), "row 3: onset 90.0, duration -1.0; both must be finite"),
         (BIDS.replace("duration", "length"), "has no column duration; it has trial_type, onset, response, length"),
-        (BIDS.replace("\t", ","), "its columns are separated by commas; save it anew, separated by tabs"),
+        (
+            BIDS.replace("\t", ","),
+            "is not a tab-separated table in UTF-8: its columns are separated by commas; save it",
+        ),
         (BIDS.replace("h\t", "H\t"), r"has no event of \['lh', 'rh'\]; it has \['lH', 'rH', 'rest'\]"),
         ("onset\tduration\ttrial_type\n", r"has no event of \['lh', 'rh'\]; it has no events"),
         ("", "is not a tab-separated table"),
