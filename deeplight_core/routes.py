@@ -23,6 +23,8 @@ __all__ = [
     "ImagesResNet18Settings",
     "ImagesSettings",
     "LayerGroup",
+    "MedicalNetRouteSettings",
+    "MedicalNetSettings",
     "MultitaskSettings",
     "PhotographSettings",
     "PretrainingSettings",
@@ -34,6 +36,8 @@ __all__ = [
     "ResidualSettings",
     "Route",
     "Routes",
+    "SFCNRouteSettings",
+    "SFCNSettings",
     "Section",
     "Share",
     "SupervisedSettings",
@@ -178,6 +182,25 @@ class R3D18Settings(Section):
     """Pixels of a volume's longest axis after resizing (None = as they are)."""
     widths: tuple[Width, ...] = Field((64, 128, 256, 512), min_length=4, max_length=4)
     """Channels of the four stages; published weights have these."""
+
+
+class MedicalNetSettings(R3D18Settings):
+    """MedicalNet's 3D ResNet-18 (Chen et al. 2019)."""
+
+
+class SFCNSettings(Section):
+    """SFCN, a simple fully convolutional network for brain age (Peng et al. 2021)."""
+
+    window: tuple[float, float] | None = None
+    """Values shown in black and in white (see PhotographSettings)."""
+    size: int | None = Field(None, ge=8)
+    """Voxels of a volume's longest axis after resizing (None = as they are); published weights expect FSL's MNI152 at
+    1 mm, whose longest axis has 218."""
+    crop: tuple[Width, Width, Width] | None = None
+    """Voxels (X, Y, Z) of the middle that is looked at, after resizing (None = all); published weights expect
+    160, 192, 160."""
+    widths: tuple[Width, ...] = Field((32, 64, 128, 256, 256, 64), min_length=6, max_length=6)
+    """Channels of the convolutions. Published weights for age have these, those for sex 28 and 58 in the first two."""
 
 
 class ReconstructionSettings(Section):
@@ -479,6 +502,24 @@ class VideoSettings(Section):
     pretraining: PretrainingSettings = PretrainingSettings(weights=WeightsSettings(source="r3d_18.pth"))
 
 
+class MedicalNetRouteSettings(Section):
+    """Pre-training on medical volumes (Chen et al. 2019); name its weights in `pretraining.weights`."""
+
+    encoder: MedicalNetSettings = MedicalNetSettings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(weights=WeightsSettings(source="resnet_18_23dataset.pth"))
+
+
+class SFCNRouteSettings(Section):
+    """Pre-training on T1-weighted images for age (Peng et al. 2021); name its weights in `pretraining.weights`."""
+
+    encoder: SFCNSettings = SFCNSettings()
+    head: ReadoutSettings = ReadoutSettings()
+    pretraining: PretrainingSettings = PretrainingSettings(
+        weights=WeightsSettings(source="run_20190719_00_epoch_best_mae.p")
+    )
+
+
 class Routes(Section):
     """The ways to pre-train, with their models and trainings: one section for each of `ROUTES`."""
 
@@ -494,6 +535,8 @@ class Routes(Section):
     images: ImagesSettings = ImagesSettings()
     images_resnet18: ImagesResNet18Settings = ImagesResNet18Settings()
     video: VideoSettings = VideoSettings()
+    medicalnet: MedicalNetRouteSettings = MedicalNetRouteSettings()
+    sfcn: SFCNRouteSettings = SFCNRouteSettings()
 
 
 @dataclass(frozen=True)
@@ -566,6 +609,14 @@ ROUTES = {
     ),
     "video": Route(
         "video", "Malik & Bzdok (2022)", encoder="r3d_18", head="classes",
+        example="volume", unlabelled=False,
+    ),
+    "medicalnet": Route(
+        "medical volumes", "Chen et al. (2019)", encoder="medicalnet", head="classes",
+        example="volume", unlabelled=False,
+    ),
+    "sfcn": Route(
+        "brain age", "Peng et al. (2021)", encoder="sfcn", head="classes",
         example="volume", unlabelled=False,
     ),
 }  # fmt: skip
@@ -643,6 +694,12 @@ VARIANTS = {
     "video": Variant("3D ResNet-18, pre-trained on video", "video", start="checkpoint"),
     "video-scratch": Variant("3D ResNet-18, from scratch", "video"),
     "video-frozen": Variant("3D ResNet-18's features, linear", "video", "probe", start="checkpoint"),
+    "medicalnet": Variant("MedicalNet, pre-trained on medical volumes", "medicalnet", start="checkpoint"),
+    "medicalnet-scratch": Variant("MedicalNet, from scratch", "medicalnet"),
+    "medicalnet-frozen": Variant("MedicalNet's features, linear", "medicalnet", "probe", start="checkpoint"),
+    "sfcn": Variant("SFCN, pre-trained on brain age", "sfcn", start="checkpoint"),
+    "sfcn-scratch": Variant("SFCN, from scratch", "sfcn"),
+    "sfcn-frozen": Variant("SFCN's features, linear", "sfcn", "probe", start="checkpoint"),
     "voxels": Variant("linear model of voxels", "autoencoder", "voxels"),
     "regional": Variant("linear model of regional grey matter", "autoencoder", "regional"),
 }

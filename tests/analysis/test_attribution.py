@@ -59,7 +59,8 @@ def decoder(encoder: str) -> nn.Module:
     return randomised(build(architecture))
 
 
-PHOTOGRAPHS = ("resnet18", "efficientnet_lite0", "r3d_18")  # they resize, clip and pool as no rule covers
+# they resize, clip and pool as no rule covers
+PHOTOGRAPHS = ("resnet18", "efficientnet_lite0", "r3d_18", "medicalnet", "sfcn")
 
 
 @pytest.mark.parametrize("encoder", [name for name in ENCODERS if name not in PHOTOGRAPHS])

@@ -51,6 +51,7 @@ class Case:
     any_grid : of a head, whether it takes features of any grid
     mirror : of an encoder, whether it has one, which heads that reconstruct need
     thrifty : whether one kind of examples must do for each head of an encoder, or each encoder of a head
+    heads : of an encoder, the heads that it is tried with, if one like it is tried with all
     """
 
     settings: dict[str, Any]
@@ -60,8 +61,10 @@ class Case:
     any_grid: bool = True
     mirror: bool = True
     thrifty: bool = False
+    heads: tuple[str, ...] = ()
 
 
+LIKE_R3D_18: dict[str, Any] = {"kinds": ("volume", "clip"), "mirror": False, "thrifty": True, "heads": ("classes",)}
 ENCODER_CASES = {
     "deeplight": Case({"initialisation": "he"}, {"conv_dropout": (0, 0, 0), "lstm_dropout": 0}),
     "deeplight3d": Case({"widths": (4,) * 4 + (8,) * 8}, {"dropout": 0.0}, mirror=False),
@@ -82,6 +85,8 @@ ENCODER_CASES = {
     "r3d_18": Case(
         {"widths": (4, 4, 6, 6), "window": (-4, 4)}, {}, kinds=("volume", "clip"), mirror=False, thrifty=True
     ),
+    "medicalnet": Case({"widths": (4, 4, 6, 6), "window": (-4, 4)}, {}, **LIKE_R3D_18),
+    "sfcn": Case({"widths": (4, 4, 4, 4, 6, 6), "window": (-4, 4)}, {}, **LIKE_R3D_18),
 }  # fmt: skip
 AUXILIARY = ({"column": "sex", "levels": ["F", "M"]}, {"column": "age", "levels": None})
 PHENOTYPES = (
@@ -112,12 +117,14 @@ KINDS = {
     (encoder, head): _kinds(ENCODER_CASES[encoder], HEAD_CASES[head])
     for encoder, head in itertools.product(ENCODER_CASES, HEAD_CASES)
     if ENCODER_CASES[encoder].mirror or head not in ("reconstruction", "variational")
+    if head in (ENCODER_CASES[encoder].heads or HEAD_CASES)
 }
-NORMALISED = ("clip", "deeplight3d", "resnet18", "efficientnet_lite0", "r3d_18")  # over few places
+# over few places
+NORMALISED = ("clip", "deeplight3d", "resnet18", "efficientnet_lite0", "r3d_18", "medicalnet", "sfcn")
 CASES = [case for case, kinds in KINDS.items() if kinds]
 SETTINGS = TrainingSettings(epochs=2, steps_per_epoch=4, batch_size=10, learning_rate=1e-3, threads=1)
 # Many blocks of few channels are chaotic: at 1e-3, 1e-7 more of the input changes a loss by a sixth in eight steps.
-RATES = {"efficientnet_lite0": 1e-5, "deeplight3d": 1e-5}
+RATES = {"efficientnet_lite0": 1e-5, "deeplight3d": 1e-5, "sfcn": 1e-5}
 every_case = pytest.mark.parametrize(("encoder", "head"), CASES)
 every_kind = pytest.mark.parametrize(
     ("encoder", "head", "kind"), [(*case, kind) for case in CASES for kind in KINDS[case]]
@@ -234,7 +241,7 @@ def test_outcome_has_its_shapes_on_unequal_axes(encoder: str, head: str, kind: s
 @pytest.mark.parametrize("head", [name for name, case in HEAD_CASES.items() if case.any_grid])
 def test_an_encoder_without_a_grid_takes_any(head: str) -> None:
     for encoder in (name for name, kind in ENCODERS.items() if not kind.needs_grid):
-        kind = (KINDS[encoder, head] or HEAD_CASES[head].kinds)[0]
+        kind = (KINDS.get((encoder, head)) or HEAD_CASES[head].kinds)[0]
         model = made(encoder, head, kind)
         model.loss(batch_of(head, kind, shape=(6, 9, 7))).loss.backward()
 

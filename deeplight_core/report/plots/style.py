@@ -52,6 +52,8 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "images-shuffled-frozen": ("#CC79A7", "o"),
     "images-statistics": ("#E69F00", "h"), "images-statistics-frozen": ("#E69F00", "o"),
     "resnet18": ("#0072B2", "s"), "resnet18-scratch": ("#D55E00", "P"), "resnet18-frozen": ("#56B4E9", "P"),
+    "medicalnet": ("#0072B2", "8"), "medicalnet-scratch": ("#D55E00", "8"), "medicalnet-frozen": ("#56B4E9", "8"),
+    "sfcn": ("#0072B2", "p"), "sfcn-scratch": ("#D55E00", "p"), "sfcn-frozen": ("#56B4E9", "p"),
     "video": ("#0072B2", "*"), "video-scratch": ("#D55E00", "*"), "video-frozen": ("#56B4E9", "*"),
 }  # fmt: skip
 INK = "#222222"
