@@ -54,15 +54,15 @@ if DATA:
     PROFILE = PROFILE.model_copy(update={"data": PROFILE.data.model_copy(update={"root": str(DATA)})})
 if str(config.get("transfers", "no")) == "yes" and not PROFILE.transfers:
     sys.exit(f"snakemake: profile {NAME} has no transfers; `make autoencoders` takes one that has, such as autoencoder or ixi")
-HAS_CONTRAST = "contrast" in PROFILE.sweep.variants
-if str(config.get("contrast", "no")) == "yes" and not HAS_CONTRAST:
-    sys.exit(f"snakemake: profile {NAME} has no variant contrast; `make contrast` takes one that has, such as contrast")
-HAS_IMAGES = "images-frozen" in PROFILE.sweep.variants
-if str(config.get("images", "no")) == "yes" and not HAS_IMAGES:
-    sys.exit(f"snakemake: profile {NAME} has no variant images-frozen; `make images` takes one that has, such as images")
-HAS_GROUPS = PROFILE.controls.groups is not None
-if HAS_GROUPS and PROFILE.checkpoint is None:
-    sys.exit(f"snakemake: profile {NAME} has groups and names no checkpoint to start from; the page of a small study needs both")
+# The part of the book that this profile makes; the profiles that make the others.
+PART = PROFILE.part or ("built-in" if PROFILE.simulated else "real")
+for part in ("contrast", "images", "comparison"):
+    if str(config.get(part, "no")) == "yes" and PART != part:
+        sys.exit(f"snakemake: profile {NAME} makes no page of {part}; `make {part}` takes one with `part: {part}`, such as {part}")
+PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images", "comparison": "comparison", "patients": "patients"}
+PARTS[PART] = PROFILE.name
+if PART == "patients" and (PROFILE.controls.groups is None or PROFILE.checkpoint is None):
+    sys.exit(f"snakemake: the page of profile {NAME}, a small study, needs controls.groups and a checkpoint to start from")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")
@@ -100,7 +100,7 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-OWN_CONTROLS = OF_CONTRAST if HAS_CONTRAST else CONTROLS
+OWN_CONTROLS = OF_CONTRAST if PART == "contrast" else CONTROLS
 ASKED = {name for name in OWN_CONTROLS if wanted("gain" if name == "gain" else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
 # The profile as controls change it: one with another name has its own data.
@@ -227,11 +227,6 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
     except ValueError as error:
         sys.exit(f"snakemake: {error}")
 
-# The profiles whose pages make the parts of the book: this one's makes one, the others are those that ship.
-PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images", "patients": "patients"}
-PART = "contrast" if HAS_CONTRAST else "structural" if PROFILE.transfers else "images" if HAS_IMAGES else "patients" if HAS_GROUPS else "built-in" if PROFILE.simulated else "real"
-PARTS[PART] = PROFILE.name
-
 MADE_OF_DATA = made_of_data(PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
 SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
@@ -271,7 +266,7 @@ def has_network(profile):
 
 
 # The controls of a profile of temporal contrast are no sweeps of its transfers.
-CONTROLLED = not HAS_CONTRAST and (wanted("controls") or Path(f"{RUNS}/trained/controls").exists())
+CONTROLLED = PART != "contrast" and (wanted("controls") or Path(f"{RUNS}/trained/controls").exists())
 if not CONTROLLED:  # those without a network are controls of the data
     TRANSFERS = {name: own for name, own in TRANSFERS.items() if has_network(own)}
 # A store's data page is made once, whoever reads it.
@@ -286,14 +281,14 @@ EXPLAINED = [
     if PROFILE.simulation and (cell.variant, cell.seed, cell.fold) == ("pretrained", FIRST_SEED, FOLDS[0])
     and cell.fraction == max(PROFILE.sweep.fractions)
 ]
-if HAS_CONTRAST:
+if PART == "contrast":
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
-elif PROFILE.transfers:
+elif PART == "structural":
     NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
-elif HAS_IMAGES:
+elif PART == "images":
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/08_natural_images.ipynb"]
-elif HAS_GROUPS:
-    NOTEBOOKS = [BOOKS + "/09_patients.ipynb"]
+elif PART == "patients":
+    NOTEBOOKS = [BOOKS + "/10_patients.ipynb"]
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
@@ -317,7 +312,7 @@ rule book:
             p
             for n in PARTS.values()
             if n != PROFILE.name
-            for page in ("04_statistics", "06_transfer", "07_contrast", "08_natural_images", "09_patients")
+            for page in ("04_statistics", "06_transfer", "07_contrast", "08_natural_images", "09_comparison", "10_patients")
             for p in Path(f"runs/{n}/notebooks").glob(f"{page}.ipynb")
         ],
     output:
@@ -575,7 +570,7 @@ if PROFILE.transfers:
         input:
             INDEX,
             DATA_PAGES,
-            STARTS if HAS_CONTRAST else [],  # here pre-trainings have notebooks of their own
+            STARTS if PART == "contrast" else [],  # here pre-trainings have notebooks of their own
         output:
             touch(RUNS + "/trained/{name}"),
         wildcard_constraints:
@@ -639,7 +634,7 @@ rule contrast_page:
         PAPERMILL
 
 
-if HAS_IMAGES:
+if PART == "images":
     TUNED = wanted("full") or Path(f"{RUNS}/trained/images-full").exists()
 
     rule images:
@@ -672,7 +667,7 @@ if HAS_IMAGES:
             PAPERMILL
 
 
-if HAS_GROUPS:
+if PART == "patients":
     STATED = f"{PROFILE.checkpoint}/model.json"
     LARGEST = max(PROFILE.sweep.fractions)
 
@@ -720,11 +715,11 @@ if HAS_GROUPS:
     rule groups_page:
         input:
             RUNS + "/report.html",
-            "notebooks/09_patients.ipynb",
+            "notebooks/10_patients.ipynb",
         output:
-            BOOKS + "/09_patients.ipynb",
+            BOOKS + "/10_patients.ipynb",
         params:
-            notebook="09_patients",
+            notebook="10_patients",
             parameters="",
             settings=settings.digest(PROFILE),
         shell:

@@ -192,6 +192,8 @@ class Profile(Section):
 
     name: str = Field("paper", pattern=NAME)
     """Results go to runs/<name>/."""
+    part: Literal["built-in", "real", "structural", "contrast", "images", "comparison", "patients"] | None = None
+    """The part of the book that its pages make (None: built-in for simulated data, else real)."""
     data: DataSettings = DataSettings()
     simulation: SimulationSettings | None = None
     cohort: CohortSettings | None = None

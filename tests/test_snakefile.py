@@ -111,8 +111,11 @@ def test_one_machine_plans_nothing_of_a_cluster(project):
     ("option", "message"),
     [
         ("transfers=yes", "profile smoke has no transfers; `make autoencoders` takes one that has"),
-        ("images=yes", "profile smoke has no variant images-frozen; `make images` takes one that has, such as images"),
-        ("contrast=yes", "profile smoke has no variant contrast; `make contrast` takes one that has"),
+        (
+            "images=yes",
+            "profile smoke makes no page of images; `make images` takes one with `part: images`",
+        ),
+        ("contrast=yes", "profile smoke makes no page of contrast; `make contrast` takes one with `part: contrast`"),
     ],
 )
 def test_targets_are_refused_a_profile_that_is_not_for_them(option, message, project):
@@ -142,7 +145,7 @@ def test_a_study_of_patients_goes_from_its_folder_to_a_page(project):
     commands = [
         "deeplight cohort", "deeplight manifest --bids runs/patients/data --derivatives derivatives/fmriprep",
         "deeplight pretrain demo", "-o runs/decoder", "deeplight sweep", "deeplight explain",
-        f"deeplight report {trained}", "papermill notebooks/09_patients.ipynb", "--patients patients",
+        f"deeplight report {trained}", "papermill notebooks/10_patients.ipynb", "--patients patients",
     ]  # fmt: skip
     assert [command for command in commands if command not in said] == []
 

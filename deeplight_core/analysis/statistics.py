@@ -22,13 +22,14 @@ __all__ = [
     "compare_cells",
     "compare_fold_values",
     "compare_folds",
+    "corrected",
+    "fixed_split",
     "fold_intervals",
+    "is_better",
     "mean_intervals",
-    "of_complete_seeds",
     "only",
     "out_of_fold",
     "recalled",
-    "seed_model",
     "shared_folds",
     "subject_means",
     "subjects_saved",
@@ -94,11 +95,12 @@ def _measure(results: pd.DataFrame) -> Measure:
     return MEASURES[values["measure"][0]] if len(values.get("measure", ())) else ACCURACY
 
 
-def _is_better(measure: Measure, difference: float) -> bool:
+def is_better(measure: Measure, difference: float) -> bool:
+    """Whether a difference in a measure is in favour of the first of two decoders."""
     return bool(difference > 0 if measure.higher_is_better else difference < 0)
 
 
-def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
+def fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
     """The rows of the fixed split, and their measure."""
     measure = _measure(results)
     if "fold" not in results:
@@ -112,7 +114,7 @@ def _fixed_split(results: pd.DataFrame) -> tuple[pd.DataFrame, Measure]:
 
 def balanced(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the seeds that all variants have at a fraction and task; an unfinished sweep has others."""
-    return _of_shared_seeds(_fixed_split(results)[0], ["fraction", "task"])
+    return _of_shared_seeds(fixed_split(results)[0], ["fraction", "task"])
 
 
 def _of_shared_seeds(results: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
@@ -150,7 +152,7 @@ def against_chance(results: pd.DataFrame, chance: float) -> pd.DataFrame:
     the columns of `mean_intervals`, then `better` (than chance), `t, p, p_bonferroni`
     """
     table, measure = mean_intervals(results), _measure(results)
-    table["better"] = [_is_better(measure, mean - chance) for mean in table["mean"]]
+    table["better"] = [is_better(measure, mean - chance) for mean in table["mean"]]
     cells = subject_means(results).groupby(["variant", "fraction"], sort=False)["score"]
     tests = [_t_test(scores.to_numpy() - chance) for _, scores in cells]
     table["t"], table["p"] = zip(*tests, strict=True) if tests else ([], [])
@@ -176,7 +178,7 @@ def recalled(recalls: pd.DataFrame, chance: float, alpha: float = 0.05) -> pd.Da
         t, p = _t_test(values - chance)
         one_sided = p / 2 if t > 0 else 1 - p / 2
         rows.append((task, state, len(values), values.mean(), *t_interval(values, 0.95), one_sided))
-    table = _corrected(pd.DataFrame(rows, columns=["task", "state", "n", "mean", "low", "high", "p"]), len(rows))
+    table = corrected(pd.DataFrame(rows, columns=["task", "state", "n", "mean", "low", "high", "p"]), len(rows))
     table["above"] = (table["p_holm"] < alpha) | (table["p"].isna() & (table["low"] > chance))
     return table
 
@@ -212,7 +214,7 @@ def compare(
     """
     both = balanced(_of_variants(results, a, b))
     rows = [{"fraction": f, **compare_cells(both, (a, f), (b, f))} for f in _common_fractions(both, a, b)]
-    table = _corrected(pd.DataFrame(rows, columns=["fraction", *_COLUMNS]), n_tests)
+    table = corrected(pd.DataFrame(rows, columns=["fraction", *_COLUMNS]), n_tests)
     table["significant"] = table["p_bonferroni"] < alpha
     table["significant_holm"] = table["p_holm"] < alpha
     return table
@@ -229,7 +231,7 @@ def _common_fractions(results: pd.DataFrame, a: str, b: str) -> list[float]:
     return sorted(set.intersection(*(set(results.loc[results["variant"] == v, "fraction"]) for v in (a, b))))
 
 
-def _corrected(table: pd.DataFrame, n_tests: int) -> pd.DataFrame:
+def corrected(table: pd.DataFrame, n_tests: int) -> pd.DataFrame:
     """A table of tests with `p_bonferroni` and `p_holm` beside its `p`."""
     import pingouin as pg
 
@@ -257,7 +259,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     """
     import pingouin as pg
 
-    results, measure = _fixed_split(results)
+    results, measure = fixed_split(results)
     cells = [results[(results["variant"] == v) & (results["fraction"] == f)] for v, f in (a, b)]
     if absent := [f"{v} at {100 * f:g}%" for (v, f), one in zip((a, b), cells, strict=True) if one.empty]:
         raise ValueError(f"no results of {' and '.join(absent)}")
@@ -275,7 +277,7 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
     row = {
         "n_subjects": int(chosen[0]["n_subjects"].iloc[0]), "n_seeds": len(seeds), "n": n,
         "mean_a": first.mean(), "mean_b": second.mean(), "difference": difference.mean(), "low": low, "high": high,
-        "better": _is_better(measure, difference.mean()), "t": t, "dof": n - 1, "p": p,
+        "better": is_better(measure, difference.mean()), "t": t, "dof": n - 1, "p": p,
     }  # fmt: skip
     if np.isnan(t):
         return {name: row.get(name, np.nan) for name in _COLUMNS}
@@ -390,10 +392,10 @@ def _of_folds(folds: pd.DataFrame, measure: Measure, n_tests: int) -> pd.DataFra
         t = mean / error if n > 1 and np.ptp(difference) > 1e-12 else np.nan
         rows.append(
             {"fraction": fraction, "n_subjects": round(n_train), "n_folds": n, "difference": mean, "low": mean - reach,
-             "high": mean + reach, "better": _is_better(measure, mean), "t": t, "dof": n - 1,
+             "high": mean + reach, "better": is_better(measure, mean), "t": t, "dof": n - 1,
              "p": 2 * stats.t.sf(abs(t), n - 1)}
         )  # fmt: skip
-    return _corrected(pd.DataFrame(rows), n_tests)
+    return corrected(pd.DataFrame(rows), n_tests)
 
 
 def _fold_differences(folds: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
@@ -411,89 +413,6 @@ def _fold_differences(folds: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     difference = (means[0]["score"] - means[1]["score"]).groupby(cell)
     n_train = means[0]["n_subjects"].groupby(cell).first()
     return pd.DataFrame({"difference": difference.mean(), "n_test": difference.size(), "n_train": n_train})
-
-
-def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch") -> pd.DataFrame:
-    """The difference between two variants with subjects and seeds as crossed random effects, per fraction.
-
-    A t-test over the subjects of one trained pair generalises to other subjects; this model also generalises to other
-    trainings: difference = mean + subject + seed + rest, by restricted maximum likelihood. The interval is mean ± t·SE
-    with Satterthwaite's degrees of freedom (1946), because seeds are few. The table must be complete, so the mean
-    squares give the estimates (statsmodels' MixedLM approaches them by iteration).
-
-    Returns
-    -------
-    `fraction, n_subjects, n_seeds, n, difference, low, high, better, dof, p, sd_subject, sd_seed, sd_rest`; fractions
-    with one seed or one subject only are left out. Where all differences are equal there is no test: p is NaN.
-
-    Raises
-    ------
-    ValueError
-        If a seed has results of one variant only, or on other subjects.
-    """
-    (results, measure), rows = _fixed_split(results), []
-    for fraction in sorted(results["fraction"].unique().tolist()):
-        group = results[results["variant"].isin([a, b]) & (results["fraction"] == fraction)]
-        means = group.groupby(["subject", "seed", "variant"])["score"].mean().unstack()
-        if set(means.columns) < {a, b} or min(group["seed"].nunique(), group["subject"].nunique()) < 2:
-            continue
-        wide = (means[a] - means[b]).unstack("seed")
-        if wide.isna().any(axis=None):
-            bad = wide.columns[wide.isna().any()].tolist()
-            raise ValueError(f"{a} and {b} at {100 * fraction:g}%: seeds {bad} lack results of a variant or a subject")
-        n, seeds = wide.shape
-        variances = _crossed_variances(wide.to_numpy())
-        squares = {
-            "subject": (seeds * variances["subject"] + variances["rest"], n - 1),
-            "seed": (n * variances["seed"] + variances["rest"], seeds - 1),
-            "rest": (-variances["rest"], (n - 1) * (seeds - 1)),
-        }
-        total = sum(square for square, _ in squares.values())
-        mean, dof, half, p = wide.to_numpy().mean(), np.nan, 0.0, np.nan
-        if np.ptp(wide) > 1e-12:
-            dof = total**2 / sum(square**2 / k for square, k in squares.values())
-            error = np.sqrt(total / (n * seeds))
-            half, p = stats.t.ppf(0.975, dof) * error, 2 * stats.t.sf(abs(mean) / error, dof)
-        sd = {f"sd_{name}": np.sqrt(variance) for name, variance in variances.items()}
-        rows.append(
-            {"fraction": fraction, "n_subjects": group["n_subjects"].iloc[0], "n_seeds": seeds, "n": n,
-             "difference": mean, "low": mean - half, "high": mean + half, "better": _is_better(measure, mean),
-             "dof": dof, "p": p, **sd}
-        )  # fmt: skip
-    names = ["fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "better", "dof", "p"]
-    return pd.DataFrame(rows, columns=[*names, "sd_subject", "sd_seed", "sd_rest"])
-
-
-def of_complete_seeds(
-    results: pd.DataFrame, fractions: list[float], a: str = "pretrained", b: str = "scratch"
-) -> pd.DataFrame:
-    """The rows of two variants, some fractions, and those seeds that have both variants at all of these fractions."""
-    chosen = results[results["variant"].isin([a, b]) & results["fraction"].isin(fractions)]
-    cells = chosen[["seed", "variant", "fraction"]].drop_duplicates().groupby("seed").size()
-    return chosen[chosen["seed"].isin(cells.index[cells == 2 * len(fractions)])]
-
-
-def _crossed_variances(table: np.ndarray) -> dict[str, float]:
-    """REML variances of subject, seed and rest of a complete table (subjects, seeds).
-
-    Inside the boundary they follow from the mean squares (Searle, Casella & McCulloch 1992, chapter 4); where a mean
-    square is smaller than the rest's, that variance is zero and the two are pooled (Thompson 1962).
-    """
-    n, seeds = table.shape
-    by_subject, by_seed = table.mean(axis=1), table.mean(axis=0)
-    rest = table - by_subject[:, None] - by_seed + table.mean()
-    dof = {"subject": n - 1, "seed": seeds - 1, "rest": (n - 1) * (seeds - 1)}
-    square = {
-        "subject": seeds * by_subject.var(ddof=1), "seed": n * by_seed.var(ddof=1),
-        "rest": (rest**2).sum() / dof["rest"],
-    }  # fmt: skip
-    pooled, weight = square["rest"], dof["rest"]
-    for name in sorted(("subject", "seed"), key=lambda name: square[name]):
-        if square[name] < pooled:
-            pooled = (weight * pooled + dof[name] * square[name]) / (weight + dof[name])
-            weight += dof[name]
-    each = {"subject": seeds, "seed": n}
-    return {name: max(0.0, square[name] - pooled) / k for name, k in each.items()} | {"rest": pooled}
 
 
 def subjects_saved(

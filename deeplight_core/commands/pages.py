@@ -18,6 +18,7 @@ def book(
     contrast: Annotated[str, typer.Option(help="Profile of temporal contrast.")] = "contrast",
     images: Annotated[str, typer.Option(help="Profile of networks for photographs.")] = "images",
     patients: Annotated[str, typer.Option(help="Profile of a small study with two groups.")] = "patients",
+    comparison: Annotated[str, typer.Option(help="Profile that compares ways to pre-train.")] = "comparison",
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -25,7 +26,9 @@ def book(
     """
     from deeplight_core.report.book import stage
 
-    stage(project_root(), folder, built_in, real, structural, contrast, images, patients)
+    parts = {"structural": structural, "contrast": contrast, "images": images, "comparison": comparison,
+             "patients": patients}  # fmt: skip
+    stage(project_root(), folder, built_in, real, **parts)
 
 
 def report(

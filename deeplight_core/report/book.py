@@ -7,6 +7,7 @@
     <folder>/contrast/                          executed notebooks of a profile of temporal contrast
     <folder>/images/                            executed notebooks of a profile of networks for photographs
     <folder>/patients/                          the executed notebook of a profile of a small study
+    <folder>/comparison/                        executed notebooks of a profile that compares ways to pre-train
     <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
 
 A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
@@ -72,7 +73,12 @@ _OTHERS = {
         "08_natural_images",
         {"08_natural_images": "Photographs, video and phenotypes", "01_data": "The cohort with phenotypes"},
     ),
-    "patients": ("patients", "09_patients", {"09_patients": "Your twelve patients"}),
+    "patients": ("patients", "10_patients", {"10_patients": "Your twelve patients"}),
+    "comparison": (
+        "comparison",
+        "09_comparison",
+        {"09_comparison": "Four ways to pre-train", "01_data": "Runs of the comparison"},
+    ),
 }
 _OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
@@ -85,16 +91,14 @@ _TABLES = {
 }
 
 
-def stage(
-    root: Path, folder: Path, built_in: str, real: str, structural: str, contrast: str, images: str, patients: str
-) -> None:
+def stage(root: Path, folder: Path, built_in: str, real: str, **others: str) -> None:
     """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
     ----------
     root : the repository
-    built_in, real, structural, contrast, images, patients : names of the profiles whose notebooks
-        (`runs/<name>/notebooks`) make the parts
+    built_in, real, others : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the parts; others are
+        structural, contrast, images, comparison and patients
 
     Raises
     ------
@@ -133,13 +137,8 @@ def stage(
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
 
-    for part, profile in (
-        ("structural", structural),
-        ("contrast", contrast),
-        ("images", images),
-        ("patients", patients),
-    ):
-        target, whole_with, pages = _OTHERS[part]
+    for part, (target, whole_with, pages) in _OTHERS.items():
+        profile = others[part]
         source = root / "runs" / profile / "notebooks"
         if (source / f"{whole_with}.ipynb").is_file():
             for notebook in [*source.glob("*.ipynb"), *source.glob("data/*.ipynb")]:
@@ -209,7 +208,8 @@ def _how_to_reproduce(notebook: NotebookNode, profile: str) -> str:
     lines = [f"papermill notebooks/{name} page.ipynb", f"-p profile runs/{profile}/profile.yaml", own]
     page = " \\\n    ".join(filter(None, lines))
     made_by = {"controls_gain": "gain", "06_volumes": "controls", "06_faults": "controls", "06_": "autoencoders",
-               "07_": "contrast", "08_": "images", "09_": "patients", "controls_": "controls"}  # fmt: skip
+               "07_": "contrast", "08_": "images", "09_": "comparison", "10_": "patients",
+               "controls_": "controls"}  # fmt: skip
     target = next((target for start, target in made_by.items() if name.startswith(start)), "reproduce")
     return (
         "```{admonition} Reproduce this page\n:class: tip\n"

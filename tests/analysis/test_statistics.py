@@ -1,16 +1,13 @@
-import warnings
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate, stats
-from statsmodels.formula.api import ols
-from statsmodels.regression.mixed_linear_model import MixedLM
-from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
 from deeplight_core.analysis import statistics
+from deeplight_core.analysis.crossed import seed_model
 from deeplight_core.analysis.statistics import (
     against_chance,
     compare,
@@ -19,9 +16,7 @@ from deeplight_core.analysis.statistics import (
     compare_folds,
     fold_intervals,
     mean_intervals,
-    of_complete_seeds,
     only,
-    seed_model,
     subject_means,
     subjects_saved,
 )
@@ -146,117 +141,7 @@ def test_chance_is_tested_over_the_seeds_that_the_means_are_of():
     assert against_chance(unfinished, 0.5)[columns].equals(against_chance(table[table["seed"] == 1], 0.5)[columns])
 
 
-# ---- seeds
-
-
-def crossed(random, subjects=10, seeds=5, sd_subject=0.05, sd_seed=0.03, noise=0.03, effect=0.1):
-    """Results whose differences are effect + subject + seed + noise."""
-    difference = effect + sd_subject * random.normal(size=(subjects, 1)) + sd_seed * random.normal(size=(1, seeds))
-    difference = difference + noise * random.normal(size=(subjects, seeds))
-    rows = [
-        (variant, 1.0, 30, seed, "WM", f"s{subject}", 0.5 + (variant == "pretrained") * difference[subject, seed])
-        for subject in range(subjects) for seed in range(seeds) for variant in ("pretrained", "scratch")
-    ]  # fmt: skip
-    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"]
-    return pd.DataFrame(rows, columns=columns), difference
-
-
-def test_mixed_model_equals_the_analysis_of_variance():
-    """On balanced data REML gives the variances of the two-way table's mean squares."""
-    table, difference = crossed(np.random.default_rng(1))
-    n, seeds = difference.shape
-    long = pd.DataFrame(difference).melt(ignore_index=False, var_name="seed").rename_axis("subject").reset_index()
-    anova = anova_lm(ols("value ~ C(subject) + C(seed)", long).fit())["mean_sq"]
-    subject, seed, rest = anova["C(subject)"], anova["C(seed)"], anova["Residual"]
-    row = seed_model(table).iloc[0]
-    assert row["difference"] == pytest.approx(difference.mean())
-    assert row["sd_rest"] == pytest.approx(np.sqrt(rest))
-    assert row["sd_subject"] == pytest.approx(np.sqrt((subject - rest) / seeds))
-    assert row["sd_seed"] == pytest.approx(np.sqrt((seed - rest) / n))
-    total = subject + seed - rest
-    dof = total**2 / (subject**2 / (n - 1) + seed**2 / (seeds - 1) + rest**2 / ((n - 1) * (seeds - 1)))
-    half = stats.t.ppf(0.975, dof) * np.sqrt(total / (n * seeds))
-    assert (row["low"], row["high"]) == pytest.approx((difference.mean() - half, difference.mean() + half))
-    assert row["p"] == pytest.approx(2 * stats.t.sf(difference.mean() / np.sqrt(total / (n * seeds)), dof))
-
-
-@pytest.mark.parametrize("spread", [(0.05, 0.03), (0.05, 0.0), (0.0, 0.03), (0.0, 0.0)])
-def test_mixed_model_is_as_likely_as_that_of_statsmodels(spread):
-    """Its restricted likelihood is the highest, on the boundary, too; statsmodels' iteration comes close to it."""
-    random, n, seeds = np.random.default_rng(6), 6, 4
-    mean, z_subject, z_seed = (
-        np.ones((n * seeds, 1)),
-        np.kron(np.eye(n), np.ones((seeds, 1))),
-        np.tile(np.eye(seeds), n).T,
-    )
-
-    def minus_log_likelihood(y, subject, seed, rest):
-        cov = subject * z_subject @ z_subject.T + seed * z_seed @ z_seed.T + rest * np.eye(len(y))
-        inverse = np.linalg.inv(cov)
-        information = mean.T @ inverse @ mean
-        error = y - (mean @ np.linalg.solve(information, mean.T @ inverse @ y))
-        return np.linalg.slogdet(cov)[1] + np.linalg.slogdet(information)[1] + error @ inverse @ error
-
-    for _ in range(8):
-        table, difference = crossed(random, n, seeds, *spread)
-        row = seed_model(table).iloc[0]
-        ours = minus_log_likelihood(
-            difference.ravel(), *(row[f"sd_{name}"] ** 2 for name in ("subject", "seed", "rest"))
-        )
-        long = pd.DataFrame(
-            {"y": 20 * difference.ravel(), "subject": np.repeat(range(n), seeds), "seed": [*range(seeds)] * n}
-        )
-        effects = {"subject": "0 + C(subject)", "seed": "0 + C(seed)"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a variance of zero lies on the boundary, of which it warns
-            fit = MixedLM.from_formula("y ~ 1", long, groups=np.ones(len(long)), vc_formula=effects).fit(reml=True)
-        found = dict(zip(fit.model.exog_vc.names, fit.vcomp / 400, strict=True)) | {"rest": fit.scale / 400}
-        theirs = minus_log_likelihood(difference.ravel(), **found)
-        assert theirs - 1 < ours < theirs + 1e-6
-
-
-@pytest.mark.parametrize(("subjects", "seeds"), [(10, 5), (4, 3)])
-def test_mixed_model_covers_where_the_t_test_of_one_seed_does_not(subjects, seeds):
-    random, covered, alone, n = np.random.default_rng(2), 0, 0, 400
-    for _ in range(n):
-        table, difference = crossed(random, subjects, seeds)
-        row = seed_model(table).iloc[0]
-        covered += row["low"] <= 0.1 <= row["high"]
-        low, high = stats.ttest_1samp(difference[:, 0], 0).confidence_interval(0.95)
-        alone += low <= 0.1 <= high
-    assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / n) < covered / n < 0.995
-    assert alone / n < 0.95 - 3 * np.sqrt(0.95 * 0.05 / n)
-
-
-def test_equal_differences_have_no_mixed_model_test():
-    table, _ = crossed(np.random.default_rng(1), sd_subject=0, sd_seed=0, noise=0)
-    row = seed_model(table).iloc[0]
-    assert row["difference"] == pytest.approx(0.1)
-    assert np.isnan(row["p"])
-    assert (row["low"], row["high"]) == pytest.approx((0.1, 0.1))
-
-
-def test_one_seed_has_no_mixed_model_and_gaps_are_named():
-    table, _ = crossed(np.random.default_rng(3), seeds=1)
-    assert seed_model(table).empty
-    table, _ = crossed(np.random.default_rng(3), seeds=3)
-    gap = (table["seed"] == 2) & (table["subject"] == "s4") & (table["variant"] == "scratch")
-    with pytest.raises(ValueError, match=r"pretrained and scratch at 100%: seeds \[2\] lack"):
-        seed_model(table[~gap])
-
-
 # ---- subjects saved
-
-
-def test_complete_seeds_have_both_variants_at_every_fraction():
-    table = results({0.1: 0.2, 0.5: 0.1, 1.0: 0.0}, seeds=(1, 2, 3))
-    lacks = (table["seed"] == 2) & (table["fraction"] == 0.5) & (table["variant"] == "scratch")
-    complete = of_complete_seeds(pd.concat([table[~lacks], table.assign(variant="linear")]), [0.1, 0.5])
-    assert set(complete["seed"]) == {1, 3}
-    assert set(complete["fraction"]) == {0.1, 0.5}
-    assert set(complete["variant"]) == {"pretrained", "scratch"}
-    assert set(of_complete_seeds(table[~lacks], [0.1])["seed"]) == {1, 2, 3}
-    assert of_complete_seeds(table[:0], [0.1]).empty
 
 
 def curves(pretrained, scratch, random=None, sizes=(1, 3, 10, 30), subjects=30):

@@ -44,7 +44,8 @@ def write(path: Path, parameters: dict[str, object], template: str, outputs: lis
 
 
 def staged(project: Path) -> Path:
-    book.stage(project, project / "out", "tiny", "haxby", "structure", "windows", "photographs", "clinic")
+    others = {"structural": "structure", "contrast": "windows", "images": "photographs", "comparison": "ways"}
+    book.stage(project, project / "out", "tiny", "haxby", **others, patients="clinic")
     return project / "out"
 
 
@@ -77,7 +78,7 @@ def test_what_has_not_been_run_has_a_page_with_its_command(project: Path) -> Non
         assert "make reproduce PROFILE=haxby DATA=/path/to/haxby2001-vt" in text
     assert "make autoencoders PROFILE=structure" in (out / "structural/06_transfer.md").read_text()
     assert "make images PROFILE=photographs" in (out / "images/08_natural_images.md").read_text()
-    assert "make patients PROFILE=clinic" in (out / "patients/09_patients.md").read_text()
+    assert "make patients PROFILE=clinic" in (out / "patients/10_patients.md").read_text()
     assert "make contrast PROFILE=windows" in (out / "contrast/07_contrast.md").read_text()
 
 

@@ -4,7 +4,7 @@ import pytest
 from pandas.io.formats.style import Styler
 from scipy import stats
 
-from deeplight_core.analysis import statistics
+from deeplight_core.analysis import crossed, statistics
 from deeplight_core.config import Profile
 from deeplight_core.preparation import DataSettings
 from deeplight_core.report import findings
@@ -174,7 +174,7 @@ def repeated(seeds: tuple[int, ...] = (1, 2, 3)) -> pd.DataFrame:
 
 def test_one_training_stands_beside_all() -> None:
     table = repeated()
-    model = statistics.seed_model(table)
+    model = crossed.seed_model(table)
     shown = cells(findings.seeds_table(PROFILE, table, model))
     first = statistics.compare(table[table["seed"] == 1]).iloc[0]
     assert shown["seed 1 alone, t-test"].iloc[0] == f"+12.0% [{first['low']:+.1%}, {first['high']:+.1%}]"
@@ -203,6 +203,6 @@ def test_too_few_seeds_say_so() -> None:
     assert findings.seeds_complete_note(repeated()) == "Complete seeds: 1, 2 and 3."
     assert findings.seeds_complete_note(NOTHING).startswith("Complete seeds: none.")
     for table in (one, NOTHING):
-        model = statistics.seed_model(table)
+        model = crossed.seed_model(table)
         assert findings.seeds_table(PROFILE, table, model) is None
         assert findings.seeds_note(PROFILE, table, model) == ""

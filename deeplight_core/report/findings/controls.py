@@ -270,7 +270,7 @@ def _named_if_any(names: list[str]) -> str:
 
 
 def seeds_complete_note(results: pd.DataFrame) -> str:
-    """Which seeds are complete (the rows of `statistics.of_complete_seeds`)."""
+    """Which seeds are complete (the rows of `crossed.of_complete_seeds`)."""
     seeds = sorted(results["seed"].unique())
     said = f"Complete seeds: {listed([str(seed) for seed in seeds]) or 'none'}."
     return said if len(seeds) > 1 else f"{said} With fewer than two there is nothing to compare."
@@ -281,8 +281,8 @@ def seeds_table(profile: Profile, results: pd.DataFrame, model: pd.DataFrame) ->
 
     Parameters
     ----------
-    results : of `statistics.of_complete_seeds`
-    model : of `statistics.seed_model`
+    results : of `crossed.of_complete_seeds`
+    model : of `crossed.seed_model`
     """
     if model.empty:
         return None

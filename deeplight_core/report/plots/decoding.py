@@ -279,7 +279,7 @@ def seed_differences(
     Parameters
     ----------
     results : the results table
-    model : `fraction, n_subjects, difference, low, high`, as `statistics.seed_model` gives it
+    model : `fraction, n_subjects, difference, low, high`, as `crossed.seed_model` gives it
     """
     figure, axes = plt.subplots(figsize=(6.5, 3.8))
     names = _fractions(model)
