@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain autoencoders contrast images images-full patients test test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders contrast images images-full comparison patients test test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,13 @@ contrast: PROFILE = contrast
 images: ## networks for photographs on structural images, and phenotypes (PROFILE=images)
 images-full: ## the same with trainings that take hours: fine-tuned controls, 3D, one phenotype at a time
 images images-full: PROFILE = images
+comparison: ## four ways to pre-train on equal terms (PROFILE=comparison)
+comparison: PROFILE = comparison
 patients: ## a study of twelve patients and twelve controls, from somebody's decoder to a report (PROFILE=patients)
 patients: PROFILE = patients
-reproduce controls gain autoencoders contrast images images-full patients: $(VENV)/ready
+reproduce controls gain autoencoders contrast images images-full comparison patients: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
-		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
+		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) comparison=$(if $(filter comparison,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \
 		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"

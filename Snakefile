@@ -100,7 +100,7 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-OWN_CONTROLS = OF_CONTRAST if PART == "contrast" else CONTROLS
+OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": ("rates",)}.get(PART, CONTROLS)
 ASKED = {name for name in OWN_CONTROLS if wanted("gain" if name == "gain" else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
 # The profile as controls change it: one with another name has its own data.
@@ -285,6 +285,8 @@ if PART == "contrast":
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
 elif PART == "structural":
     NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
+elif PART == "comparison":
+    NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/09_comparison.ipynb"]
 elif PART == "images":
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/08_natural_images.ipynb"]
 elif PART == "patients":
@@ -724,6 +726,21 @@ if PART == "patients":
             settings=settings.digest(PROFILE),
         shell:
             PAPERMILL
+
+
+rule comparison_page:
+    input:
+        [notebook_of(cell) for cell in SWEEP],
+        shown("rates"),
+        "notebooks/09_comparison.ipynb",
+    output:
+        BOOKS + "/09_comparison.ipynb",
+    params:
+        notebook="09_comparison",
+        parameters="",
+        settings=settings.digest(PROFILE.sweep),
+    shell:
+        PAPERMILL
 
 
 rule statistics:

@@ -87,6 +87,7 @@ __all__ = [
     "evaluate",
     "examples_of",
     "execute",
+    "features_of",
     "finetune",
     "finetuning",
     "prepare_data",
@@ -460,7 +461,7 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     states, learner, source = data.states("target"), VARIANTS[training.variant].learner, None
     volumes = Volumes(store, train), Volumes(store, reported)
     if learner in ANY_TARGET:
-        x, x_new = (_features(training, store, learner, of) for of in volumes)
+        x, x_new = (features_of(training, store, learner, of) for of in volumes)
         if learner == "probe":  # an encoder's features differ in size by orders of magnitude
             sd = x.std(axis=0)
             x, x_new = (np.divide(of, sd, out=np.zeros_like(of), where=sd > 1e-6) for of in (x, x_new))
@@ -495,7 +496,7 @@ def _answers_of_columns(
     return np.concatenate(answers, axis=1)
 
 
-def _features(training: Training, store: Store, learner: str, data: Volumes) -> np.ndarray:
+def features_of(training: Training, store: Store, learner: str, data: Volumes) -> np.ndarray:
     """What a linear readout gets of each example, (N, F): voxels, regional means, or a frozen encoder's features."""
     if learner == "voxels":
         return data.masked(np.arange(len(data))).float().numpy().reshape(len(data), -1)

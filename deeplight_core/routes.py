@@ -663,6 +663,9 @@ VARIANTS = {
     "pretrained-permuted": Variant("DeepLight, pre-trained; labels permuted", start="checkpoint", permuted=True),
     "scratch-permuted": Variant("DeepLight, from scratch; labels permuted", permuted=True),
     "linear-permuted": Variant("logistic regression; labels permuted", learner="logistic", permuted=True),
+    "reconstruction": Variant("DeepLight, pre-trained by autoencoding", "reconstruction", start="checkpoint"),
+    "supervised-frozen": Variant("supervised features, linear", "supervised", "probe", start="checkpoint"),
+    "reconstruction-frozen": Variant("autoencoding's features, linear", "reconstruction", "probe", start="checkpoint"),
     "cae-scratch": Variant("convolutional encoder, from scratch", "autoencoder"),
     "cae": Variant("pre-trained by autoencoding", "autoencoder", start="checkpoint"),
     "cae-permuted": Variant(

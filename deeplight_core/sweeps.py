@@ -211,7 +211,8 @@ def planned(profile: Profile, name: str) -> list[Cell]:
         cells = grid(_DEEP, changes=["", f"x{LONGER}"]) + grid(_DEEP, controls.fractions, changes=["constant"])
     elif name == "rates":
         tried = [change for change in changes(profile) if change.startswith("people-")]
-        cells = grid(_DEEP + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
+        deep = [v for v in sweep.variants if VARIANTS[v].learner == "deep"] or _DEEP
+        cells = grid(deep + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
     elif name == "shortcuts":
         tried = [change for change in changes(profile) if change.startswith("shortcut-")]
         cells = grid(["contrast-frozen"], [max(sweep.fractions)], changes=["", *tried]) if tried else []

@@ -110,20 +110,21 @@ def complete_variants(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossed_means(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean score per variant and fraction, with its 95% interval over subjects and seeds.
+    """Mean score per variant and fraction, with its 95% interval over subjects and seeds, which ends where scores do.
 
     Returns
     -------
     `variant, fraction, n_subjects, n_seeds, n, mean, low, high`; with a single seed the interval is over subjects only
     """
-    rows = []
-    for (variant, fraction), group in fixed_split(results)[0].groupby(["variant", "fraction"], sort=False):
+    (results, measure), rows = fixed_split(results), []
+    for (variant, fraction), group in results.groupby(["variant", "fraction"], sort=False):
         table = group.groupby(["subject", "seed"])["score"].mean().unstack().to_numpy()
         if table.shape[1] == 1:
             low, high = t_interval(table[:, 0], 0.95)
         else:
             half = _mean(table)["half"]
             low, high = table.mean() - half, table.mean() + half
+        low, high = np.clip([low, high], *measure.bounds)
         rows.append((variant, fraction, group["n_subjects"].iloc[0], *table.shape[::-1], table.mean(), low, high))
     return pd.DataFrame(
         rows, columns=["variant", "fraction", "n_subjects", "n_seeds", "n", "mean", "low", "high"]
@@ -152,7 +153,8 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    `effect` (way, size, way × size), `f, dof_effect, dof_error, p`; no rows with one seed, subject, way or size only
+    `effect` (way, size, way × size), `f, dof_effect, dof_error, p` (NaN where nothing differs); no rows with one seed,
+    subject, way or size only
     """
     order = ["variant", "fraction", "subject", "seed"]
     means = fixed_split(results)[0].groupby(order)["score"].mean()
@@ -167,11 +169,13 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
         parts = [_mean_square(table, (*axes, *random)) for random in ((), (2,), (3,), (2, 3))]
         (effect, k), (of_subjects, k_subjects), (of_seeds, k_seeds), (rest, k_rest) = parts
         above, below = effect + rest, of_subjects + of_seeds
-        dof = [
-            total**2 / sum(square**2 / k for square, k in of)
-            for total, of in ((above, [(effect, k), (rest, k_rest)]),
-                              (below, [(of_subjects, k_subjects), (of_seeds, k_seeds)]))
-        ]  # fmt: skip
+        if min(above, below) < 1e-24:  # all scores are equal
+            rows.append((name, *[np.nan] * 4))
+            continue
+        dof = (
+            above**2 / (effect**2 / k + rest**2 / k_rest),
+            below**2 / (of_subjects**2 / k_subjects + of_seeds**2 / k_seeds),
+        )
         rows.append((name, above / below, *dof, stats.f.sf(above / below, *dof)))
     return pd.DataFrame(rows, columns=columns)
 

@@ -1,5 +1,6 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
+from deeplight_core.report.plots.comparison import benefit_by_cost, pair_maps, similarity_map
 from deeplight_core.report.plots.contrast import recall_dots, way_bars
 from deeplight_core.report.plots.data import (
     activation_maps,
@@ -43,6 +44,7 @@ __all__ = [
     "TASK_COLOURS",
     "accuracy_by_fraction",
     "activation_maps",
+    "benefit_by_cost",
     "carpet",
     "class_counts",
     "code_histograms",
@@ -66,6 +68,7 @@ __all__ = [
     "mask_map",
     "model_diagram",
     "motion_by_split",
+    "pair_maps",
     "rate_lines",
     "recall_dots",
     "reconstruction_grid",
@@ -73,6 +76,7 @@ __all__ = [
     "score_by_motion",
     "seed_differences",
     "shown_slices",
+    "similarity_map",
     "step_bars",
     "step_curves",
     "surface_map",

@@ -47,6 +47,8 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "voxels": ("#595959", "p"), "regional": ("#000000", "d"),
     "contrast": ("#009E73", "^"), "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "<"),
     "clip-scratch": ("#D55E00", "D"), "clip": ("#0072B2", "D"), "clip-contrast": ("#009E73", "D"),
+    "reconstruction": ("#E69F00", ">"), "reconstruction-frozen": ("#E69F00", "v"),
+    "supervised-frozen": ("#0072B2", "v"),
     "images": ("#009E73", "o"), "images-scratch": ("#D55E00", "X"), "images-frozen": ("#56B4E9", "s"),
     "images-random-frozen": ("#E69F00", "s"), "images-shuffled": ("#CC79A7", "s"),
     "images-shuffled-frozen": ("#CC79A7", "o"),

@@ -1,0 +1,107 @@
+"""Ways to pre-train, side by side: what they cost, how alike their encoders are, where their decisions come from."""
+
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from deeplight_core.analysis.attribution import METHODS
+from deeplight_core.analysis.similarity import linear_cka
+from deeplight_core.collect import finished_trainings
+from deeplight_core.config import Profile
+from deeplight_core.data.store import open_store
+from deeplight_core.experiment import examples_of, features_of, start_of
+from deeplight_core.explanations import asked, explained, planted_scores
+from deeplight_core.routes import VARIANTS
+from deeplight_core.sweeps import planned
+from deeplight_core.training.checkpoint import load_model
+from deeplight_core.training.loader import Volumes
+
+__all__ = ["costs", "relevance", "similarity"]
+
+
+def costs(profile: Profile) -> pd.DataFrame:
+    """What each decoder of the sweep cost: means over its finished seeds at the largest fraction.
+
+    Returns
+    -------
+    `variant, n_parameters, pretraining_volumes, pretraining_s, finetuning_volumes, finetuning_s`: parameters of the
+    encoder (NaN for models of voxels); volumes encoded in training; seconds of training without evaluations, 0 where
+    nothing is pre-trained here
+    """
+    largest = [cell for cell in planned(profile, "sweep") if cell.fraction == max(profile.sweep.fractions)]
+    rows = []
+    for cell, training in finished_trainings(profile, largest).items():
+        variant, row = VARIANTS[cell.variant], training.results().iloc[0]
+        found: dict[str, Any] = {"pretraining_volumes": 0, "pretraining_s": 0.0, "n_parameters": np.nan}
+        if variant.start != "random":
+            start = start_of(profile, cell.variant, cell.seed, cell.fold)
+            before = start.results()
+            if len(before):  # published weights were not trained here
+                found["pretraining_volumes"] = before["seen_volumes"].iloc[0]
+                found["pretraining_s"] = before["seconds"].iloc[0]
+            found["n_parameters"] = _n_parameters(start.folder)
+        elif variant.learner == "deep":
+            found["n_parameters"] = _n_parameters(training.folder)
+        own = {"finetuning_volumes": row["seen_volumes"], "finetuning_s": row["seconds"]}
+        rows.append({"variant": cell.variant, **found, **own})
+    columns = ["n_parameters", "pretraining_volumes", "pretraining_s", "finetuning_volumes", "finetuning_s"]
+    table = pd.DataFrame(rows, columns=["variant", *columns])
+    return table.groupby("variant", sort=False)[columns].mean().reset_index()
+
+
+def _n_parameters(folder: Any) -> int:
+    return sum(parameter.numel() for parameter in load_model(folder)[0].encoder.parameters())
+
+
+def similarity(profile: Profile, n_seeds: int = 2) -> pd.DataFrame:
+    """Linear CKA of every two frozen encoders of the sweep on the held-out subjects' volumes of the target.
+
+    Returns
+    -------
+    `a, seed_a, b, seed_b, cka` for every pair of (variant, seed) of the finished readouts, each with itself, too
+    """
+    seeds, largest = profile.sweep.seeds[:n_seeds], max(profile.sweep.fractions)
+    probes = [
+        cell
+        for cell in planned(profile, "sweep")
+        if VARIANTS[cell.variant].learner == "probe" and cell.fraction == largest and cell.seed in seeds
+    ]
+    store, features = open_store(profile.store), {}
+    for cell, training in finished_trainings(profile, probes).items():
+        data = Volumes(store, examples_of(training, store, training.split.reported))
+        features[cell.variant, cell.seed] = features_of(training, store, "probe", data)
+    rows = [
+        (*one, *other, linear_cka(x, y)) for one, x in features.items() for other, y in features.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka"])
+
+
+def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], pd.DataFrame]:
+    """Where the decoders' answers come from, by layer-wise relevance propagation (ε), at the largest fraction.
+
+    Parameters
+    ----------
+    each : examples of every held-out subject's states that are explained
+
+    Returns
+    -------
+    Variant → map of the first state (none where it is never answered rightly), and how well the maps of all states find
+    what was planted (see `explanations.planted_scores`; its `way` is the variant), empty where the truth is unknown
+    """
+    first, largest = profile.sweep.seeds[0], max(profile.sweep.fractions)
+    deep = [
+        cell
+        for cell in planned(profile, "sweep")
+        if VARIANTS[cell.variant].learner == "deep" and (cell.fraction, cell.seed) == (largest, first)
+    ]
+    store, maps, question = open_store(profile.store), {}, None
+    for cell, training in finished_trainings(profile, deep).items():
+        question = asked(training.folder, store, each=each)
+        if len(question.right):
+            maps[cell.variant] = explained(question, METHODS["lrp-epsilon"]).group()
+    state = question.names[0] if question else ""
+    images = {variant: store.unmask(of[state]) for variant, of in maps.items() if np.any(of.get(state, 0))}
+    scores = planted_scores(question, profile, maps) if question else pd.DataFrame(columns=["way", "state"])
+    return images, scores

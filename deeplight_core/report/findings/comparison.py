@@ -1,0 +1,237 @@
+"""Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from deeplight_core.analysis import statistics
+from deeplight_core.config import Profile
+from deeplight_core.report.findings.cells import counted, interval, listed, number, table
+from deeplight_core.routes import ROUTES, VARIANTS
+
+__all__ = [
+    "best_ways_note",
+    "costs_table",
+    "effects_note",
+    "fine_tuned_ways",
+    "frozen_table",
+    "pairs_note",
+    "protocol_note",
+    "saved_by_ways_table",
+    "similarity_note",
+    "sizes_table",
+    "verdict_note",
+]
+
+_BASES = ("scratch", "shuffled")  # decoders that have not been pre-trained, or only in name
+
+
+def protocol_note(profile: Profile) -> str:
+    """What is the same for all ways, and what is not."""
+    seeds, data = profile.sweep.seeds, profile.data
+    ways = [ROUTES[VARIANTS[v].route] for v in _pretrained(profile.sweep.variants)]
+    return (
+        f"All decoders learn {listed(data.tasks('target'))} from the same {data.split_unit}s, drawn anew for each of "
+        f"{counted(len(seeds), 'seed')}, and answer for the same held-out {data.split_unit}s. "
+        f"Every seed also repeats the pre-training: {listed(list(dict.fromkeys(way.title for way in ways)))}."
+        + (" Photographs' weights are published ones; their seeds differ in the drawn subjects only."
+           if "images-frozen" in profile.sweep.variants else "")
+    )  # fmt: skip
+
+
+def _pretrained(variants: list[str]) -> list[str]:
+    """Fine-tuned decoders that start from a pre-training."""
+    return [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "checkpoint"]
+
+
+def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main comparison: without readouts of frozen encoders that are also fine-tuned."""
+    variants = list(results["variant"].unique())
+    tuned = {VARIANTS[v].route for v in _pretrained(variants)}
+    left_out = {v for v in variants if VARIANTS[v].learner == "probe" and VARIANTS[v].route in tuned}
+    return results[~results["variant"].isin(left_out)]
+
+
+def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """Mean scores with their intervals (of `crossed.crossed_means`): a row per way, a column per size."""
+    if means.empty:
+        return None
+    columns: dict[str, list[str]] = {"decoder": [VARIANTS[v].title for v in means["variant"].unique()]}
+    for n, of_size in means.sort_values("n_subjects").groupby("n_subjects"):
+        own = of_size.set_index("variant")
+        cells = [
+            interval(*own.loc[v, ["mean", "low", "high"]]) if v in own.index else "–" for v in means["variant"].unique()
+        ]
+        columns[counted(float(n), unit)] = cells  # type: ignore[arg-type]
+    return table(columns, wrapped=True)
+
+
+def effects_note(effects: pd.DataFrame) -> str:
+    """Whether ways differ, and differ by size (of `crossed.effects`)."""
+    if effects.empty:
+        return "With one seed there is no analysis of variance: another training could come out otherwise."
+    said = [
+        f"{row['effect']}: F({row['dof_effect']:.1f}, {row['dof_error']:.1f}) = {row['f']:.2f}, p = {number(row['p'])}"
+        if np.isfinite(row["f"])
+        else f"{row['effect']}: no test, since nothing differs"
+        for row in effects.to_dict("records")
+    ]
+    return f"Analysis of variance with subjects and seeds as random effects: {'; '.join(said)}."
+
+
+def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
+    """Which pairs of decoders differ (of `crossed.pairs`), size by size."""
+    if pairs.empty:
+        return ""
+    said = []
+    for n, of_size in pairs.groupby("n_subjects"):
+        named = [
+            f"{VARIANTS[better].title} above {VARIANTS[worse].title} ({abs(row['difference']):.1%})"
+            for row in of_size[of_size["differ"]].sort_values("difference", key=abs, ascending=False).to_dict("records")
+            for better, worse in [(row["a"], row["b"]) if row["better"] else (row["b"], row["a"])]
+        ]
+        if named:
+            said.append(f"- {counted(float(n), unit)}: {'; '.join(named)}")  # type: ignore[arg-type]
+    n = int(pairs["differ"].sum())
+    start = f"{n} of {len(pairs)} pairs can be told apart (Holm over all pairs and sizes)"
+    return start + (":\n\n" + "\n".join(said) if said else ".")
+
+
+def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject") -> str:
+    """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins."""
+    if pairs.empty or means.empty:
+        return ""
+    variants = list(means["variant"].unique())
+    ways, linear = _pretrained(variants), [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
+    among = pairs[pairs["a"].isin(ways) & pairs["b"].isin(ways)]
+    said = []
+    if len(among) and not among["differ"].any():
+        said.append("**No difference between the ways to pre-train can be shown.**")
+    elif len(among):
+        said.append(f"**Ways to pre-train differ** in {among['differ'].sum()} of {len(among)} pairs.")
+    for way in ways:
+        won = [_n(row, unit) for row in _against(pairs, way, "scratch") if row["differ"] and row["first_better"]]
+        lost = [_n(row, unit) for row in _against(pairs, way, "scratch") if row["differ"] and not row["first_better"]]
+        title = VARIANTS[way].title
+        if won:
+            said.append(f"{title} is better than from scratch with {listed(won)}.")
+        if lost:
+            said.append(f"{title} is worse than from scratch with {listed(lost)}.")
+        if not won and not lost and "scratch" in variants:
+            said.append(f"{title} cannot be told apart from scratch at any size.")
+    if linear and ways:
+        rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
+        deep = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
+        plain = {_n(row, unit) for row, _, _ in rows if row["differ"] and not row["first_better"]}
+        if not deep and plain:
+            said.append(
+                f"**A linear model wins**: no pre-trained decoder is better than one at any size, and some are worse "
+                f"with {listed(sorted(plain, key=lambda text: int(text.split()[0])))}."
+            )
+        elif deep:
+            said.append(f"Better than a linear model at some size: {listed(sorted(deep))}.")
+        else:
+            said.append("No pre-trained decoder can be told apart from the linear models.")
+    return " ".join(said)
+
+
+def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, object]]:
+    """The tests of two decoders, one per size, with whether the first is the better one."""
+    rows = pairs[(pairs["a"] == first) & (pairs["b"] == other)].assign(first_better=lambda t: t["better"])
+    turned = pairs[(pairs["a"] == other) & (pairs["b"] == first)].assign(
+        first_better=lambda t: ~t["better"].astype(bool)
+    )
+    return pd.concat([rows, turned]).sort_values("n_subjects").to_dict("records")  # type: ignore[return-value]
+
+
+def _n(row: dict[str, object], unit: str) -> str:
+    return counted(float(row["n_subjects"]), unit)  # type: ignore[arg-type]
+
+
+def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
+    """How likely each decoder is the best one at each size (of `crossed.best_shares`)."""
+    said = []
+    for n, of_size in shares.groupby("n_subjects"):
+        likely = of_size[of_size["share"] >= 0.05].sort_values("share", ascending=False)
+        named = [
+            f"{VARIANTS[v].title} {share:.0%}" for v, share in zip(likely["variant"], likely["share"], strict=True)
+        ]
+        said.append(f"with {counted(float(n), unit)}: {', '.join(named)}")  # type: ignore[arg-type]
+    return f"Best when subjects and seeds are drawn again, {'; '.join(said)}." if said else ""
+
+
+def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """How many subjects from scratch each way's smallest sizes are worth (`statistics.subjects_saved`)."""
+    variants = list(results["variant"].unique())
+    ways = [v for v in variants if VARIANTS[v].learner in ("deep", "probe") and v not in _BASES]
+    if "scratch" not in variants or not ways:
+        return None
+    rows = {v: statistics.subjects_saved(results, v, "scratch") for v in ways}
+    columns: dict[str, list[str]] = {"decoder": [VARIANTS[v].title for v in ways]}
+    for i, n in enumerate(next(iter(rows.values()))["n_subjects"]):
+        columns[f"{counted(n, unit)}: worth from scratch"] = [_equivalent(rows[v].iloc[i]) for v in ways]
+    return table(columns, wrapped=True)
+
+
+def _equivalent(row: pd.Series) -> str:
+    low, high = (f"{value:.0f}" if np.isfinite(value) else "more than all" for value in row[["low", "high"]])
+    if row["at_most"]:
+        return f"{row['equivalent']:.0f} or fewer"
+    here = f"{row['equivalent']:.0f}" if np.isfinite(row["equivalent"]) else "more than all"
+    return f"{here} [{low}, {high}]"
+
+
+def frozen_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """Linear readouts of frozen encoders beside the same encoders fine-tuned: means by size."""
+    variants = list(means["variant"].unique())
+    probes = [v for v in variants if VARIANTS[v].learner == "probe"]
+    of_route = {VARIANTS[v].route: v for v in _pretrained(variants)}
+    if not probes:
+        return None
+    own = means.set_index(["variant", "n_subjects"])["mean"]
+    columns: dict[str, list[str]] = {"pre-trained": [_features(v) for v in probes]}
+    for n in sorted(means["n_subjects"].unique()):
+        both = [(own.get((p, n), np.nan), own.get((of_route.get(VARIANTS[p].route, ""), n), np.nan)) for p in probes]
+        columns[f"{counted(n, unit)}: frozen / fine-tuned"] = [
+            " / ".join(number(value, ".1%") for value in pair) for pair in both
+        ]
+    return table(columns, wrapped=True)
+
+
+def costs_table(costs: pd.DataFrame) -> Styler | None:
+    """What each decoder cost (of `comparisons.costs`)."""
+    if costs.empty:
+        return None
+    rows = costs.to_dict("records")
+    return table(
+        {
+            "decoder": [VARIANTS[r["variant"]].title for r in rows],
+            "encoder's parameters": [number(r["n_parameters"], ",.0f") for r in rows],
+            "volumes seen, pre-training": [f"{r['pretraining_volumes']:,.0f}" for r in rows],
+            "volumes seen, target": [f"{r['finetuning_volumes']:,.0f}" for r in rows],
+            "seconds, pre-training": [f"{r['pretraining_s']:,.0f}" for r in rows],
+            "seconds, target": [f"{r['finetuning_s']:,.0f}" for r in rows],
+        },
+        wrapped=True,
+    )
+
+
+def similarity_note(similar: pd.DataFrame) -> str:
+    """How alike encoders are (of `comparisons.similarity`), beside those of one way that differ in their seed only."""
+    same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"])]
+    others = similar[similar["a"] < similar["b"]]
+    if others.empty:
+        return ""
+    means, titles = others.groupby(["a", "b"])["cka"].mean().sort_values(), {v: _features(v) for v in similar["a"]}
+    (least, most) = ([titles[v] for v in means.index[end]] for end in (0, -1))
+    said = f"Most alike are {listed(most)} (CKA {means.iloc[-1]:.2f}), least {listed(least)} ({means.iloc[0]:.2f})."
+    if len(same):
+        own = same.groupby("a")["cka"].mean()
+        named = [f"{titles[v]} {value:.2f}" for v, value in own.items()]
+        said += f" Two seeds of one way: {', '.join(named)}."
+    return said
+
+
+def _features(variant: str) -> str:
+    """What an encoder was trained on."""
+    return "random weights" if VARIANTS[variant].start == "random" else ROUTES[VARIANTS[variant].route].title

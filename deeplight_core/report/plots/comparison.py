@@ -1,0 +1,96 @@
+"""Figures on ways to pre-train, side by side."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from deeplight_core.analysis.measures import ACCURACY, Measure
+from deeplight_core.report.plots.style import STYLES, value_axis
+from deeplight_core.routes import ROUTES, VARIANTS
+
+__all__ = ["benefit_by_cost", "pair_maps", "similarity_map"]
+
+
+def _titles(variants: list[str]) -> list[str]:
+    return [VARIANTS[v].title.removeprefix("DeepLight, ").replace(", ", ",\n") for v in variants]
+
+
+def pair_maps(pairs: pd.DataFrame, unit: str = "subject") -> Figure:
+    """Differences between all decoders, one panel per size: row minus column, in points; a star where they differ.
+
+    Parameters
+    ----------
+    pairs : `a, b, n_subjects, difference, differ`, as `crossed.pairs` gives it
+    """
+    variants = list(dict.fromkeys([*pairs["a"], *pairs["b"]]))
+    sizes = sorted(pairs["n_subjects"].unique())
+    columns = 2 if len(sizes) > 1 else 1
+    rows, side = -(-len(sizes) // columns), 1.6 + 0.55 * len(variants)
+    figure, panels = plt.subplots(rows, columns, figsize=(columns * side, rows * side), squeeze=False)
+    top = 100 * pairs["difference"].abs().max()
+    for axes, n in zip(panels.flat, sizes, strict=False):
+        values = pd.DataFrame(np.nan, variants, variants)
+        texts = pd.DataFrame("", variants, variants)
+        for row in pairs[pairs["n_subjects"] == n].to_dict("records"):
+            for one, other, sign in ((row["a"], row["b"], 1), (row["b"], row["a"], -1)):
+                values.loc[one, other] = 100 * sign * row["difference"]
+                texts.loc[one, other] = f"{values.loc[one, other]:+.0f}{'★' if row['differ'] else ''}"
+        sns.heatmap(
+            values, annot=texts, fmt="", cmap="RdBu_r", vmin=-top, vmax=top, cbar=False, square=True, ax=axes,
+            annot_kws={"size": 8}, xticklabels=_titles(variants), yticklabels=_titles(variants),
+        )  # fmt: skip
+        axes.set_title(f"{n} {unit}{'' if n == 1 else 's'}")
+        axes.tick_params(labelsize=8)
+    for axes in panels.flat[len(sizes) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def benefit_by_cost(means: pd.DataFrame, costs: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
+    """Score at the smallest size, with its interval, against all volumes that a decoder has seen.
+
+    Parameters
+    ----------
+    means : `variant, n_subjects, mean, low, high`, as `crossed.crossed_means` gives it
+    costs : `variant, pretraining_volumes, finetuning_volumes`, as `comparisons.costs` gives it
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.6))
+    smallest = means[means["n_subjects"] == means["n_subjects"].min()].set_index("variant")
+    for row in costs.to_dict("records"):
+        if row["variant"] not in smallest.index:
+            continue
+        own = smallest.loc[row["variant"]]
+        colour, mark = STYLES[row["variant"]]
+        axes.errorbar(
+            row["pretraining_volumes"] + row["finetuning_volumes"], own["mean"],
+            [[own["mean"] - own["low"]], [own["high"] - own["mean"]]], color=colour, marker=mark, markersize=7,
+            capsize=3, linestyle="", label=VARIANTS[row["variant"]].title,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("volumes seen in all its trainings")
+    n = int(means["n_subjects"].min())
+    value_axis(axes, measure, f"{measure.title} with the fewest to train on ({n})")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def similarity_map(similar: pd.DataFrame) -> Figure:
+    """Linear CKA between the encoders of all ways; on the diagonal between two seeds of one way.
+
+    Parameters
+    ----------
+    similar : `a, seed_a, b, seed_b, cka`, as `comparisons.similarity` gives it
+    """
+    others = similar[(similar["a"] != similar["b"]) | (similar["seed_a"] != similar["seed_b"])]
+    variants = list(dict.fromkeys(similar["a"]))
+    values = others.groupby(["a", "b"])["cka"].mean().unstack().reindex(variants)[variants]
+    titles = [ROUTES[VARIANTS[v].route].title if VARIANTS[v].start != "random" else "random weights" for v in variants]
+    figure, axes = plt.subplots(figsize=(2.6 + 0.75 * len(variants), 1.8 + 0.65 * len(variants)))
+    sns.heatmap(
+        values, annot=True, fmt=".2f", cmap="cividis", vmin=0, vmax=1, square=True, ax=axes,
+        cbar_kws={"label": "linear CKA"}, xticklabels=titles, yticklabels=titles,
+    )  # fmt: skip
+    axes.set(xlabel="", ylabel="")
+    return figure

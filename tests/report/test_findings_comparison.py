@@ -1,0 +1,152 @@
+"""What the page on ways to pre-train says, from tables made by hand."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeplight_core.analysis import crossed
+from deeplight_core.config import Profile
+from deeplight_core.report import findings, plots
+
+pytestmark = pytest.mark.usefixtures("no_window")
+SIZES = {0.1: 3, 1.0: 30}
+
+
+def results(noise: float = 0.01, **means: tuple[float, float]) -> pd.DataFrame:
+    """Eight held-out subjects and three seeds; every decoder's mean with 3 and with 30 subjects."""
+    random, rows = np.random.default_rng(0), []
+    for variant, of_sizes in means.items():
+        for (fraction, n), mean in zip(SIZES.items(), of_sizes, strict=True):
+            for i in range(8):
+                for seed in (1, 2, 3):
+                    score = mean + 0.01 * i + noise * random.normal()
+                    rows.append((variant, fraction, n, seed, "WM", f"s{i}", score))
+    columns = ["variant", "fraction", "n_subjects", "seed", "task", "subject", "score"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    return findings.verdict_note(crossed.pairs(table), crossed.crossed_means(table))
+
+
+def test_a_way_that_is_better_is_named_with_its_sizes() -> None:
+    said = verdict(results(pretrained=(0.7, 0.8), contrast=(0.5, 0.8), scratch=(0.5, 0.8), linear=(0.4, 0.5)))
+    assert "**Ways to pre-train differ** in 1 of 2 pairs." in said
+    assert "DeepLight, pre-trained is better than from scratch with 3 subjects." in said
+    assert "DeepLight, pre-trained by temporal contrast cannot be told apart from scratch at any size." in said
+    assert "Better than a linear model at some size: DeepLight, pre-trained and DeepLight, pre-trained by temp" in said
+
+
+def test_ways_that_change_places_change_the_verdict() -> None:
+    said = verdict(results(pretrained=(0.5, 0.8), contrast=(0.7, 0.8), scratch=(0.5, 0.8)))
+    assert "DeepLight, pre-trained by temporal contrast is better than from scratch with 3 subjects." in said
+    assert "DeepLight, pre-trained cannot be told apart from scratch" in said
+    said = verdict(results(scratch=(0.7, 0.8), pretrained=(0.5, 0.8)))
+    assert "DeepLight, pre-trained is worse than from scratch with 3 subjects." in said
+
+
+def test_that_nothing_can_be_shown_is_said() -> None:
+    said = verdict(results(0.1, pretrained=(0.6, 0.7), contrast=(0.6, 0.7), scratch=(0.6, 0.7), linear=(0.6, 0.7)))
+    assert "**No difference between the ways to pre-train can be shown.**" in said
+    assert "No pre-trained decoder can be told apart from the linear models." in said
+    assert findings.verdict_note(crossed.pairs(results().iloc[:0]), pd.DataFrame()) == ""
+
+
+def test_that_a_linear_model_wins_is_said() -> None:
+    said = verdict(results(pretrained=(0.5, 0.8), scratch=(0.4, 0.8), linear=(0.7, 0.8)))
+    assert "**A linear model wins**: no pre-trained decoder is better than one at any size, and some are worse" in said
+    assert "worse with 3 subjects." in said
+
+
+def test_pairs_and_effects_are_told_with_their_numbers() -> None:
+    table = results(pretrained=(0.7, 0.8), scratch=(0.5, 0.8))
+    said = findings.pairs_note(crossed.pairs(table))
+    assert said.startswith("1 of 2 pairs can be told apart")
+    assert re.search(r"- 3 subjects: DeepLight, pre-trained above DeepLight, from scratch \((19|20)\.\d%\)", said)
+    said = findings.effects_note(crossed.effects(table))
+    f = crossed.effects(table).set_index("effect").loc["way × size", "f"]
+    assert re.search(rf"way × size: F\(\d\.\d, \d\.\d\) = {f:.2f}, p = ", said)
+    one = table[table["seed"] == 1]
+    assert "With one seed there is no analysis of variance" in findings.effects_note(crossed.effects(one))
+
+
+def test_tables_have_a_row_per_decoder() -> None:
+    table = results(pretrained=(0.7, 0.8), scratch=(0.5, 0.81), **{"supervised-frozen": (0.6, 0.7)})
+    means = crossed.crossed_means(table)
+    shown = findings.sizes_table(means).data
+    assert list(shown.columns) == ["decoder", "3 subjects", "30 subjects"]
+    assert shown.iloc[0, 1].startswith("73.")
+    frozen = findings.frozen_table(means).data
+    assert frozen.iloc[0, 0] == "supervised on other tasks"
+    assert [float(part.strip(" %")) for part in frozen.iloc[0, 1].split("/")] == pytest.approx([63.5, 73.5], abs=0.5)
+    assert set(findings.fine_tuned_ways(table)["variant"]) == {"pretrained", "scratch"}
+    saved = findings.saved_by_ways_table(table).data
+    assert saved["decoder"].tolist() == ["DeepLight, pre-trained", "supervised features, linear"]
+    assert 3 < float(saved.iloc[0, 1].split()[0]) < 30
+    assert findings.saved_by_ways_table(table[table["variant"] != "scratch"]) is None
+    assert findings.sizes_table(means.iloc[:0]) is None
+
+
+def test_the_likely_best_are_named() -> None:
+    said = findings.best_ways_note(crossed.best_shares(results(pretrained=(0.7, 0.5), scratch=(0.5, 0.8)), 100))
+    assert "with 3 subjects: DeepLight, pre-trained 100%" in said
+    assert "with 30 subjects: DeepLight, from scratch 100%" in said
+
+
+def test_the_protocol_names_ways_seeds_and_published_weights() -> None:
+    sweep = {"variants": ["pretrained", "contrast", "images-frozen", "scratch"], "seeds": [1, 2, 3]}
+    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}))
+    assert "drawn anew for each of 3 seeds" in said
+    assert "supervised on other tasks and temporal contrast." in said
+    assert "published" in said
+    sweep["variants"] = ["pretrained", "scratch"]
+    assert "published" not in findings.protocol_note(Profile.model_validate({"sweep": sweep}))
+
+
+def test_similarity_is_told_beside_that_of_seeds() -> None:
+    rows = [(a, i, b, j, 1.0 if (a, i) == (b, j) else 0.6 if a == b else 0.2)
+            for a in ("supervised-frozen", "contrast-frozen") for i in (1, 2)
+            for b in ("supervised-frozen", "contrast-frozen") for j in (1, 2)]  # fmt: skip
+    similar = pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka"])
+    said = findings.similarity_note(similar)
+    assert "temporal contrast and supervised on other tasks (CKA 0.20)" in said
+    assert "Two seeds of one way: temporal contrast 0.60, supervised on other tasks 0.60." in said
+    figure = plots.similarity_map(similar)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["0.60", "0.20", "0.20", "0.60"]
+
+
+def test_figures_show_every_size_and_decoder() -> None:
+    table = results(pretrained=(0.7, 0.8), contrast=(0.5, 0.8), scratch=(0.5, 0.8))
+    figure = plots.pair_maps(crossed.pairs(table))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["3 subjects", "30 subjects"]
+    first = [text.get_text() for text in figure.axes[0].texts]
+    assert sum("★" in text for text in first) == 4  # pre-trained against both, in both directions
+    costs = pd.DataFrame(
+        [("pretrained", 1000, 50), ("contrast", 1000, 50), ("scratch", 0, 50)],
+        columns=["variant", "pretraining_volumes", "finetuning_volumes"],
+    )
+    figure = plots.benefit_by_cost(crossed.crossed_means(table), costs)
+    points = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
+    assert points == [1050, 1050, 50]
+    plt.close("all")
+
+
+def test_costs_are_shown_with_dashes_where_there_is_no_encoder() -> None:
+    costs = pd.DataFrame(
+        {
+            "variant": ["pretrained", "linear"],
+            "n_parameters": [235344.0, np.nan],
+            "pretraining_volumes": [135744.0, 0],
+            "pretraining_s": [300.0, 0],
+            "finetuning_volumes": [28800.0, 1200],
+            "finetuning_s": [80.0, 2],
+        }
+    )
+    shown = findings.costs_table(costs).data
+    assert shown.iloc[0].tolist()[1:] == ["235,344", "135,744", "28,800", "300", "80"]
+    assert shown.iloc[1, 1] == "–"
+    assert findings.costs_table(costs.iloc[:0]) is None

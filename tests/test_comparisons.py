@@ -1,0 +1,118 @@
+"""Ways to pre-train, side by side: from trainings to the page, on tiny volumes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import use_threads
+
+from deeplight_core import comparisons, experiment
+from deeplight_core.config import Profile
+from deeplight_core.data.manifest import write_manifest
+from deeplight_core.training.checkpoint import load_model
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks/09_comparison.ipynb"
+WAYS = ["pretrained", "contrast", "scratch", "linear", "supervised-frozen", "contrast-frozen"]
+TRAINING = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 1e-3, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def compared(
+    dataset: tuple[pd.DataFrame, Path], tiny_profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Profile:
+    """A finished comparison: two seeds, two sizes."""
+    folder = tmp_path_factory.mktemp("compared")
+    window = {"length_s": 4, "gap_s": 2, "step_s": 4, "frames": 2}
+    profile = tiny_profile.overridden(
+        {
+            "name": "compared",
+            "part": "comparison",
+            "preprocessing": {"keep": "all"},
+            "routes": {
+                "supervised": {"pretraining": TRAINING},
+                "contrast": {"head": {"units": 4}, "example": window, "pretraining": TRAINING},
+            },
+            "finetuning": TRAINING,
+            "sweep": {"variants": WAYS, "fractions": [0.5, 1.0], "seeds": [1, 2]},
+            "controls": {"initialisation": [], "tuning_manifest": None},
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        use_threads(patch)
+        write_manifest(dataset[0], folder / "data_manifest.csv")
+        (folder / "profiles").mkdir()
+        (folder / "profiles/compared.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")))
+        experiment.prepare_data(profile, jobs=1)
+        experiment.train_all([profile], jobs=1)
+    return profile
+
+
+@pytest.fixture(autouse=True)
+def there(compared: Profile, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(next(tmp_path_factory.getbasetemp().glob("compared*")))
+
+
+def test_costs_are_those_of_the_records(compared: Profile) -> None:
+    costs = comparisons.costs(compared).set_index("variant")
+    assert set(costs.index) == set(WAYS)
+    assert costs.loc["pretrained", "pretraining_volumes"] == 2 * 8
+    assert costs.loc["contrast", "pretraining_volumes"] == 2 * 8 * 6
+    assert costs.loc["scratch", "pretraining_volumes"] == 0
+    assert costs.loc["scratch", "finetuning_volumes"] == 2 * 8
+    start = experiment.start_of(compared, "pretrained", 1).folder
+    n = sum(p.numel() for p in load_model(start)[0].encoder.parameters())
+    assert (costs.loc[["pretrained", "scratch", "contrast-frozen"], "n_parameters"] == n).all()
+    assert np.isnan(costs.loc["linear", "n_parameters"])
+
+
+def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> None:
+    similar = comparisons.similarity(compared)
+    assert len(similar) == 4 * 4
+    same = (similar["a"] == similar["b"]) & (similar["seed_a"] == similar["seed_b"])
+    assert similar.loc[same, "cka"].to_numpy() == pytest.approx(1)
+    assert (similar.loc[~same, "cka"] < 0.9999).all()
+    assert (similar["cka"] >= 0).all()
+
+
+def test_the_page_says_and_shows_what_the_trainings_found(
+    compared: Profile, monkeypatch: pytest.MonkeyPatch, no_window: None
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("deeplight_core.report.page.say", lambda text: said.append(text))
+    monkeypatch.setattr(
+        "deeplight_core.report.page.show", lambda table: said.append("" if table is None else table.to_html())
+    )
+    names: dict[str, object] = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names["profile"] = "compared"
+    text = "\n".join(said)
+    assert "All 24 trainings of this page have been run." in text
+    assert "Every seed also repeats the pre-training: supervised on other tasks" in text
+    assert "random effects: way: " in text
+    assert "of 12 pairs can be told apart" in text  # of four decoders, two sizes
+    assert "temporal contrast" in text
+    assert len(plt.get_fignums()) >= 4
+
+
+def test_a_decoder_that_lacks_a_training_is_left_out(compared: Profile, tmp_path: Path) -> None:
+    from deeplight_core import collect
+    from deeplight_core.analysis import crossed, statistics
+
+    training = experiment.finetuning(compared, "contrast", 1.0, 2)
+    shutil.move(training.folder, tmp_path / "away")
+    try:
+        results, missing = collect.sweep_results(compared)
+        assert missing == ["contrast-1-seed2"]
+        left = crossed.complete_variants(statistics.only(results))
+        assert set(left["variant"]) == {*WAYS} - {"contrast"}
+    finally:
+        shutil.move(tmp_path / "away", training.folder)
