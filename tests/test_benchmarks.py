@@ -1,9 +1,11 @@
+import contextlib
 import importlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,7 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> ModuleT
         ),
         ("contrast", ["--series", "1"], ["--series must be 2 or more, got 1"]),
         ("attribution", ["--rounds", "0"], ["--rounds must be 1 or more, got 0"]),
+        ("images", ["--sizes", "64", "8"], ["--sizes must be 32 or more, got 8"]),
     ],
 )
 def test_wrong_options_are_one_message_before_anything_is_measured(
@@ -294,6 +297,31 @@ def test_the_autoencoder_is_compared_on_one_image(tmp_path: Path) -> None:
         assert of["peak_mb"] > of["start_mb"] > 50
     ratio = grid["median_ms_per_image"]["plain"] / grid["median_ms_per_image"]["ours"]
     assert grid["times_as_fast_as_plain"]["ours"] == pytest.approx(ratio)
+
+
+def test_resnet_on_slices_is_compared_on_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes are this one, which has imported everything."""
+    tiny = ["--sizes", "32", "--batch", "2", "--slices", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
+    images = script("images", monkeypatch, *tiny, "--output", str(tmp_path))
+    for function in ("keep_freed_memory", "torch.set_num_threads"):
+        monkeypatch.setattr(f"images.{function}", lambda *_: None)
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        shown = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(shown):
+            patch.setattr(sys, "argv", command[1:])
+            images.main()
+        return SimpleNamespace(stdout=shown.getvalue())
+
+    monkeypatch.setattr(images.subprocess, "run", run)
+    images.main()
+    (path,) = tmp_path.glob("images-*.json")
+    (measured,) = json.loads(path.read_text(encoding="utf-8"))["sizes"]
+    plain, ours = (measured["ways"][way] for way in ("plain", "ours"))
+    assert plain["n_parameters"] == ours["n_parameters"] == 11_171_266  # 11,689,512 in colour with 1,000 classes
+    np.testing.assert_allclose(plain["losses"][0], ours["losses"][0], rtol=1e-4)  # the same model, weights and slices
+    medians = measured["median_ms_per_slice"]
+    assert measured["times_as_fast_as_plain"]["ours"] == pytest.approx(medians["plain"] / medians["ours"])
 
 
 def test_contrast_is_compared_with_supervision_on_a_coarse_grid(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import use_threads
 from safetensors.torch import load_file
 
-from deeplight_core import experiment, looks
-from deeplight_core.config import Profile
+from deeplight_core import cli, experiment, looks
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.models import build
 from deeplight_core.models.natural import ResNet
@@ -215,3 +217,37 @@ def test_a_page_can_show_what_the_network_sees(people: Profile) -> None:
     told = looks.people(people)
     assert told["unit"].tolist() == [f"s{i}" for i in range(1, 7)]
     assert told["income"].tolist() == PEOPLE["income"]
+
+
+def test_a_frozen_network_tells_sex_and_age_of_people_in_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Profile images-ixi with fifteen small brains that are not registered: from a folder to a fold's scores."""
+    monkeypatch.chdir(tmp_path)
+    use_threads(monkeypatch)
+    (tmp_path / "people").mkdir()
+    random, lines = np.random.default_rng(0), ["participant_id\tage\tsex"]
+    for i in range(15):
+        lines.append(f"p{i:02}\t{30 + 2.5 * i}\t{'FM'[i % 2]}")
+        brain = random.uniform(1, 30, (8, 9, 7)) + np.arange(7) ** (1 + i % 2)  # men are brighter above
+        nib.save(nib.Nifti1Image(brain.astype(np.float32), np.diag([3.0, 3, 3, 1])), f"people/p{i:02}.nii.gz")
+    Path("people/participants.tsv").write_text("\n".join(lines) + "\n")
+    structural = {"registration": "none", "resolution_mm": None, "regions": "none"}
+    routes = {"images": {"encoder": {"size": 32, "slices": 1}}}
+    own = {"data": {"root": "people"}, "preprocessing": {"structural": structural}, "routes": routes}
+    profile = load_profile(Path(__file__).parents[1] / "profiles/images-ixi.yaml").overridden(own)
+    Path("own.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")))
+    table = ["--table", "people/participants.tsv", "--image", profile.data.image, "--data", "people"]
+    manifest = [*table, "--validation", "5", "-o", str(profile.data.manifest)]
+    for command in (["manifest", *manifest], ["prepare", "own.yaml", "--jobs", "1"]):
+        monkeypatch.setattr("sys.argv", ["deeplight", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    weights = experiment.pretrain(profile, 1, "images", fold=1)
+    assert read_record(weights.folder)["weights"]["licence"] == "Apache-2.0"
+    training = experiment.finetune(profile, "images-frozen", 1.0, 1, fold=1)
+    assert len(training.predictions()) == 3  # a fifth of all, whatever the manifest's split
+    scores = training.results().set_index("target")["score"]
+    assert {*scores.index} == {"sex", "age"}
+    assert scores.notna().all()
