@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -29,6 +30,7 @@ from deeplight_core.data.prepare import prepare
 from deeplight_core.data.store import Store
 from deeplight_core.experiment import prepare_data
 from deeplight_core.models import ENCODERS, Model
+from deeplight_core.report import plots
 from deeplight_core.system.files import write_whole
 from deeplight_core.training import examples as learnt_from
 from deeplight_core.training.checkpoint import check_data, data_facts, load_mask, load_model, read_record
@@ -308,7 +310,7 @@ def _blocks(volumes: pd.DataFrame, names: list[str], files: np.ndarray) -> pd.Da
 
 
 def write(decoded: Decoded, output: Path) -> list[Path]:
-    """Write `<name>.tsv`, `<name>_blocks.tsv`, `<name>_calibration.tsv`, and `<name>.json` that says what they hold."""
+    """Write `<name>.tsv`, `<name>_blocks.tsv`, `<name>_calibration.tsv` and `.png`, and `<name>.json` about them."""
     if output.suffix != ".tsv":
         raise ValueError(f"predictions are a tab-separated table; name it ….tsv, not {output.name}")
     tables = {"": decoded.volumes, "_blocks": decoded.blocks, "_calibration": decoded.calibration}
@@ -320,6 +322,14 @@ def write(decoded: Decoded, output: Path) -> list[Path]:
             continue
         write_whole(path, lambda p, table=table: table.to_csv(p, sep="\t", index=False, na_rep="n/a"))  # type: ignore[misc]
         written.append(path)
+    picture = output.with_name(f"{output.stem}_calibration.png")
+    if decoded.calibration.empty:
+        picture.unlink(missing_ok=True)
+    else:
+        figure = plots.reliability_diagram(decoded.calibration)
+        write_whole(picture, lambda p: figure.savefig(p, format="png"))
+        plt.close(figure)
+        written.append(picture)
     there = [*decoded.volumes.columns, *decoded.blocks.columns]
     columns = {name: {"Description": text} for name, text in _MEANING.items() if name in there}
     text = json.dumps({**columns, "Decoder": decoded.about}, indent=1) + "\n"

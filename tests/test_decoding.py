@@ -1,7 +1,9 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -139,10 +141,20 @@ def test_the_command_writes_tables_and_says_what_they_hold(
     blocks = pd.read_csv(tmp_path / "out/predictions_blocks.tsv", sep="\t")
     about = json.loads(output.with_suffix(".json").read_text())
     assert set(volumes["trial_type"]) == {"mental", "rnd", "n/a"}
+    assert not (tmp_path / "out/predictions_calibration.png").exists()  # events have other names than its states
     assert len(blocks) == 6
     assert about["onset"]["Description"]
     assert about["Decoder"]["temperature"] == 2
     assert str(tmp_path) not in output.with_suffix(".json").read_text()
+
+
+def test_calibration_is_written_with_its_picture(decoded: Decoded, tmp_path: Path) -> None:
+    mpl.use("agg")
+    paths = write(decoded, tmp_path / "all.tsv")
+    assert {path.name for path in paths} >= {"all.tsv", "all_calibration.tsv", "all_calibration.png", "all.json"}
+    assert (tmp_path / "all_calibration.png").read_bytes().startswith(b"\x89PNG")
+    write(replace(decoded, calibration=pd.DataFrame()), tmp_path / "all.tsv")
+    assert not list(tmp_path.glob("*calibration*"))
 
 
 def test_a_table_of_another_kind_is_refused(decoded: Decoded, tmp_path: Path) -> None:

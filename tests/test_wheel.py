@@ -47,6 +47,8 @@ call("finetune", "mine.yaml", "--from", "exported")
 (decoder,) = Path("runs/mine").glob("finetuning-*")
 call("export", decoder, "-o", "second")
 call("decode", "second", "run.nii.gz", "-o", "predictions.tsv", "--jobs", "1")
+call("explain", "second", "run.nii.gz", "--predicted", "--method", "gradient", "--no-pages", "-o", "maps")
+call("report", decoder, "-o", "report.html")
 demo = load_profile("demo")
 print(json.dumps({"package": deeplight_core.__file__, "demo": len(manifest_of(demo)), "foci": len(foci())}))
 """
@@ -100,3 +102,5 @@ def test_decoders_travel_with_an_installed_package(
     assert said["demo"] > 100
     assert said["foci"] > 10
     assert (tmp_path / "predictions.tsv").read_text().count("\n") == 41
+    assert list((tmp_path / "maps/group").glob("*.nii.gz"))
+    assert "Accuracy of every subject" in (tmp_path / "report.html").read_text()

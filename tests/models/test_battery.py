@@ -20,10 +20,11 @@ from test_loop import Killed
 from torch import Tensor
 
 from deeplight_core import models
+from deeplight_core.analysis import scores
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.models import ENCODERS, HEADS, Batch, Model
 from deeplight_core.routes import ROUTES, TrainingSettings
-from deeplight_core.training.checkpoint import data_facts, load_model, save_model, transfer
+from deeplight_core.training.checkpoint import data_facts, load_model, save_mask, save_model, transfer
 from deeplight_core.training.devices import session
 from deeplight_core.training.examples import (
     Examples,
@@ -34,6 +35,7 @@ from deeplight_core.training.examples import (
     unit_statistics,
     windows,
 )
+from deeplight_core.training.exported import export
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.loop import Fitted, fit
 
@@ -255,6 +257,32 @@ def test_blocks_are_all_of_an_encoder(encoder: str) -> None:
 
 
 # ---- learning
+
+
+@pytest.mark.parametrize("name", list(ROUTES))
+def test_what_every_route_has_pretrained_travels(name: str, store: Store, tmp_path: Path) -> None:
+    """Exported, loaded, and taken over by a decoder of other states: the encoder answers the same everywhere."""
+    route = ROUTES[name]
+    kind = KINDS[route.encoder, route.head][0]
+    model = made(route.encoder, route.head, kind)
+    if hasattr(model.head, "set_mask"):
+        model.head.set_mask(store.mask[store.box].T)
+    told = {"route": name, "units": ["s1"], "reported": ["s5"], "tasks": ["EMOTION"], "seen_volumes": 1}
+    save_mask(store.mask, store.affine, tmp_path)
+    save_model(model, tmp_path, {"data": data_facts(store), "training": told})
+    pd.DataFrame(columns=list(scores.COLUMNS)).to_csv(tmp_path / "scores.csv", index=False)
+    folder = export(tmp_path, tmp_path / "exported")
+    volumes = batch_of(route.head, kind)["volumes"].flatten(0, 1 if kind == "window" else 0)
+    decoder = made(route.encoder, "classes", kind, seed=2)
+    left_out, differing = transfer(decoder, folder, data_facts(store))
+    assert all(weight.startswith(("head.", "decoder.")) for weight in left_out)
+    assert differing == []
+    loaded = load_model(folder)[0]
+    with torch.inference_mode():
+        expected, *found = (of.encoder.eval()(volumes) for of in (model, loaded, decoder))
+        assert decoder.eval()(volumes).isfinite().all()
+    assert all(torch.equal(expected, own) for own in found)
+    assert route.title in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @every_case

@@ -595,3 +595,24 @@ def test_slices_are_shown_as_they_are_given() -> None:
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert len(shown) == 11
     assert all(np.array_equal(one, other) for one, other in zip(shown, images, strict=True))
+
+
+def test_reliability_is_drawn_at_the_means_of_its_bins() -> None:
+    bins = pd.DataFrame(
+        {"low": [0.4, 0.9], "high": [0.5, 1.0], "n": [3, 7], "confidence": [0.45, 0.95], "accuracy": [0.3, 0.9]}
+    )
+    above, below = plots.reliability_diagram(bins).axes
+    diagonal, drawn = above.get_lines()
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert drawn.get_xydata().tolist() == [[0.45, 0.3], [0.95, 0.9]]
+    assert [(bar.get_x(), bar.get_height()) for bar in below.patches] == [(0.4, 3), (0.9, 7)]
+
+
+def test_everybody_of_two_groups_has_a_mark_in_each_panel() -> None:
+    values, second = np.array([-2.0, 1.0, 0.5, -0.25]), np.array([False, True, True, False])
+    figure = plots.group_values({"voxels": values, "relevance": -values}, second, ("control", "patient"))
+    for axes, sign in zip(figure.axes, (1, -1), strict=True):
+        controls, patients, _ = axes.get_lines()
+        assert sorted(controls.get_xdata()) == sorted(sign * values[~second])
+        assert sorted(patients.get_xdata()) == sorted(sign * values[second])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["control", "patient"]

@@ -1,5 +1,6 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
+from deeplight_core.report.plots.calibration import reliability_diagram
 from deeplight_core.report.plots.comparison import benefit_by_cost, pair_maps, similarity_map
 from deeplight_core.report.plots.contrast import recall_dots, way_bars
 from deeplight_core.report.plots.data import (
@@ -72,6 +73,7 @@ __all__ = [
     "rate_lines",
     "recall_dots",
     "reconstruction_grid",
+    "reliability_diagram",
     "saved_subjects",
     "score_by_motion",
     "seed_differences",
