@@ -229,28 +229,36 @@ class _SharedBySign(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, w_plus, w_minus, plus, minus = ctx.saved_tensors
         layer, method, ledger, signed = ctx.own
-        to_plus, to_minus = _by_sign(g * (plus + minus), plus, minus, method)
-        if layer.bias is not None:
-            bias = layer.bias
-            ledger.add("biases", to_plus * bias.clamp(min=0) + to_minus * bias.clamp(max=0))
-        back = layer.back(to_plus, x, w_plus) + layer.back(to_minus, x, w_minus)
-        if signed:
-            back = torch.where(x < 0, layer.back(to_plus, x, w_minus) + layer.back(to_minus, x, w_plus), back)
-        return back, None, None, None, None
+        back, below = torch.zeros_like(x), torch.zeros_like(x) if signed else None
+        for share, of_plus, of_minus in _shares(g, plus, minus, method):
+            if layer.bias is not None:
+                ledger.add("biases", share * (of_plus * layer.bias.clamp(min=0) + of_minus * layer.bias.clamp(max=0)))
+            back += layer.back(share, x, of_plus * w_plus + of_minus * w_minus)
+            if below is not None:
+                below += layer.back(share, x, of_plus * w_minus + of_minus * w_plus)
+        return back if below is None else torch.where(x < 0, below, back), None, None, None, None
 
 
-def _by_sign(relevance: Tensor, plus: Tensor, minus: Tensor, method: Method) -> tuple[Tensor, Tensor]:
-    """What each unit of positive and of negative contributions gets."""
+def _shares(g: Tensor, plus: Tensor, minus: Tensor, method: Method) -> Iterator[tuple[Tensor, float, float]]:
+    """Shares of the relevance g · (plus + minus), and how often each positive and each negative contribution gets one.
+
+    A ReLU lets positive results through only, so that γ's shares of negative ones seldom exist.
+    """
+    z = plus + minus
     if method.rule == "gamma":
-        positive = plus + minus > 0
-        total = torch.where(positive, plus, minus).mul_(method.gamma).add_(plus).add_(minus)
-        share = relevance / total.masked_fill_(total == 0, 1.0)  # then the relevance is 0, too
-        more = share * (1 + method.gamma)
-        return torch.where(positive, more, share), torch.where(positive, share, more)
-    none_plus, none_minus = plus == 0, minus == 0
-    to_plus = (relevance / plus.masked_fill(none_plus, 1.0)).mul_(torch.where(none_minus, 1.0, 2.0))
-    to_minus = (relevance / minus.masked_fill(none_minus, 1.0)).mul_(torch.where(none_plus, 1.0, -1.0))
-    return to_plus.masked_fill_(none_plus, 0.0), to_minus.masked_fill_(none_minus, 0.0)
+        more = 1 + method.gamma
+        for same, others, of_plus, of_minus in ((plus, z <= 0, more, 1.0), (minus, z >= 0, 1.0, more)):
+            own = g.masked_fill(others, 0.0)
+            if own.any():
+                yield (
+                    own.mul_(z).div_(torch.add(z, same, alpha=method.gamma).masked_fill_(others, 1.0)),
+                    of_plus,
+                    of_minus,
+                )
+        return
+    none_plus, none_minus, relevance = plus == 0, minus == 0, g * z
+    yield (relevance / plus).mul_(torch.where(none_minus, 1.0, 2.0)).masked_fill_(none_plus, 0.0), 1.0, 0.0
+    yield relevance.div_(minus).mul_(torch.where(none_plus, 1.0, -1.0)).masked_fill_(none_minus, 0.0), 0.0, 1.0
 
 
 class _First(torch.autograd.Function):
