@@ -100,13 +100,16 @@ def _check_fold(profile: Profile, fold: object) -> None:
 
 
 def _check_targets(profile: Profile, which: Which, who: str) -> None:
+    if which == "source" and not profile.data.source:
+        raise ValueError(
+            f"profile {profile.name} has no source, so there is nothing to pre-train on ({who}); decode without: "
+            f"deeplight finetune {profile.name} --variant scratch (or linear), or start from somebody's decoder: "
+            f"deeplight finetune {profile.name} --from DECODER"
+        )
     if not profile.data.states(which) and not profile.data.columns(which):
         raise ValueError(
             f"{who} learns states or numbers, and data.{which} names none; name the states of its tasks, or a column"
-            + (". Without a source there is nothing to pre-train on: decode with the variants scratch or linear, "
-               "or from a given checkpoint (deeplight finetune --from)"
-               if which == "source" else "")
-        )  # fmt: skip
+        )
     if len(profile.data.states(which)) == 1:
         raise ValueError(
             f"{who} would learn a single state, {profile.data.states(which)[0][1]}, which there is nothing to tell "
