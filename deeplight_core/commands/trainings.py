@@ -47,7 +47,13 @@ def pretrain(
     from deeplight_core import experiment
 
     training = experiment.pretrain(with_precision(own_profile(profile), precision), seed, route, fold, devices, nodes)
-    if rank() == 0:
+    if rank() != 0:
+        return
+    if getattr(training.settings, "weights", None) is not None:  # taken, not trained: nobody is decoded
+        from deeplight_core.training.checkpoint import read_record
+
+        print(f"weights of {read_record(training.folder)['weights']['origin']}: {training.folder}")
+    else:
         _print_scores(training.folder, training.results(), training.predictions())
 
 

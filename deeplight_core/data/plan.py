@@ -80,7 +80,8 @@ def plan(manifest: pd.DataFrame, profile: Profile, keep_going: bool = False) -> 
         kind = "structural images" if structural.sum() * 2 <= len(manifest) else "runs (with a repetition time)"
         raise ValueError(
             "structural images and runs of fMRI are in one manifest; name the tasks of one kind only, or correct the "
-            f"{len(few)} {kind}: {', '.join(few[:5])}"
+            f"{len(few)} {kind}: {', '.join(few[:5])}; a fourth axis makes an image a run, "
+            "be it of time, channels or echoes"
         )
     taken = {"file", "frame", "onset_s", "state", "block", "unit", "row", "label"} & {*manifest.columns}
     if taken:

@@ -279,7 +279,7 @@ def test_an_image_in_colours_is_named(heads: Dataset) -> None:
     manifest, root = heads
     colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, AFFINE), root / "h3.nii.gz")
-    with pytest.raises(ValueError, match=r"h3\.nii\.gz .*not plain numbers"):
+    with pytest.raises(ValueError, match=r"h3\.nii\.gz .*not plain numbers, as of colours; make it grey"):
         prepare(manifest, of_heads(root), jobs=1)
 
 
