@@ -294,11 +294,14 @@ elif PART == "patients":
 else:
     NOTEBOOKS = [
         BOOKS + "/01_data.ipynb",
-        *([BOOKS + "/02_pretraining.ipynb"] if PROFILE.data.states("source") else []),
         BOOKS + "/04_statistics.ipynb",
         *([BOOKS + "/05_interpretation.ipynb"] if EXPLAINED else []),
-        BOOKS + "/paper_and_this_run.ipynb",
-        *([BOOKS + "/06_volumes.ipynb"] if PROFILE.data.states("source") else []),
+        # a study of one task has no pre-training, and nothing of the paper's to stand beside
+        *(
+            expand(BOOKS + "/{name}.ipynb", name=["02_pretraining", "paper_and_this_run", "06_volumes"])
+            if PROFILE.data.states("source")
+            else []
+        ),
         *expand(BOOKS + "/{name}.ipynb", name=["full_run", "performance", "scaling"]),
         *expand(BOOKS + "/controls_{name}.ipynb", name=CONTROLS),
         *(notebook_of(cell) for cell in SWEEP),

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplight_core.config import Profile
 from deeplight_core.preparation import ColumnTarget
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import VARIANTS, Variant
 
 __all__ = [
     "CONTROLS",
@@ -248,4 +248,10 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     else:
         known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES))
         raise ValueError(f"there is no sweep {name!r}; there are {known}")
+    if name != "sweep" and not (profile.data.tasks("source") or profile.pretrained_by or profile.checkpoint):
+        cells = [cell for cell in cells if not _needs_source(VARIANTS[cell.variant])]
     return list(dict.fromkeys(cells))
+
+
+def _needs_source(variant: Variant) -> bool:
+    return variant.start != "random" or variant.learner == "components"

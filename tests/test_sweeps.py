@@ -87,6 +87,15 @@ def test_names_of_all_runs_differ() -> None:
     assert len({c.name for c in cells}) == len(cells)
 
 
+def test_controls_of_a_study_without_a_source_start_from_nothing() -> None:
+    alone = profile(data={"source": {}}, sweep={"variants": ["scratch", "linear"]})
+    variants = {c.variant for name in CONTROLS for c in planned(alone, name)}
+    assert {"scratch", "linear", "svm", "scratch-permuted"} <= variants
+    assert not {v for v in variants if VARIANTS[v].start != "random"} | ({"linear-pretrained"} & variants)
+    given = alone.model_copy(update={"checkpoint": "a-decoder"})
+    assert "pretrained" in {c.variant for c in planned(given, "baselines")}
+
+
 def test_every_variant_is_in_a_grid() -> None:
     he = profile(routes={"supervised": {"encoder": {"initialisation": "he"}}})
     every = {c.variant for name in ("sweep", *CONTROLS) for c in planned(Profile(), name)}
