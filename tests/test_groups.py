@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import SUBJECTS, Dataset, use_threads
@@ -19,6 +18,7 @@ from deeplight_core.explanations import asked, explained
 from deeplight_core.models import build
 from deeplight_core.report.study import study_page
 from deeplight_core.training.checkpoint import data_facts, load_model, save_model
+from deeplight_core.training.splits import Splits
 
 STATES = ["interaction", "no interaction"]
 PATIENTS = {"s2", "s3", "s6"}
@@ -97,10 +97,11 @@ def test_relevance_is_of_the_decoder_that_did_not_see_the_person(study: Profile,
         np.testing.assert_allclose(people.vectors["relevance"][own], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_folds_have_the_groups_in_proportion(people: groups.People) -> None:
-    per_fold = pd.crosstab(people.table["fold"], people.table["group"])
-    assert sorted(per_fold["patient"]) == [1, 2]
-    assert per_fold.sum(axis=1).tolist() == [3, 3]
+def test_folds_have_the_groups_in_proportion(study: Profile) -> None:
+    store = open_store(study.store)
+    for seed in range(30):
+        splits = Splits(study.overridden({"data": {"split_seed": seed}}), store)
+        assert sorted(len(PATIENTS & {*splits.of("target", fold).reported}) for fold in (1, 2)) == [1, 2]
 
 
 def test_the_report_tells_the_groups_apart(study: Profile) -> None:
