@@ -58,12 +58,11 @@ lab: $(VENV)/ready-lab ## explore in JupyterLab
 clean: ## remove all results (runs/); your own data stay
 	rm -rf runs .snakemake .snakemake.lock
 
-# Modules are compiled when they are first imported: most never are.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile $(PIP_FLAGS) --constraint constraints.txt --editable '.[book,hpc,dev]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[book,hpc,dev]'
 	touch $@
 
 $(VENV)/ready-lab: $(VENV)/ready
-	$(BIN)/pip install --quiet --no-compile $(PIP_FLAGS) --constraint constraints.txt --editable '.[lab]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[lab]'
 	touch $@
