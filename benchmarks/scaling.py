@@ -249,9 +249,17 @@ def linked_runs(image: Path, n_frames: int, n_runs: int, folder: Path) -> tuple[
 
 
 def processor_seconds() -> float:
-    """CPU time of this process and of those it has waited for."""
+    """CPU time of this process, of those it has waited for, and of the server that forks the workers."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    of_servers = [of_process(f"{server}/stat").rpartition(")")[2].split()[11:15] for server in fork_servers()]
+    ticks = sum(int(number) for of in of_servers for number in of)  # its own, and of the workers that have ended
+    return sum(usage.ru_utime + usage.ru_stime for usage in used) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def fork_servers() -> list[str]:
+    """The process that multiprocessing forks workers from, if it has been started."""
+    children = " ".join(of_process(f"self/task/{task}/children") for task in os.listdir("/proc/self/task"))
+    return [child for child in children.split() if "forkserver" in of_process(f"{child}/cmdline")]
 
 
 def peak_bytes(process: int | str) -> int:
@@ -261,12 +269,11 @@ def peak_bytes(process: int | str) -> int:
 
 
 def watch_workers(peaks: dict[str, int], done: threading.Event) -> None:
-    """Record the peak memory of each process that multiprocessing spawns from this one, until told to stop."""
+    """Record the peak memory of each worker process, until told to stop."""
     while not done.wait(SAMPLED_EVERY_S):
-        children = " ".join(of_process(f"self/task/{task}/children") for task in os.listdir("/proc/self/task"))
-        for child in children.split():
-            if child in peaks or "spawn_main" in of_process(f"{child}/cmdline"):
-                peaks[child] = max(peaks.get(child, 0), peak_bytes(child))
+        for server in fork_servers():
+            for worker in of_process(f"{server}/task/{server}/children").split():
+                peaks[worker] = max(peaks.get(worker, 0), peak_bytes(worker))
 
 
 def of_process(name: str) -> str:

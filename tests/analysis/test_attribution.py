@@ -76,7 +76,7 @@ def test_relevance_of_voxels_biases_and_stabiliser_add_up_to_the_logit(encoder: 
 
 @pytest.mark.parametrize("encoder", PHOTOGRAPHS)
 def test_networks_for_photographs_are_explained_by_gradients_only(encoder: str) -> None:
-    widths = {"efficientnet_lite0": (4,) * 8 + (6,)}.get(encoder, (4, 4, 4, 6))
+    widths = {"efficientnet_lite0": (4,) * 8 + (6,), "sfcn": (4,) * 6}.get(encoder, (4, 4, 4, 6))
     architecture = {
         "encoder": {"name": encoder, "shape": list(SHAPE), "settings": {"widths": widths, "window": (-4, 4)}},
         "head": {"name": "classes", "targets": [["T", s] for s in "abc"], "settings": {"dropout": 0.0}},
