@@ -11,7 +11,7 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain autoencoders contrast images images-full comparison patients test test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders contrast images images-full comparison patients test test-all test-unit lint lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ reproduce controls gain autoencoders contrast images images-full comparison pati
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
 
 test: lint ## lint, unit tests, integration tests on profile smoke
+	pytest --numprocesses $(CORES) --maxprocesses 4 -m "not long"
+
+test-all: lint ## all tests, those that take minutes, too
 	pytest --numprocesses $(CORES) --maxprocesses 4
 
 test-unit: $(VENV)/ready ## unit tests only

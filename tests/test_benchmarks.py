@@ -106,6 +106,7 @@ def test_a_folder_that_cannot_be_written_shows_before_anything_is_measured(
         training.main()
 
 
+@pytest.mark.long
 def test_training_is_compared_on_a_small_grid(tmp_path: Path) -> None:
     tiny = ["--sizes", "8", "--batch", "4", "--rounds", "1", "--steps", "3", "--warm-up", "1", "--curve-steps", "10"]
     tiny += ["--curve-seeds", "1", "--matmul", "32", "--copy", "1", "--threads", "2"]

@@ -19,7 +19,10 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("profile", "dataset", "variants"),
-    [("haxby", "haxby2001-vt", ["pretrained", "scratch", "linear"]), ("haxby-slice", "haxby2001-slice", ["linear"])],
+    [
+        ("haxby", "haxby2001-vt", ["pretrained", "scratch", "linear"]),
+        pytest.param("haxby-slice", "haxby2001-slice", ["linear"], marks=pytest.mark.long),
+    ],
 )
 def test_the_same_workflow_reads_real_data(profile, dataset, variants, project, warm):
     """The first one in a job per subject, as on a cluster, from a manifest that is there before."""
@@ -131,6 +134,7 @@ def test_temporal_contrast_has_its_page(project, warm):
     assert "has not been run here" in built_in
 
 
+@pytest.mark.long
 def test_networks_for_photographs_have_their_page(project, warm):
     """With real weights, from their package, on small people."""
     profile = yaml.safe_load((project / "profiles/images.yaml").read_text(encoding="utf-8"))
