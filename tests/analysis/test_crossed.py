@@ -236,6 +236,11 @@ def test_shares_of_being_best_follow_the_means():
     assert (shares.query("variant == 'scratch'")["share"] == 1).all()
     errors = table.assign(measure="absolute_error")  # the smallest is best
     assert (best_shares(errors, 200).query("variant == 'pretrained'")["share"] == 1).all()
+    # A is best where only the first subject is drawn, twice of two times: a quarter, whatever the seeds
+    score = {("a", "s0"): 1.0, ("a", "s1"): 0.0, ("b", "s0"): 0.0, ("b", "s1"): 1.5}
+    rows = [(v, 1.0, 10, seed, "WM", s, x) for (v, s), x in score.items() for seed in (1, 2, 3)]
+    found = best_shares(pd.DataFrame(rows, columns=table.columns), 4000).set_index("variant")["share"]
+    assert found["a"] == pytest.approx(0.25, abs=0.03)
     alike, _ = ways(np.random.default_rng(5), ("pretrained", "scratch"))
     found = best_shares(alike, 500)["share"]
     assert ((found > 0) & (found < 1)).any()
