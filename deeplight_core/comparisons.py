@@ -27,7 +27,7 @@ def costs(profile: Profile) -> pd.DataFrame:
     Returns
     -------
     `variant, n_parameters, pretraining_volumes, pretraining_s, finetuning_volumes, finetuning_s`: parameters of the
-    encoder (NaN for models of voxels); volumes encoded in training; seconds of training without evaluations, 0 where
+    encoder (NaN for models of voxels); volumes encoded in training; seconds of training, evaluations included, 0 where
     nothing is pre-trained here
     """
     largest = [cell for cell in planned(profile, "sweep") if cell.fraction == max(profile.sweep.fractions)]
