@@ -11,10 +11,14 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce controls gain autoencoders contrast images images-full comparison patients test test-all test-unit lint lab clean
+.PHONY: help reproduce controls gain autoencoders contrast images images-full comparison comparison-as-published patients everything test test-all test-unit lint lab clean
 
-help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## list the targets, and how long each took here
+	@awk -F '\t' '$$4 ~ /^(done|stopped)$$/ { so_far[$$1, $$2] += $$3; if ($$4 == "done") { \
+			if (!(($$1, $$2) in took)) profiles[$$1] = profiles[$$1] " " $$2; took[$$1, $$2] = so_far[$$1, $$2]; so_far[$$1, $$2] = 0 } } \
+		/^[a-z-]+:.*## / { split($$0, of, /:.*## /); printf "  make %-23s %s", of[1], of[2]; n = split(profiles[of[1]], own, " "); \
+			for (i = 1; i <= n; i++) printf " [%s took %.0f min]", own[i], took[of[1], own[i]] / 60; print "" }' \
+		$(wildcard runs/times.tsv) $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
 
@@ -29,15 +33,20 @@ images: ## networks for photographs on structural images, and phenotypes (PROFIL
 images-full: ## the same with trainings that take hours: fine-tuned controls, 3D, one phenotype at a time
 images images-full: PROFILE = images
 comparison: ## four ways to pre-train on equal terms (PROFILE=comparison)
-comparison: PROFILE = comparison
+comparison-as-published: ## the same with each paper's own architecture beside it
+comparison comparison-as-published: PROFILE = comparison
 patients: ## a study of twelve patients and twelve controls, from somebody's decoder to a report (PROFILE=patients)
 patients: PROFILE = patients
-reproduce controls gain autoencoders contrast images images-full comparison patients: $(VENV)/ready
+reproduce controls gain autoencoders contrast images images-full comparison comparison-as-published patients: $(VENV)/ready
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
-		--config profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) comparison=$(if $(filter comparison,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
+		--config target=$@ profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) comparison=$(if $(filter comparison%,$@),yes,no) published=$(if $(filter %as-published,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \
 		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
+
+everything: ## all of the above but images-full, one after the other, and the whole book
+	@for job in reproduce controls gain autoencoders "controls PROFILE=autoencoder" contrast "controls PROFILE=contrast" images \
+		patients comparison "controls PROFILE=comparison" comparison-as-published reproduce; do $(MAKE) --no-print-directory $$job || exit; done
 
 test: lint ## lint, unit tests, integration tests on profile smoke
 	pytest --numprocesses $(CORES) --maxprocesses 4 -m "not long"

@@ -18,18 +18,20 @@ fraction to the profile runs only that fraction.
 import json
 import os
 import sys
+import time
 from itertools import groupby
 from pathlib import Path
 
 import yaml
 
 from deeplight_core import config as settings
-from deeplight_core.sweeps import CONTROLS, OF_CONTRAST, OF_IMAGES, Cell, changed, changes, planned, pretraining_of
+from deeplight_core.sweeps import CONTROLS, OF_COMPARISON, OF_CONTRAST, OF_IMAGES, Cell, changed, changes, planned, pretraining_of
 from deeplight_core.system.provenance import code_hash
 from deeplight_core.data.cohorts import manifest_of
 from deeplight_core.data.manifest import select
 from deeplight_core.routes import ROUTES, VARIANTS
 
+STARTED = time.time()
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")
 
@@ -78,7 +80,7 @@ SWEEP = planned(PROFILE, "sweep")
 FIRST_SEED = PROFILE.sweep.seeds[0]
 FOLDS = range(1, PROFILE.sweep.folds * PROFILE.sweep.repeats + 1) if PROFILE.sweep.folds else [0]
 # The controls' trainings that are not in the sweep, by name. Only those asked for are run; pages show the finished ones.
-OTHERS = {cell.name: cell for name in (*CONTROLS, *OF_CONTRAST) for cell in planned(PROFILE, name) if cell not in SWEEP}
+OTHERS = {cell.name: cell for name in dict.fromkeys((*CONTROLS, *OF_CONTRAST, *OF_COMPARISON)) for cell in planned(PROFILE, name) if cell not in SWEEP}
 
 
 def source_of_manifest():
@@ -100,8 +102,8 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": ("rates",)}.get(PART, CONTROLS)
-ASKED = {name for name in OWN_CONTROLS if wanted("gain" if name == "gain" else "controls")}
+OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": OF_COMPARISON}.get(PART, CONTROLS)
+ASKED = {name for name in OWN_CONTROLS if wanted(name if name in ("gain", "published") else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
 # The profile as controls change it: one with another name has its own data.
 CHANGED = {"": PROFILE} | {change: changed(PROFILE, change) for change in changes(PROFILE)}
@@ -734,7 +736,7 @@ if PART == "patients":
 rule comparison_page:
     input:
         [notebook_of(cell) for cell in SWEEP],
-        shown("rates"),
+        [shown(name) for name in OF_COMPARISON],
         "notebooks/09_comparison.ipynb",
     output:
         BOOKS + "/09_comparison.ipynb",
@@ -799,3 +801,19 @@ use rule statistics as measured with:
         notebook=lambda w: w.name,
         parameters="",
         settings="",
+
+
+def record(how):
+    """Write down how long this took, for `make help`; a command that had nothing to do leaves no line."""
+    book = Path(RUNS) / "book/_build/html/index.html"
+    if "target" in config and (how == "stopped" or book.stat().st_mtime > STARTED):
+        with Path("runs/times.tsv").open("a", encoding="utf-8") as times:
+            times.write(f"{config['target']}\t{PROFILE.name}\t{time.time() - STARTED:.0f}\t{how}\n")
+
+
+onsuccess:
+    record("done")
+
+
+onerror:
+    record("stopped")

@@ -126,6 +126,15 @@ class FaultSettings(Section):
     """Other settings (see `Profile.overridden`); those of `pretrained_by` change the pre-training."""
 
 
+class SensitivitySettings(Section):
+    """Other conditions under which ways to pre-train are compared."""
+
+    title: str
+    """What they are, in tables and figures."""
+    overrides: dict[str, Any]
+    """Other settings (see `Profile.overridden`), of pre-training and target; other data need another `name`."""
+
+
 class GroupSettings(Section):
     """Two groups of people, such as patients and controls, to be told apart (see `groups`)."""
 
@@ -176,6 +185,12 @@ class ControlSettings(Section):
     """What else contrast could learn: windows in random order; beginnings from another run; runs with their drift."""
     networks: AtlasSettings | None = None
     """Regions to decode from, each alone (None = none)."""
+    published: list[VariantName] = Field([])
+    """Decoders with each paper's own architecture, at every fraction and seed of the sweep."""
+    clip: ClipSettings | None = None
+    """Clips that those of them learn from whose encoders read clips."""
+    sensitivity: dict[Annotated[str, Field(pattern=NAME)], SensitivitySettings] = Field({})
+    """Other conditions for the sweep's decoders, each with its own pre-trainings, at the largest of `fractions`."""
     groups: GroupSettings | None = None
     """Two groups that are told apart by what decoders see of them (None = there are none)."""
     faults: dict[Annotated[str, Field(pattern=NAME)], FaultSettings] = Field({})

@@ -10,11 +10,12 @@ import numpy as np
 
 from deeplight_core.config import Profile
 from deeplight_core.preparation import ColumnTarget
-from deeplight_core.routes import VARIANTS, Variant
+from deeplight_core.routes import ROUTES, VARIANTS, Variant
 
 __all__ = [
     "CONTROLS",
     "LONGER",
+    "OF_COMPARISON",
     "OF_CONTRAST",
     "OF_IMAGES",
     "OF_TRANSFERS",
@@ -29,6 +30,7 @@ __all__ = [
 
 CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "steps", "rates", "gain")
 OF_TRANSFERS = ("blocks", "faults")  # controls of decoders of another dataset
+OF_COMPARISON = ("rates", "sensitivity", "published")  # of ways to pre-train; the last is a target of its own
 OF_CONTRAST = ("shortcuts", "networks")  # controls of temporal contrast
 OF_IMAGES = ("conditioning", "tuned")  # controls of networks for photographs: frozen, and what takes hours
 LONGER = 3  # times the steps, in the control of training length
@@ -75,6 +77,8 @@ def changes(profile: Profile) -> dict[str, Change]:
     constant : the same, at a constant learning rate
     people : the same settings on people whom no page reports
     people-rate… : another learning rate for all variants, on these people
+    clips, people-rate…-clips : decoders learn from clips
+    sensitivity-… : other conditions of pre-training and target
     contrast…-n… : another contrast of the dataset, and fewer units to pre-train on
     blocks… : only so many of the encoder's first blocks are transferred
     fault-… : a planted fault, or a remedy
@@ -112,13 +116,19 @@ def changes(profile: Profile) -> dict[str, Change]:
     found |= {name: Change(name, {"routes": {"images": {"encoder": look}}}) for name, look in looks.items()}
     if isinstance(target := profile.data.target, ColumnTarget) and len(target.column) > 1:
         found |= {f"alone-{column}": Change("", _alone(target, column)) for column in target.column}
+    clips = {"clip": controls.clip and controls.clip.model_dump()}
+    found |= {"clips": Change("", {"finetuning": clips})} if controls.clip else {}
+    for name, condition in controls.sensitivity.items():
+        found[f"sensitivity-{name}"] = Change(f"sensitivity-{name}", condition.overrides)
     if profile.simulation is None:
         return found
     if controls.tuning_manifest:
         found["people"] = Change("people", _other_data(profile, "people", controls.tuning_manifest))
         for rate in controls.learning_rates:
-            own = {"finetuning": {"learning_rate": rate, "learning_rates": {}}}
-            found[f"people-rate{rate:g}"] = Change("people", found["people"].overrides | own)
+            own: dict[str, Any] = {"learning_rate": rate, "learning_rates": {}}
+            for kind, clip in {"": {}, "-clips": clips}.items() if controls.clip else [("", {})]:
+                overrides = found["people"].overrides | {"finetuning": own | clip}
+                found[f"people-rate{rate:g}{kind}"] = Change("people", overrides)
     for contrast in controls.contrasts:
         data = _other_data(profile, f"contrast{contrast:g}", profile.data.manifest, contrast=contrast)
         found[f"contrast{contrast:g}"] = Change("", data)
@@ -212,10 +222,18 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "rates":
         tried = [change for change in changes(profile) if change.startswith("people-")]
         deep = [v for v in sweep.variants if VARIANTS[v].learner == "deep"] or _DEEP
-        cells = grid(deep + initialisation, controls.fractions, controls.learning_rate_seeds, changes=tried)
+        chosen = [v for v in deep + initialisation + controls.published if VARIANTS[v].learner == "deep"]
+        cells = grid(chosen, controls.fractions, controls.learning_rate_seeds, changes=tried)
+        cells = [cell for cell in cells if cell.change.endswith("-clips") == _reads_clips(cell.variant)]
     elif name == "shortcuts":
         tried = [change for change in changes(profile) if change.startswith("shortcut-")]
         cells = grid(["contrast-frozen"], [max(sweep.fractions)], changes=["", *tried]) if tried else []
+    elif name == "sensitivity":
+        others = [change for change in changes(profile) if change.startswith("sensitivity-")]
+        cells = grid(sweep.variants, [max(controls.fractions)], changes=["", *others]) if others else []
+    elif name == "published":
+        cells = grid(controls.published, seeds=sweep.seeds)
+        cells = [cell._replace(change="clips") if _reads_clips(cell.variant) else cell for cell in cells]
     elif name == "networks":
         networks = [change for change in changes(profile) if change.startswith("network-")]
         cells = grid(["contrast", "linear"], [max(sweep.fractions)], changes=["", *networks]) if networks else []
@@ -246,11 +264,15 @@ def planned(profile: Profile, name: str) -> list[Cell]:
             if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
-        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES))
+        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES, *OF_COMPARISON[1:]))
         raise ValueError(f"there is no sweep {name!r}; there are {known}")
     if name != "sweep" and not (profile.data.tasks("source") or profile.pretrained_by or profile.checkpoint):
         cells = [cell for cell in cells if not _needs_source(VARIANTS[cell.variant])]
     return list(dict.fromkeys(cells))
+
+
+def _reads_clips(variant: str) -> bool:
+    return ROUTES[VARIANTS[variant].route].encoder == "clip"
 
 
 def _needs_source(variant: Variant) -> bool:

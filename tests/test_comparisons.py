@@ -27,7 +27,12 @@ def compared(
 ) -> Profile:
     """A finished comparison: two seeds, two sizes."""
     folder = tmp_path_factory.mktemp("compared")
-    window = {"length_s": 4, "gap_s": 2, "step_s": 4, "frames": 2}
+    clip = {"length_s": 4, "step_s": 4, "frames": 2}
+    window = {**clip, "gap_s": 2}
+    fewer = {
+        "title": "one person to pre-train on",
+        "overrides": {"routes": {"supervised": {"pretraining": {"n_units": 1}}}},
+    }
     profile = tiny_profile.overridden(
         {
             "name": "compared",
@@ -36,10 +41,24 @@ def compared(
             "routes": {
                 "supervised": {"pretraining": TRAINING},
                 "contrast": {"head": {"units": 4}, "example": window, "pretraining": TRAINING},
+                "autoencoder": {"pretraining": TRAINING},
+                "clip_contrast": {
+                    "encoder": {"frames": 2},
+                    "head": {"units": 4},
+                    "example": window,
+                    "pretraining": TRAINING,
+                },
             },
             "finetuning": TRAINING,
             "sweep": {"variants": WAYS, "fractions": [0.5, 1.0], "seeds": [1, 2]},
-            "controls": {"initialisation": [], "tuning_manifest": None},
+            "controls": {
+                "initialisation": [],
+                "tuning_manifest": None,
+                "published": ["cae", "clip-contrast"],
+                "clip": clip,
+                "sensitivity": {"few": fewer},
+                "fractions": [1.0],
+            },
         }
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +68,7 @@ def compared(
         (folder / "profiles").mkdir()
         (folder / "profiles/compared.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")))
         experiment.prepare_data(profile, jobs=1)
-        experiment.train_all([profile], jobs=1)
+        experiment.train_all([profile], ["sweep", "sensitivity", "published"], jobs=1)
     return profile
 
 
@@ -100,7 +119,13 @@ def test_the_page_says_and_shows_what_the_trainings_found(
     assert "random effects: way: " in text
     assert "of 12 pairs can be told apart" in text  # of four decoders, two sizes
     assert "temporal contrast" in text
-    assert len(plt.get_fignums()) >= 4
+    assert "Left out: reconstruction (not in this profile) and photographs (not in this profile)." not in text
+    assert "Left out: photographs (not in this profile)." in text
+    assert "one person to pre-train on" in text
+    assert "Holm over all cells; 1 seed, so another training may come out otherwise" in text
+    assert "pre-trained by autoencoding" in text
+    assert "A block's answer is its volumes' mean probability, or its clips'." in text
+    assert len(plt.get_fignums()) >= 6
 
 
 def test_a_decoder_that_lacks_a_training_is_left_out(compared: Profile, tmp_path: Path) -> None:

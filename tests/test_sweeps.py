@@ -6,6 +6,7 @@ from deeplight_core.config import Profile, differences, load_profile
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import (
     CONTROLS,
+    OF_COMPARISON,
     OF_CONTRAST,
     OF_IMAGES,
     OF_TRANSFERS,
@@ -106,7 +107,7 @@ def test_every_variant_is_in_a_grid() -> None:
         every |= {c.variant for which in ("sweep", *OF_CONTRAST) for c in planned(load_profile(name), which)}
     for name in ("images", "images-paper"):
         every |= {c.variant for which in ("sweep", *OF_IMAGES) for c in planned(load_profile(name), which)}
-    every |= {c.variant for c in planned(load_profile("comparison"), "sweep")}
+    every |= {c.variant for which in ("sweep", *OF_COMPARISON) for c in planned(load_profile("comparison"), which)}
     downloaded = {
         v for v in VARIANTS if VARIANTS[v].route in ("medicalnet", "sfcn")
     }  # a profile names the weights' file
@@ -233,3 +234,28 @@ def test_looks_at_photographs_are_frozen_and_columns_alone_are_tuned() -> None:
     assert list(income.levels("target")) == ["income"]
     assert changed(images, "alone-age").data.phenotypes("target") == []  # a plain number
     assert planned(load_profile("demo"), "conditioning") == []
+
+
+def test_decoders_of_clips_learn_from_clips_and_all_others_from_volumes() -> None:
+    own = load_profile("comparison")
+    cells = planned(own, "published")
+    assert {c.variant for c in cells if c.change} == {v for v in own.controls.published if v.startswith("clip")}
+    assert changed(own, "clips").finetuning.clip == own.controls.clip
+    assert {(c.fraction, c.seed) for c in cells} == {(f, s) for f in own.sweep.fractions for s in own.sweep.seeds}
+    tuned = planned(own, "rates")
+    assert set(own.controls.published) < {c.variant for c in tuned}
+    grids = {
+        v: {(c.change.removesuffix("-clips"), c.fraction) for c in tuned if c.variant == v} for v in ("clip", "cae")
+    }
+    assert grids["clip"] == grids["cae"]  # equal grids
+    assert all(changed(own, c.change).finetuning.clip for c in tuned if c.variant == "clip")
+    assert not any(changed(own, c.change).finetuning.clip for c in tuned if c.variant == "cae")
+
+
+def test_other_conditions_repeat_the_pre_trainings() -> None:
+    own = load_profile("comparison")
+    cells = [c for c in planned(own, "sensitivity") if c.variant in ("pretrained", "contrast")]
+    starts = {pretraining_of(own, c) for c in cells}
+    assert len(starts) == 2 * (1 + len(own.controls.sensitivity))
+    assert {c.fraction for c in cells} == {max(own.controls.fractions)}
+    assert planned(load_profile("demo"), "sensitivity") == planned(load_profile("demo"), "published") == []

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from deeplight_core.analysis.statistics import corrected, fixed_split, is_better, t_interval
+from deeplight_core.analysis.statistics import compare_folds, corrected, fixed_split, is_better, t_interval
 
 __all__ = ["best_shares", "complete_variants", "crossed_means", "effects", "of_complete_seeds", "pairs", "seed_model"]
 
@@ -134,12 +134,15 @@ def crossed_means(results: pd.DataFrame) -> pd.DataFrame:
 def pairs(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """`seed_model` of every pair of variants, corrected over all pairs and fractions.
 
+    Results of a cross-validation have `compare_folds` in its place: folds share training subjects.
+
     Returns
     -------
-    `a, b`, the columns of `seed_model`, `p_bonferroni, p_holm`, `differ` (p_holm < alpha)
+    `a, b`, the columns of `seed_model` or `compare_folds`, `p_bonferroni, p_holm`, `differ` (p_holm < alpha)
     """
     variants = list(results["variant"].unique())
-    tables = [seed_model(results, a, b).assign(a=a, b=b) for a, b in combinations(variants, 2)]
+    tested = compare_folds if len(results) and "fold" in results and (results["fold"] > 0).all() else seed_model
+    tables = [tested(results, a, b).assign(a=a, b=b) for a, b in combinations(variants, 2)]
     table = pd.concat(tables, ignore_index=True) if tables else seed_model(results).assign(a="", b="")
     table = corrected(table[["a", "b", *table.columns.drop(["a", "b"])]], len(table))
     return table.assign(differ=table["p_holm"] < alpha)

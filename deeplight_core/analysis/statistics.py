@@ -20,6 +20,7 @@ __all__ = [
     "balanced",
     "compare",
     "compare_cells",
+    "compare_changes",
     "compare_fold_values",
     "compare_folds",
     "corrected",
@@ -290,6 +291,32 @@ def compare_cells(results: pd.DataFrame, a: tuple[str, float], b: tuple[str, flo
         "p_permutation": float(signs.pvalue), "bf10": float(pg.bayesfactor_ttest(t, n, paired=True)),
         "d": t / np.sqrt(n), "d_low": d_low, "d_high": d_high, "d_t_low": d_t_low, "d_t_high": d_t_high,
     }  # fmt: skip
+
+
+def compare_changes(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Paired tests of every variant with changed settings against itself without, over the same held-out subjects.
+
+    Parameters
+    ----------
+    results : rows of one fraction, with a column `change`, empty where nothing is changed; changes without their
+        counterpart are left out
+
+    Returns
+    -------
+    `variant, change`, the columns of `compare_cells` (differences are changed − unchanged), `p_bonferroni`, `p_holm`
+    over all rows, `differ` (p_holm < alpha)
+    """
+    rows, order = [], list(dict.fromkeys(results["change"]))
+    for variant, own in results.groupby("variant", sort=False):
+        cells = own.assign(variant=own["change"])
+        there = set(own["change"])
+        for change in order if "" in there else []:
+            if change and change in there:
+                fraction = float(own["fraction"].iloc[0])
+                found = compare_cells(cells, (change, fraction), ("", fraction))
+                rows.append({"variant": variant, "change": change, **found})
+    table = corrected(pd.DataFrame(rows, columns=["variant", "change", *_COLUMNS]), len(rows))
+    return table.assign(differ=table["p_holm"] < alpha)
 
 
 def compare_folds(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch", n_tests: int = 0) -> pd.DataFrame:

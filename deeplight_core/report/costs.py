@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 
 from deeplight_core.config import Profile, project_root
 from deeplight_core.data import simulate
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS
 from deeplight_core.sweeps import CONTROLS, Cell, changed, planned, pretraining_of
 from deeplight_core.tasks import TASKS
 from deeplight_core.training.examples import draw_units
@@ -58,6 +59,7 @@ __all__ = [
     "total_flops",
     "volume_bytes",
     "volume_flops",
+    "ways",
 ]
 
 GRID = (91, 109, 91)
@@ -147,6 +149,34 @@ def _deep(cell: Cell) -> bool:
 
 def _n_drawn(cell: Cell, n_train: int) -> int:
     return len(draw_units([f"subject {i}" for i in range(n_train)], cell.fraction, cell.seed))
+
+
+def ways(recipe: Profile, subject: pd.DataFrame, n_train: int) -> pd.DataFrame:
+    """Volumes that each way to pre-train sees in a comparison's sweep, over all seeds.
+
+    Returns
+    -------
+    `variant, n_pretrainings, pretraining_volumes, n_finetunings, finetuning_volumes`, a row per deep decoder; weights
+    that are published cost no pre-training, and frozen encoders share theirs with the fine-tuned one
+    """
+    kept, rows = subject.loc[subject["used for"] == "fine-tuning", "kept"].sum(), []
+    for variant, cells in groupby(sorted(filter(_deep, planned(recipe, "sweep")), key=_variant), key=_variant):
+        own, route = list(cells), getattr(recipe.routes, VARIANTS[variant].route)
+        trains = VARIANTS[variant].start == "checkpoint" and route.pretraining.weights is None
+        starts = {pretraining_of(recipe, cell) for cell in own} if trains else set()
+        example, training = getattr(route, "example", None), route.pretraining
+        frames = (
+            1 if example is None else example.frames * (3 if ROUTES[VARIANTS[variant].route].example == "window" else 1)
+        )
+        seen = training.epochs * training.steps_per_epoch * training.batch_size * frames if trains else 0
+        tuned = sum(recipe.finetuning.epochs * _n_drawn(cell, n_train) * kept for cell in own)
+        rows.append((variant, len(starts), len(starts) * seen, len(own), tuned))
+    columns = ["variant", "n_pretrainings", "pretraining_volumes", "n_finetunings", "finetuning_volumes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _variant(cell: Cell) -> str:
+    return cell.variant
 
 
 class Controls(NamedTuple):

@@ -19,7 +19,7 @@ from deeplight_core.analysis.crossed import (
     pairs,
     seed_model,
 )
-from deeplight_core.analysis.statistics import mean_intervals
+from deeplight_core.analysis.statistics import compare_folds, mean_intervals
 
 
 def crossed(random, subjects=10, seeds=5, sd_subject=0.05, sd_seed=0.03, noise=0.03, effect=0.1):
@@ -209,6 +209,16 @@ def test_pairs_are_corrected_over_all_of_them():
     assert found["differ"].equals(found["p_holm"] < 0.05)
     assert one["differ"]
     assert pairs(table[table["seed"] == 1]).empty
+
+
+def test_pairs_of_a_cross_validation_are_tested_over_its_folds():
+    table, _ = ways(np.random.default_rng(1), way=0.2)
+    table["fold"] = table["subject"].map({f"s{i}": 1 + i % 3 for i in range(6)})
+    found = pairs(table)
+    alone = compare_folds(table, "pretrained", "scratch")
+    one = found.query("a == 'pretrained' and b == 'scratch'")
+    assert one["p"].to_numpy() == pytest.approx(alone["p"].to_numpy())
+    assert (one["n_folds"] == 3).all()
 
 
 def test_means_of_all_seeds_have_wider_intervals_than_over_subjects_alone():

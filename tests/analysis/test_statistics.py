@@ -12,6 +12,7 @@ from deeplight_core.analysis.statistics import (
     against_chance,
     compare,
     compare_cells,
+    compare_changes,
     compare_fold_values,
     compare_folds,
     fold_intervals,
@@ -569,3 +570,19 @@ def test_states_are_recalled_above_chance_by_scipys_one_sided_test():
         "always": True,
         "never": False,
     }
+
+
+def test_changes_are_tested_against_the_same_decoder_without_them():
+    same = results({1.0: 0.2}).assign(change="")
+    worse = same.assign(change="sensitivity-raw", score=same["score"] - 0.1 * (same["variant"] == "scratch"))
+    worse["score"] += np.random.default_rng(0).normal(0, 0.02, len(worse))
+    alone = same[same["variant"] == "scratch"].assign(variant="linear", change="sensitivity-raw")  # has no counterpart
+    found = compare_changes(pd.concat([same, worse, alone])).set_index("variant")
+    assert set(found.index) == {"pretrained", "scratch"}
+    scores = [table[table["variant"] == "scratch"].sort_values("subject")["score"] for table in (worse, same)]
+    expected = stats.ttest_rel(*scores)
+    assert found.loc["scratch", "p"] == pytest.approx(expected.pvalue)
+    assert found.loc["scratch", "difference"] == pytest.approx(scores[0].mean() - scores[1].mean())
+    assert found.loc["scratch", "p_bonferroni"] == pytest.approx(min(1, 2 * expected.pvalue))
+    assert list(found.loc[["pretrained", "scratch"], "differ"]) == [False, True]
+    assert compare_changes(same.iloc[:0]).empty

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeplight_core.analysis import crossed
-from deeplight_core.config import Profile
+from deeplight_core.analysis import crossed, statistics
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.report import findings, plots
 
 pytestmark = pytest.mark.usefixtures("no_window")
@@ -150,3 +150,54 @@ def test_costs_are_shown_with_dashes_where_there_is_no_encoder() -> None:
     assert shown.iloc[0].tolist()[1:] == ["235,344", "135,744", "28,800", "300", "80"]
     assert shown.iloc[1, 1] == "–"
     assert findings.costs_table(costs.iloc[:0]) is None
+
+
+def test_what_data_do_not_allow_is_named_with_its_reason() -> None:
+    said = findings.ways_left_out_note
+    own = Profile.model_validate({"sweep": {"variants": ["pretrained", "images-frozen", "scratch"]}})
+    assert said(own) == (
+        "Left out: reconstruction (not in this profile) and temporal contrast (windows need volumes that follow each "
+        "other, and only those with a state are kept)."
+    )
+    every = ["pretrained", "cae", "contrast", "images"]
+    assert said(own.overridden({"sweep": {"variants": every}})) == ""
+    assert said(own.overridden({"sweep": {"variants": every[:1]}, "controls": {"published": every[1:]}})) == ""
+    alone = own.overridden(
+        {"data": {"source": {}}, "sweep": {"variants": ["scratch"]}, "preprocessing": {"keep": "all"}}
+    )
+    assert "supervision (there are no other states to learn from)" in said(alone)
+    assert "temporal contrast (not in this profile)" in said(alone)
+    assert "temporal contrast (a structural image has no time)" in said(load_profile("comparison-ixi"))
+
+
+def test_what_other_conditions_change_is_told_for_each_decoder() -> None:
+    condition = {"title": "six people", "overrides": {}}
+    own = Profile.model_validate({"name": "mine", "controls": {"sensitivity": {"people": condition}}})
+    assert findings.conditions_note(own, pd.DataFrame()) == (
+        "Other conditions have not been tried: `make controls PROFILE=mine`."
+    )
+    before = (
+        results(pretrained=(0.5, 0.8), contrast=(0.5, 0.8), scratch=(0.5, 0.6)).query("fraction == 1").assign(change="")
+    )
+    shift = before["variant"].map({"pretrained": -0.2, "contrast": 0.0, "scratch": 0.1})
+    noise = np.random.default_rng(1).normal(0, 0.01, len(before))
+    after = before.assign(change="sensitivity-people", score=before["score"] + shift + noise)
+    tests = statistics.compare_changes(pd.concat([before, after]))
+    said = findings.conditions_note(own, tests)
+    assert "six people: worse DeepLight, pre-trained; better DeepLight, from scratch." in said
+    assert said.startswith(
+        "With 30 subjects to train on (paired t-tests over held-out subjects, Holm over all cells; 3 seeds"
+    )
+    shown = findings.conditions_table(own, tests).to_html()
+    assert shown.count("★") == 2
+    figure = plots.condition_dots(tests, findings.conditions(own))
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == ["six people"]
+
+
+def test_published_decoders_stand_beside_the_sweep_on_blocks() -> None:
+    swept, published = results(pretrained=(0.7, 0.8), linear=(0.6, 0.7)), results(cae=(0.3, 0.4))
+    both = [table.assign(measure="accuracy", level="block", target="states") for table in (swept, published)]
+    table = findings.as_published(*both)
+    assert set(table["variant"]) == {"cae", "pretrained", "linear"}
+    assert findings.as_published(both[0], both[1].iloc[:0]).empty
+    assert findings.as_published(both[0], both[1].query("seed == 1")).empty  # unfinished

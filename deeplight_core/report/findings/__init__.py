@@ -18,17 +18,23 @@ from deeplight_core.report.findings.autoencoder import (
 )
 from deeplight_core.report.findings.cells import short_title
 from deeplight_core.report.findings.comparison import (
+    as_published,
     best_ways_note,
+    conditions,
+    conditions_note,
+    conditions_table,
     costs_table,
     effects_note,
     fine_tuned_ways,
     frozen_table,
     pairs_note,
     protocol_note,
+    published_note,
     saved_by_ways_table,
     similarity_note,
     sizes_table,
     verdict_note,
+    ways_left_out_note,
 )
 from deeplight_core.report.findings.contrast import (
     contrast_speed,
@@ -184,6 +190,8 @@ from deeplight_core.report.findings.speed import (
     subject_table,
     sweep_speed,
     training_speed,
+    ways_cost_note,
+    ways_cost_table,
 )
 from deeplight_core.report.findings.training import (
     best_and_worst_note,
@@ -218,6 +226,7 @@ __all__ = [
     "architectures_note",
     "architectures_table",
     "arithmetic_note",
+    "as_published",
     "asked_note",
     "assumed_table",
     "autoencoder_speed",
@@ -239,6 +248,9 @@ __all__ = [
     "codes_table",
     "conditioning_note",
     "conditioning_table",
+    "conditions",
+    "conditions_note",
+    "conditions_table",
     "confusion_note",
     "conservation_table",
     "contrast_speed",
@@ -334,6 +346,7 @@ __all__ = [
     "pretraining_note",
     "processes_note",
     "protocol_note",
+    "published_note",
     "quality_note",
     "randomised_note",
     "rates_note",
@@ -387,6 +400,9 @@ __all__ = [
     "tsnr_note",
     "unprepared_note",
     "verdict_note",
+    "ways_cost_note",
+    "ways_cost_table",
+    "ways_left_out_note",
     "ways_table",
     "weights_note",
     "widest",

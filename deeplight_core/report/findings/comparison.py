@@ -5,24 +5,33 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
+from deeplight_core.analysis.crossed import complete_variants
 from deeplight_core.config import Profile
+from deeplight_core.report.findings.cells import change as changed_by
 from deeplight_core.report.findings.cells import counted, interval, listed, number, table
 from deeplight_core.routes import ROUTES, VARIANTS
 
 __all__ = [
+    "as_published",
     "best_ways_note",
+    "conditions",
+    "conditions_note",
+    "conditions_table",
     "costs_table",
     "effects_note",
     "fine_tuned_ways",
     "frozen_table",
     "pairs_note",
     "protocol_note",
+    "published_note",
     "saved_by_ways_table",
     "similarity_note",
     "sizes_table",
     "verdict_note",
+    "ways_left_out_note",
 ]
 
+_WAYS = ("supervision", "reconstruction", "temporal contrast", "photographs")
 _BASES = ("scratch", "shuffled")  # decoders that have not been pre-trained, or only in name
 
 
@@ -37,6 +46,35 @@ def protocol_note(profile: Profile) -> str:
         + (" Photographs' weights are published ones; their seeds differ in the drawn subjects only."
            if "images-frozen" in profile.sweep.variants else "")
     )  # fmt: skip
+
+
+def ways_left_out_note(profile: Profile) -> str:
+    """Which of the four ways to pre-train these data do not allow, and why."""
+    compared = {
+        _way(v) for v in (*profile.sweep.variants, *profile.controls.published) if VARIANTS[v].start != "random"
+    }
+    left_out = [f"{way} ({_reason(profile, way)})" for way in _WAYS if way not in compared]
+    return f"Left out: {listed(left_out)}." if left_out else ""
+
+
+def _way(variant: str) -> str:
+    """Which of the four papers' ways a variant's encoder was pre-trained in."""
+    route = ROUTES[VARIANTS[variant].route]
+    if route.head in ("reconstruction", "variational"):
+        return "reconstruction"
+    if route.head == "contrast":
+        return "temporal contrast"
+    return "supervision" if route.encoder in ("deeplight", "clip") else "photographs"
+
+
+def _reason(profile: Profile, way: str) -> str:
+    if way == "supervision" and not profile.data.states("source"):
+        return "there are no other states to learn from"
+    if way == "temporal contrast" and (profile.cohort or profile.data.label):
+        return "a structural image has no time"
+    if way == "temporal contrast" and profile.preprocessing.keep != "all":
+        return "windows need volumes that follow each other, and only those with a state are kept"
+    return "not in this profile"
 
 
 def _pretrained(variants: list[str]) -> list[str]:
@@ -213,6 +251,67 @@ def costs_table(costs: pd.DataFrame) -> Styler | None:
             "seconds, target": [f"{r['finetuning_s']:,.0f}" for r in rows],
         },
         wrapped=True,
+    )
+
+
+def conditions_table(profile: Profile, tests: pd.DataFrame) -> Styler | None:
+    """Scores under other conditions, and what they change (of `statistics.compare_changes`): a row per decoder."""
+    if tests.empty:
+        return None
+    variants, titles = list(tests["variant"].unique()), conditions(profile)
+    own = tests.set_index(["variant", "change"])
+    first = tests.drop_duplicates("variant").set_index("variant")["mean_b"]
+    columns: dict[str, list[str]] = {"decoder": [VARIANTS[v].title for v in variants]}
+    columns["as everywhere"] = [f"{first[v]:.1%}" for v in variants]
+    for name in tests["change"].unique():
+        rows = [own.loc[(v, name)] if (v, name) in own.index else None for v in variants]
+        columns[titles[name]] = [
+            "–" if row is None else f"{row['mean_a']:.1%}, {changed_by(row)}{' ★' if row['differ'] else ''}"
+            for row in rows
+        ]
+    return table(columns, wrapped=True)
+
+
+def conditions(profile: Profile) -> dict[str, str]:
+    """The titles of the profile's other conditions, by the names of their changes."""
+    return {f"sensitivity-{name}": condition.title for name, condition in profile.controls.sensitivity.items()}
+
+
+def conditions_note(profile: Profile, tests: pd.DataFrame) -> str:
+    """What each way to pre-train is sensitive to, judged by the tests."""
+    if tests.empty:
+        return f"Other conditions have not been tried: `make controls PROFILE={profile.name}`."
+    titles, said = conditions(profile), []
+    for name, own in tests.groupby("change", sort=False):
+        worse = [VARIANTS[r["variant"]].title for r in own.to_dict("records") if r["differ"] and not r["better"]]
+        better = [VARIANTS[r["variant"]].title for r in own.to_dict("records") if r["differ"] and r["better"]]
+        found = [f"worse {listed(worse)}"] * bool(worse) + [f"better {listed(better)}"] * bool(better)
+        said.append(f"{titles[str(name)]}: {'; '.join(found) or 'no decoder is shown to change'}")
+    n = counted(tests["n_subjects"].iloc[0], profile.data.split_unit)
+    return (
+        f"With {n} to train on (paired t-tests over held-out {profile.data.split_unit}s, Holm over all cells; "
+        f"{counted(tests['n_seeds'].max(), 'seed')}, so another training may come out otherwise): {'. '.join(said)}."
+    )
+
+
+def as_published(swept: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Block scores of decoders with each paper's own architecture and of the sweep's main comparison, in one table.
+
+    Those that lack a training are left out; without any of the first, there are no rows.
+    """
+    both = pd.concat([rows for rows in (published, swept) if len(rows)] or [published])
+    blocks = statistics.only(both, level="block")
+    own = complete_variants(fine_tuned_ways(blocks))
+    return own if set(published["variant"]) & set(own["variant"]) else own.iloc[:0]
+
+
+def published_note(profile: Profile, pairs: pd.DataFrame) -> str:
+    """How decoders with each paper's own architecture compare, and what is not the papers'."""
+    if pairs.empty:
+        return f"Not trained yet, or only some of it: `make comparison-as-published PROFILE={profile.name}`."
+    return (
+        "A block's answer is its volumes' mean probability, or its clips'. Heads, budgets and learning rates are this "
+        f"project's, as for all decoders. {pairs_note(pairs, profile.data.split_unit)}"
     )
 
 

@@ -87,7 +87,7 @@ def pace_note(curves: pd.DataFrame) -> str:
 
 def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
     """Mean score of every variant (rows) at every learning rate (columns), over fractions, then seeds."""
-    rates = results["change"].str.removeprefix("people-rate").astype(float)
+    rates = results["change"].str.extract(r"people-rate([\d.e+-]+?)(?:-clips)?$")[0].astype(float)
     means = results.assign(rate=rates).groupby(["variant", "rate", "seed", "fraction"])["score"].mean()
     table = means.groupby(["variant", "rate"]).mean().unstack("rate")
     return table.loc[[variant for variant in VARIANTS if variant in table.index]]

@@ -14,6 +14,7 @@ from pandas.io.formats.style import Styler
 from deeplight_core.config import Profile
 from deeplight_core.report import costs
 from deeplight_core.report.findings.cells import counted
+from deeplight_core.routes import VARIANTS
 
 if TYPE_CHECKING:
     from deeplight_core.models.deeplight import Layer
@@ -54,6 +55,8 @@ __all__ = [
     "subject_table",
     "sweep_speed",
     "training_speed",
+    "ways_cost_note",
+    "ways_cost_table",
 ]
 
 WAYS = {
@@ -264,6 +267,26 @@ def _missing_kinds(kinds: pd.Series) -> str:
         f"**No {title} has been measured**: `python benchmarks/training.py --device {kind}` measures one."
         for kind, title in _KINDS.items()
         if kind not in set(kinds)
+    )
+
+
+def ways_cost_table(ways: pd.DataFrame) -> Styler | None:
+    """Volumes that each way to pre-train sees in the comparison (`costs.ways`)."""
+    titles = {
+        "n_pretrainings": "pre-trainings", "pretraining_volumes": "volumes, pre-training",
+        "n_finetunings": "fine-tunings", "finetuning_volumes": "volumes, fine-tuning",
+    }  # fmt: skip
+    named = ways.assign(variant=ways["variant"].map({v: VARIANTS[v].title for v in ways["variant"]}))
+    return _styled(named.rename(columns={"variant": "decoder", **titles}), {title: "{:,}" for title in titles.values()})
+
+
+def ways_cost_note(ways: pd.DataFrame, rates: pd.DataFrame) -> str:
+    """Hours of the comparison on each measured device, all encoded volumes at the rate of DeepLight's training."""
+    total, rows = int(ways[["pretraining_volumes", "finetuning_volumes"]].to_numpy().sum()), rates.to_dict("records")
+    hours = [f"{_hours(total / row['training'] / 3600)} on {row['device']} ({row['precision']})" for row in rows]
+    return (
+        f"Together {total:,} volumes. At the rate at which DeepLight trains by supervision, without validation, they "
+        f"take these hours: {'; '.join(hours) or 'no device has been measured'}. Other heads change that a little."
     )
 
 

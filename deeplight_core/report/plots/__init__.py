@@ -1,7 +1,7 @@
 """Tables and maps to figures. Pure functions: no file is read or written here."""
 
 from deeplight_core.report.plots.calibration import reliability_diagram
-from deeplight_core.report.plots.comparison import benefit_by_cost, pair_maps, similarity_map
+from deeplight_core.report.plots.comparison import benefit_by_cost, condition_dots, pair_maps, similarity_map
 from deeplight_core.report.plots.contrast import recall_dots, way_bars
 from deeplight_core.report.plots.data import (
     activation_maps,
@@ -50,6 +50,7 @@ __all__ = [
     "class_counts",
     "code_histograms",
     "code_projections",
+    "condition_dots",
     "confusion_matrix",
     "design_timeline",
     "difference_bars",

@@ -1,5 +1,7 @@
 """Figures on ways to pre-train, side by side."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -7,10 +9,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from deeplight_core.analysis.measures import ACCURACY, Measure
-from deeplight_core.report.plots.style import STYLES, value_axis
+from deeplight_core.report.plots.style import CHANCE, INK, STYLES, difference_axis, value_axis
 from deeplight_core.routes import ROUTES, VARIANTS
 
-__all__ = ["benefit_by_cost", "pair_maps", "similarity_map"]
+__all__ = ["benefit_by_cost", "condition_dots", "pair_maps", "similarity_map"]
 
 
 def _titles(variants: list[str]) -> list[str]:
@@ -73,6 +75,33 @@ def benefit_by_cost(means: pd.DataFrame, costs: pd.DataFrame, measure: Measure =
     n = int(means["n_subjects"].min())
     value_axis(axes, measure, f"{measure.title} with the fewest to train on ({n})")
     figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def condition_dots(tests: pd.DataFrame, titles: Mapping[str, str], measure: Measure = ACCURACY) -> Figure:
+    """What other conditions change in each decoder, one panel per condition, with 95% intervals; filled where shown.
+
+    Parameters
+    ----------
+    tests : `variant, change, difference, low, high, differ`, as `statistics.compare_changes` gives it
+    titles : change → its title
+    """
+    changes, variants = list(tests["change"].unique()), list(tests["variant"].unique())
+    size = 7, len(changes) * (1.0 + 0.3 * len(variants))
+    figure, panels = plt.subplots(len(changes), 1, figsize=size, squeeze=False, sharex=True)
+    for axes, change in zip(panels.flat, changes, strict=True):
+        for row in tests[tests["change"] == change].to_dict("records"):
+            colour, mark = STYLES.get(row["variant"], (INK, "o"))
+            axes.errorbar(
+                row["difference"], variants.index(row["variant"]),
+                xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]], color=colour, marker=mark,
+                markerfacecolor=colour if row["differ"] else "white", markersize=7, capsize=3, linestyle="",
+            )  # fmt: skip
+        axes.axvline(0, **CHANCE)
+        axes.set_yticks(range(len(variants)), [VARIANTS[v].title for v in variants], fontsize=9)
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.set_title(titles[change])
+    difference_axis(panels[-1, 0].xaxis, measure)
     return figure
 
 
