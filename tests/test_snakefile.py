@@ -321,3 +321,20 @@ def test_controls_that_change_the_data_have_stores_of_their_own(project):
     _, without = plan(project, options="controls=yes")
     assert [output for output in without if "contrast" in output] == []
     assert any("people-rate" in output for output in without)
+
+
+def test_decoders_as_published_are_trained_if_asked_for(project):
+    """Beside the comparison, from the profile's own pre-trainings; other conditions have theirs, and their own data."""
+    asked = {
+        name: plan(project, options=f"profile=comparison comparison=yes {name}")
+        for name in ("published=yes", "controls=yes")
+    }
+    of_clips = "runs/comparison/notebooks/controls/clips-clip-contrast-0.4-seed3.ipynb"
+    job = asked["published=yes"][1][of_clips]
+    assert "pretraining/as-is/clip_contrast-own-seed3.ipynb" in job
+    assert '"frames": 20' in job
+    assert of_clips not in asked["controls=yes"][1]
+    raw = asked["controls=yes"][1]["runs/comparison/notebooks/controls/sensitivity-raw-contrast-0.4-seed1.ipynb"]
+    assert "runs/comparison-raw/store/index.parquet" in raw
+    assert "pretraining/sensitivity-raw/contrast-own-seed1.ipynb" in raw
+    assert asked["controls=yes"][0]["other_data"] == 3  # raw, another grid, other people

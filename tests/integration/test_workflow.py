@@ -46,7 +46,8 @@ def project(tmp_path_factory, warm) -> Path:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "runs/smoke/notebooks/02_pretraining.ipynb").exists()
-    for command, environment in (([*workflow("smoke"), "--until", "pretraining"], {}), (workflow("smoke"), warm)):
+    first, second = [*workflow("smoke"), "--until", "pretraining"], workflow("smoke", target="reproduce")
+    for command, environment in ((first, {}), (second, warm)):
         done = run(command, folder, **environment)
         assert done.returncode == 0, done.stdout[-4000:]
     return folder
@@ -67,6 +68,20 @@ def test_every_notebook_ran_without_error_or_stray_output(project):
             for output in cell.get("outputs", []):
                 assert output.output_type != "error", path
                 assert output.get("name") != "stderr", (path, output.text)
+
+
+def test_make_help_says_how_long_it_took(project):
+    """Interrupted attempts count, until one is done."""
+    record = project / "runs/times.tsv"
+    target, profile, seconds, how = record.read_text(encoding="utf-8").splitlines()[0].split("\t")
+    assert (target, profile, how) == ("reproduce", "smoke", "done")
+    told = run(["make", "help"], project).stdout
+    assert f"[smoke took {float(seconds) / 60:.0f} min]" in told
+    with record.open("a", encoding="utf-8") as file:
+        file.write("reproduce\tsmoke\t600\tstopped\nreproduce\tsmoke\t60\tdone\ncontrols\tdemo\t7200\tdone\n")
+    told = run(["make", "help"], project).stdout
+    assert re.search(r"make reproduce +the main job.* \[smoke took 11 min\]$", told, re.MULTILINE)
+    assert re.search(r"make controls +beyond the paper.* \[demo took 120 min\]$", told, re.MULTILINE)
 
 
 def test_statistics_equal_those_computed_from_the_results_table(project):

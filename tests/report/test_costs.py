@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deeplight_core.config import Profile, load_profile
 from deeplight_core.models.deeplight import DeepLight
-from deeplight_core.report import costs, paper
+from deeplight_core.report import costs, findings, paper
 
 N_TRAIN = 20
 PASSES = pd.DataFrame(
@@ -276,3 +276,20 @@ def test_hashing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs.hashlib, "sha256", lambda block: hashed.append(len(block)) or sha256(block))
     assert costs.hashing_rate() == 2**26 / 2
     assert hashed == [2**26]
+
+
+def test_ways_to_pre_train_cost_what_their_settings_say(recipe: Profile) -> None:
+    own, subject = load_profile("comparison-paper"), costs.per_subject(recipe, paper.label_rule(recipe.preprocessing))
+    found = costs.ways(own, subject, 300).set_index("variant")
+    seen = found["pretraining_volumes"] / found["n_pretrainings"]
+    by_hand = 40 * 300 * subject.loc[subject["used for"] == "pre-training", "kept"].sum()  # 40 passes, as in the paper
+    assert set(seen.dropna().index) == {"pretrained", "reconstruction", "contrast"}
+    assert seen.dropna().to_numpy() == pytest.approx(by_hand, rel=1e-3)
+    assert (found["n_pretrainings"].sort_values() == [0, 0, 3, 3, 3]).all()
+    assert found.loc["scratch", "pretraining_volumes"] == 0
+    drawn = sum(round(300 * fraction) for fraction in own.sweep.fractions)
+    assert found.loc["scratch", "finetuning_volumes"] == 3 * 50 * drawn * subject.loc["WM", "kept"]
+    rates = pd.DataFrame({"device": ["A"], "precision": ["32-true"], "training": [found.sum()[1::2].sum() / 7200]})
+    said = findings.ways_cost_note(found.reset_index(), rates)
+    assert "take these hours: 2 on A (32-true)." in said
+    assert findings.ways_cost_table(found.reset_index()).to_html().count("<tr") == 6
