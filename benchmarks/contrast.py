@@ -14,15 +14,16 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from report import Result, check
+from steps import timed_steps
+from torch import Tensor
 
 from deeplight_core.models import build
-from deeplight_core.training.devices import available_precision, keep_freed_memory
+from deeplight_core.training.devices import available_precision
 
 HERE = Path(__file__).parent
 SHAPES = {10: (14, 18, 14), 8: (23, 28, 23), 2: (91, 109, 91)}  # in mm; the first is that of profile contrast
@@ -79,21 +80,14 @@ def _work(options: argparse.Namespace) -> list[float]:
         targets = torch.randint(N_STATES, (n,))
     model = build({"encoder": {"name": "deeplight", "shape": shape, "settings": {}}, "head": head}).to(device).train()
     batch = {"volumes": volumes.to(device), "targets": targets.to(device)}
-    if device.type == "cpu":
-        keep_freed_memory()  # as `devices.session` does
-    adam = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.0, fused=True)
-    lower = available_precision("bf16-mixed") == "bf16-mixed"
-    times = []
-    for _ in range(options.steps + 1):
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=lower):
-            loss = model.loss(batch).loss
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        loss.item()  # waits for the device
-        times.append(1e3 * (time.perf_counter() - start) / n)
-    return times[1:]
+    lower = torch.autocast(device.type, torch.bfloat16, enabled=available_precision("bf16-mixed") == "bf16-mixed")
+
+    def loss() -> Tensor:
+        with lower:
+            return model.loss(batch).loss
+
+    seconds, _ = timed_steps(model, loss, options.steps, LEARNING_RATE, ours=True)
+    return [1e3 * s / n for s in seconds]
 
 
 def _options() -> argparse.Namespace:

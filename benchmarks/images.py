@@ -20,17 +20,17 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from report import Result, check
+from steps import timed_steps
 from torch import Tensor, nn
 
 from deeplight_core.models import build
-from deeplight_core.training.devices import available_precision, keep_freed_memory
+from deeplight_core.training.devices import available_precision
 
 HERE = Path(__file__).parent
 SHAPE = (54, 64, 54)  # profile images'
@@ -128,26 +128,17 @@ def _work(options: argparse.Namespace) -> dict[str, Any]:
             own.data.copy_(given)
         model = plain
     model = model.to(device).train()
-    ours = options.worker != "plain"
-    if ours and device.type == "cpu":
-        keep_freed_memory()  # as `devices.session` does
-    optimizer = torch.optim.AdamW if ours else torch.optim.Adam
-    adam = optimizer(model.parameters(), LEARNING_RATE, **({"weight_decay": 0.0, "fused": True} if ours else {}))
-    seconds, losses = [], []
-    for _ in range(options.steps + 1):
-        start = time.perf_counter()
-        if ours:
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.worker == "ours-bfloat16"):
-                loss = model.loss({"volumes": volumes, "targets": targets}).loss
-        else:
-            loss = F.cross_entropy(model(volumes), targets)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        losses.append(loss.item())  # waits for the device
-        seconds.append(time.perf_counter() - start)
+    lower = torch.autocast(device.type, torch.bfloat16, enabled=options.worker == "ours-bfloat16")
+
+    def loss() -> Tensor:
+        if options.worker == "plain":
+            return F.cross_entropy(model(volumes), targets)
+        with lower:
+            return model.loss({"volumes": volumes, "targets": targets}).loss
+
+    seconds, losses = timed_steps(model, loss, options.steps, LEARNING_RATE, ours=options.worker != "plain")
     return {
-        "ms_per_slice": [1e3 * s / options.batch / options.slices for s in seconds[1:]],
+        "ms_per_slice": [1e3 * s / options.batch / options.slices for s in seconds],
         "losses": losses,
         "n_parameters": sum(weight.numel() for weight in model.parameters()),
     }

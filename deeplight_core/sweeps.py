@@ -125,9 +125,9 @@ def changes(profile: Profile) -> dict[str, Change]:
     if controls.tuning_manifest:
         found["people"] = Change("people", _other_data(profile, "people", controls.tuning_manifest))
         for rate in controls.learning_rates:
-            own: dict[str, Any] = {"learning_rate": rate, "learning_rates": {}}
+            tuned: dict[str, Any] = {"learning_rate": rate, "learning_rates": {}}
             for kind, clip in {"": {}, "-clips": clips}.items() if controls.clip else [("", {})]:
-                overrides = found["people"].overrides | {"finetuning": own | clip}
+                overrides = found["people"].overrides | {"finetuning": tuned | clip}
                 found[f"people-rate{rate:g}{kind}"] = Change("people", overrides)
     for contrast in controls.contrasts:
         data = _other_data(profile, f"contrast{contrast:g}", profile.data.manifest, contrast=contrast)
