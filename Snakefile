@@ -641,28 +641,36 @@ rule contrast_page:
         PAPERMILL
 
 
-if PART == "images":
-    TUNED = wanted("full") or Path(f"{RUNS}/trained/images-full").exists()
+# A network for photographs has no pre-training of its own; another profile's pre-trainings have no notebooks here.
+BY_COMMAND = PART == "images" or (PART == "comparison" and PROFILE.pretrained_by is not None)
+if BY_COMMAND:
+    FULL = wanted("full") or Path(f"{RUNS}/trained/full").exists()
+    SWEPT = f"{RUNS}/trained/full" if FULL else f"{RUNS}/trained/sweep"
 
-    rule images:
+    rule swept:
         input:
             INDEX,
         output:
             touch(RUNS + "/trained/{name}"),
         wildcard_constraints:
-            name="images|images-full",
+            name="sweep|full",
         params:
             settings=settings.digest(code_hash(), PROFILE),
             sweeps=lambda w: " ".join(
-                f"--name {name}" for name in ("sweep", *OF_IMAGES) if name != "tuned" or w.name == "images-full"
+                f"--name {name}"
+                for name in ("sweep", *(OF_IMAGES if PART == "images" else ()))
+                if name != "tuned" or w.name == "full"
             ),
         threads: workflow.cores or 1
         shell:
             "deeplight sweep {RESOLVED} {params.sweeps} --jobs {threads}"
 
+
+if PART == "images":
+
     rule images_page:
         input:
-            f"{RUNS}/trained/images-full" if TUNED else f"{RUNS}/trained/images",
+            SWEPT,
             "notebooks/08_natural_images.ipynb",
         output:
             BOOKS + "/08_natural_images.ipynb",
@@ -735,8 +743,8 @@ if PART == "patients":
 
 rule comparison_page:
     input:
-        [notebook_of(cell) for cell in SWEEP],
-        [shown(name) for name in OF_COMPARISON],
+        SWEPT if BY_COMMAND else [notebook_of(cell) for cell in SWEEP],
+        [] if BY_COMMAND else [shown(name) for name in OF_COMPARISON],
         "notebooks/09_comparison.ipynb",
     output:
         BOOKS + "/09_comparison.ipynb",

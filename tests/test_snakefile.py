@@ -338,3 +338,12 @@ def test_decoders_as_published_are_trained_if_asked_for(project):
     assert "runs/comparison-raw/store/index.parquet" in raw
     assert "pretraining/sensitivity-raw/contrast-own-seed1.ipynb" in raw
     assert asked["controls=yes"][0]["other_data"] == 3  # raw, another grid, other people
+
+
+def test_decoders_of_another_profiles_pre_training_are_compared_by_one_command(project):
+    """`deeplight sweep` starts from that profile's pre-training; the notebook would pre-train this profile's own."""
+    (project / "data/ixi-t1").mkdir(parents=True)
+    counts, jobs = plan(project, options="profile=comparison-ixi comparison=yes data=data/ixi-t1")
+    assert counts["swept"] == counts["comparison_page"] == 1
+    assert {"finetuning", "pretraining", "other_pretraining"}.isdisjoint(counts)
+    assert "deeplight sweep runs/comparison-ixi/profile.yaml --name sweep" in jobs["runs/comparison-ixi/trained/sweep"]
