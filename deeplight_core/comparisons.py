@@ -1,5 +1,6 @@
 """Ways to pre-train, side by side: what they cost, how alike their encoders are, where their decisions come from."""
 
+from contextlib import suppress
 from typing import Any
 
 import nibabel as nib
@@ -87,7 +88,7 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
 
     Returns
     -------
-    Variant → map of the first state (none where it is never answered rightly), and how well the maps of all states find
+    Variant → map of the first state (none where it is never answered rightly, or LRP is not defined), and how well the maps of all states find
     what was planted (see `explanations.planted_scores`; its `way` is the variant), empty where the truth is unknown
     """
     first, largest = profile.sweep.seeds[0], max(profile.sweep.fractions)
@@ -99,7 +100,7 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
     store, maps, question = open_store(profile.store), {}, None
     for cell, training in finished_trainings(profile, deep).items():
         question = asked(training.folder, store, each=each)
-        if len(question.right):
+        with suppress(ValueError):  # nothing is answered rightly, or LRP is not defined for the network
             maps[cell.variant] = explained(question, METHODS["lrp-epsilon"]).group()
     state = question.names[0] if question else ""
     images = {variant: store.unmask(of[state]) for variant, of in maps.items() if np.any(of.get(state, 0))}
