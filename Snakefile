@@ -102,12 +102,15 @@ def wanted(option):
     return str(config.get(option, "no")).lower() in ("yes", "true", "1")
 
 
-OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": OF_COMPARISON}.get(PART, CONTROLS)
+OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": OF_COMPARISON, "images": ("rates",)}.get(PART, CONTROLS)
 ASKED = {name for name in OWN_CONTROLS if wanted(name if name in ("gain", "published") else "controls")}
 ASKED_CELLS = {cell for name in ASKED for cell in planned(PROFILE, name)}
 # The profile as controls change it: one with another name has its own data.
 CHANGED = {"": PROFILE} | {change: changed(PROFILE, change) for change in changes(PROFILE)}
 OTHER_DATA = {profile.name: profile for profile in CHANGED.values() if profile.name != PROFILE.name}
+for other in (CHANGED[cell.change] for cell in ASKED_CELLS):
+    if other.makes_manifest:
+        manifest_of(other)
 
 
 def notebook_of(cell):
@@ -644,23 +647,22 @@ rule contrast_page:
 # A network for photographs has no pre-training of its own; another profile's pre-trainings have no notebooks here.
 BY_COMMAND = PART == "images" or (PART == "comparison" and PROFILE.pretrained_by is not None)
 if BY_COMMAND:
-    FULL = wanted("full") or Path(f"{RUNS}/trained/full").exists()
-    SWEPT = f"{RUNS}/trained/full" if FULL else f"{RUNS}/trained/sweep"
+    NAMES = {"sweep": ["sweep"]}
+    if PART == "images":
+        NAMES = {"sweep": ["sweep", OF_IMAGES[0]], "full": [OF_IMAGES[1]], "controls": [OF_IMAGES[2]]}
+    SWEPT = [f"{RUNS}/trained/{name}" for name in NAMES if name == "sweep" or wanted(name) or Path(f"{RUNS}/trained/{name}").exists()]
 
     rule swept:
         input:
             INDEX,
+            lambda w: sorted({index_of(cell.change) for name in NAMES[w.name] for cell in planned(PROFILE, name)}),
         output:
             touch(RUNS + "/trained/{name}"),
         wildcard_constraints:
-            name="sweep|full",
+            name="|".join(NAMES),
         params:
             settings=settings.digest(code_hash(), PROFILE),
-            sweeps=lambda w: " ".join(
-                f"--name {name}"
-                for name in ("sweep", *(OF_IMAGES if PART == "images" else ()))
-                if name != "tuned" or w.name == "full"
-            ),
+            sweeps=lambda w: " ".join(f"--name {name}" for name in NAMES[w.name]),
         threads: workflow.cores or 1
         shell:
             "deeplight sweep {RESOLVED} {params.sweeps} --jobs {threads}"

@@ -88,8 +88,9 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
 
     Returns
     -------
-    Variant → map of the first state (none where it is never answered rightly, or LRP is not defined), and how well the maps of all states find
-    what was planted (see `explanations.planted_scores`; its `way` is the variant), empty where the truth is unknown
+    Variant → map of the first state (none where it is never answered rightly, or LRP is not defined), and how well the
+    maps of all states find what was planted (see `explanations.planted_scores`; its `way` is the variant), empty where
+    the truth is unknown
     """
     first, largest = profile.sweep.seeds[0], max(profile.sweep.fractions)
     deep = [

@@ -161,6 +161,8 @@ class ControlSettings(Section):
     """Seeds of complete repetitions, pre-training included."""
     tuning_manifest: Path | None = None
     """Manifest of people whom no page reports, for choosing learning rates (None = learning rates are not tried)."""
+    tuning_seed: int | None = None
+    """Seed of a simulated cohort of such people, in the place of a manifest."""
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field([3e-4, 1e-3, 3e-3, 1e-2], min_length=1)
     """Learning rates to try with every variant, on these people."""
     learning_rate_seeds: list[Seed] = Field([1], min_length=1)

@@ -32,7 +32,7 @@ CONTROLS = ("baselines", "initialisation", "permutation", "tasks", "seeds", "ste
 OF_TRANSFERS = ("blocks", "faults")  # controls of decoders of another dataset
 OF_COMPARISON = ("rates", "sensitivity", "published")  # of ways to pre-train; the last is a target of its own
 OF_CONTRAST = ("shortcuts", "networks")  # controls of temporal contrast
-OF_IMAGES = ("conditioning", "tuned")  # controls of networks for photographs: frozen, and what takes hours
+OF_IMAGES = ("conditioning", "tuned", "rates")  # of networks for photographs: frozen; what takes hours; other people's
 LONGER = 3  # times the steps, in the control of training length
 _DEEP = ["pretrained", "scratch"]
 
@@ -120,15 +120,14 @@ def changes(profile: Profile) -> dict[str, Change]:
     found |= {"clips": Change("", {"finetuning": clips})} if controls.clip else {}
     for name, condition in controls.sensitivity.items():
         found[f"sensitivity-{name}"] = Change(f"sensitivity-{name}", condition.overrides)
-    if profile.simulation is None:
-        return found
-    if controls.tuning_manifest:
-        found["people"] = Change("people", _other_data(profile, "people", controls.tuning_manifest))
+    if others := _other_people(profile):
+        found["people"] = Change("people", others)
         for rate in controls.learning_rates:
             tuned: dict[str, Any] = {"learning_rate": rate, "learning_rates": {}}
             for kind, clip in {"": {}, "-clips": clips}.items() if controls.clip else [("", {})]:
-                overrides = found["people"].overrides | {"finetuning": tuned | clip}
-                found[f"people-rate{rate:g}{kind}"] = Change("people", overrides)
+                found[f"people-rate{rate:g}{kind}"] = Change("people", others | {"finetuning": tuned | clip})
+    if profile.simulation is None:
+        return found
     for contrast in controls.contrasts:
         data = _other_data(profile, f"contrast{contrast:g}", profile.data.manifest, contrast=contrast)
         found[f"contrast{contrast:g}"] = Change("", data)
@@ -154,6 +153,17 @@ def _with_drift(profile: Profile) -> dict[str, Any]:
     """Overrides for the same runs without detrending and filter, in their own store."""
     unfiltered = {"detrend": False, "high_pass_hz": None}
     return {"name": f"{profile.name}-drift", "data": {"store": None}, "preprocessing": unfiltered}
+
+
+def _other_people(profile: Profile) -> dict[str, Any]:
+    """Overrides for people whom no page reports; none if there are none."""
+    if profile.simulation is not None and profile.controls.tuning_manifest:
+        return _other_data(profile, "people", profile.controls.tuning_manifest)
+    if profile.cohort is not None and profile.controls.tuning_seed is not None:
+        folder = Path("runs") / f"{profile.name}-people"
+        cohort = profile.cohort.model_dump(mode="json") | {"seed": profile.controls.tuning_seed}
+        return _other_data(profile, "people", folder / "manifest.csv") | {"simulation": None, "cohort": cohort}
+    return {}
 
 
 def _other_data(profile: Profile, name: str, manifest: Path, **simulation: float) -> dict[str, Any]:
@@ -237,7 +247,7 @@ def planned(profile: Profile, name: str) -> list[Cell]:
     elif name == "networks":
         networks = [change for change in changes(profile) if change.startswith("network-")]
         cells = grid(["contrast", "linear"], [max(sweep.fractions)], changes=["", *networks]) if networks else []
-    elif name in OF_IMAGES:
+    elif name in OF_IMAGES[:2]:
         whole, looks = [max(sweep.fractions)], [change for change in changes(profile) if _is_look(change)]
         if "images-frozen" not in sweep.variants:
             cells = []
@@ -264,7 +274,8 @@ def planned(profile: Profile, name: str) -> list[Cell]:
             if (VARIANTS[cell.variant].start == "checkpoint") == ("-n" in cell.change)  # -n: units to pre-train on
         ]
     else:
-        known = ", ".join(("sweep", *CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES, *OF_COMPARISON[1:]))
+        every = (*CONTROLS, *OF_TRANSFERS, *OF_CONTRAST, *OF_IMAGES, *OF_COMPARISON)
+        known = ", ".join(("sweep", *dict.fromkeys(every)))
         raise ValueError(f"there is no sweep {name!r}; there are {known}")
     if name != "sweep" and not (profile.data.tasks("source") or profile.pretrained_by or profile.checkpoint):
         cells = [cell for cell in cells if not _needs_source(VARIANTS[cell.variant])]

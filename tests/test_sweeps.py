@@ -259,3 +259,18 @@ def test_other_conditions_repeat_the_pre_trainings() -> None:
     assert len(starts) == 2 * (1 + len(own.controls.sensitivity))
     assert {c.fraction for c in cells} == {max(own.controls.fractions)}
     assert planned(load_profile("demo"), "sensitivity") == planned(load_profile("demo"), "published") == []
+
+
+def test_learning_rates_of_networks_for_photographs_are_tried_on_another_cohort() -> None:
+    own = load_profile("images")
+    cells = planned(own, "rates")
+    assert {c.variant for c in cells} == {"images", "images-scratch"}
+    for rate in own.controls.learning_rates:
+        other = changed(own, f"people-rate{rate:g}")
+        assert other.cohort is not None
+        assert own.cohort is not None
+        assert other.cohort == own.cohort.model_copy(update={"seed": own.controls.tuning_seed})
+        assert {other.data_root, other.manifest_path}.isdisjoint({own.data_root, own.manifest_path})
+        assert other.finetuning.of("images").learning_rate == rate
+    assert len(cells) == 2 * len(own.controls.learning_rates) * own.sweep.folds
+    assert planned(load_profile("images-ixi"), "rates") == []

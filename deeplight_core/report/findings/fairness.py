@@ -98,14 +98,14 @@ def best_rates(results: pd.DataFrame) -> dict[str, float]:
     return {str(variant): float(rate) for variant, rate in _by_rate(results).idxmax(axis=1).items()}
 
 
-def rates_table(results: pd.DataFrame) -> Styler | None:
+def rates_table(results: pd.DataFrame, form: str = "{:.1%}") -> Styler | None:
     """Mean score of every variant at every learning rate; the best one in bold."""
     if results.empty:
         return None
     table = _by_rate(results)
     table.index = pd.Index([VARIANTS[variant].title for variant in table.index])
     table.columns = pd.Index([f"{rate:g}" for rate in table.columns])
-    return table.style.format("{:.1%}").highlight_max(axis=1, props="font-weight: bold")
+    return table.style.format(form).highlight_max(axis=1, props="font-weight: bold")
 
 
 def rates_note(profile: Profile, results: pd.DataFrame) -> str:
