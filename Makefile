@@ -46,7 +46,7 @@ reproduce controls gain autoencoders contrast images images-full comparison comp
 
 everything: ## all of the above but images-full, one after the other, and the whole book
 	@for job in reproduce controls gain autoencoders "controls PROFILE=autoencoder" contrast "controls PROFILE=contrast" images \
-		patients comparison "controls PROFILE=comparison" comparison-as-published reproduce; do $(MAKE) --no-print-directory $$job || exit; done
+		"controls PROFILE=images" patients comparison "controls PROFILE=comparison" comparison-as-published reproduce; do $(MAKE) --no-print-directory $$job || exit; done
 
 test: lint ## lint, unit tests, integration tests on profile smoke
 	pytest --numprocesses $(CORES) --maxprocesses 4 -m "not long"
