@@ -149,21 +149,25 @@ def projections(features: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     return {"PCA": PCA(2, random_state=seed).fit_transform(features), "t-SNE": places}
 
 
-def separation(features: np.ndarray, table: pd.DataFrame, label: str) -> tuple[float, float]:
-    """Silhouette of classes in features (N, F), over the images trained on and over the held-out ones.
+def separation(features: np.ndarray, table: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Silhouette of classes in features (N, F) of every image, among those trained on or among the held-out ones.
 
     NaN where a part has a single class, or no more images than classes.
 
     Parameters
     ----------
-    table : the rows of the features, with the column of classes and `held_out`
-    """
-    from sklearn.metrics import silhouette_score
+    table : the rows of the features, with `unit`, the column of classes and `held_out`
 
-    found = []
+    Returns
+    -------
+    `unit, held_out, silhouette`, a row for each image
+    """
+    from sklearn.metrics import silhouette_samples
+
+    found = np.full(len(table), np.nan)
     for held_out in (False, True):
         own = (table["held_out"] == held_out).to_numpy()
         classes = table[label].to_numpy()[own]
-        possible = 1 < len(set(classes)) < len(classes)
-        found.append(float(silhouette_score(features[own], classes)) if possible else np.nan)
-    return found[0], found[1]
+        if 1 < len(set(classes)) < len(classes):
+            found[own] = silhouette_samples(features[own], classes)
+    return table[["unit", "held_out"]].assign(silhouette=found)

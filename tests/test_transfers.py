@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import use_threads
 from safetensors.torch import load_file
+from sklearn.metrics import silhouette_score
 from typer.testing import CliRunner
 
 from deeplight_core import cli, codes, collect, experiment
@@ -217,10 +218,16 @@ def test_codes_are_counted_projected_and_separated(profiles: tuple[Profile, Prof
         assert np.linalg.norm(near - near.mean(axis=0), axis=1).max() < np.linalg.norm(
             near.mean(axis=0) - far.mean(axis=0)
         )
-    table = pd.DataFrame({"diagnosis": ["AD"] * 12 + ["CN"] * 12, "held_out": [False, True] * 12})
-    assert min(codes.separation(features, table, "diagnosis")) > 0.9
-    alone = table.assign(held_out=[False] * 23 + [True])
-    assert np.isnan(codes.separation(features, alone, "diagnosis")[1])
+    table = pd.DataFrame(
+        {"unit": [f"s{i}" for i in range(24)], "diagnosis": ["AD"] * 12 + ["CN"] * 12, "held_out": [False, True] * 12}
+    )
+    apart = codes.separation(features, table, "diagnosis")
+    assert apart["silhouette"].min() > 0.9
+    for held_out, rows in apart.groupby("held_out"):
+        own = table["held_out"] == held_out
+        assert rows["silhouette"].mean() == pytest.approx(silhouette_score(features[own], table["diagnosis"][own]))
+    alone = codes.separation(features, table.assign(held_out=[False] * 23 + [True]), "diagnosis")
+    assert alone["silhouette"].isna().tolist() == [False] * 23 + [True]
 
 
 def test_values_of_transfers_name_what_is_missing(profiles: tuple[Profile, Profile]) -> None:

@@ -1,6 +1,7 @@
 """The results of Thomas, Müller & Samek (2019), item by item, and the same computed from a run.
 
 Only this file holds the paper's results; its settings are in `profiles/paper.yaml`, tasks and durations in `tasks`.
+Claims of the other papers are in `findings.claims`, in tables of the same rows.
 """
 
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ if TYPE_CHECKING:  # it imports torch
 __all__ = [
     "N_TRAIN",
     "REPORTED",
+    "VERDICTS",
+    "Row",
     "decoder_facts",
     "deviations",
     "full_run",
     "label_rule",
     "last_epoch_accuracy",
     "reported_difference",
+    "rows_table",
     "side_by_side",
     "table1",
 ]
@@ -240,8 +244,21 @@ def reported_difference() -> str:
     )
 
 
+VERDICTS: dict[bool | None, str] = {True: "holds here", False: "does not hold here", None: "cannot be tested here"}
+"""What can become of a paper's claim."""
+
+
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """A paper's number or claim beside this run's.
+
+    where : in the paper
+    quantity : what is stated
+    paper, ours : what is found there and here; `ours` says why a claim cannot be tested
+    claim : the rule by which the claim holds, fixed before anything is run; empty for a mere number
+    holds : None where the rule cannot be applied
+    """
+
     where: str
     quantity: str
     paper: str
@@ -275,7 +292,7 @@ def side_by_side(
 
     Returns
     -------
-    `where, quantity, paper, this run, claim, holds` (yes, no, or – where there is nothing to test)
+    as `rows_table` gives it
     """
     curves, results = (balanced(t[t["variant"].isin(["pretrained", "scratch"])]) for t in (curves, results))
     alpha = 0.05 / len(fractions)
@@ -283,23 +300,26 @@ def side_by_side(
     rows += _full_data_rows(curves, results, alpha)
     rows += _small_data_rows(results, constant[1], alpha)
     rows += _consistency_rows(curves, results, len(fractions))
-    table = pd.DataFrame(
-        [(r.where, r.quantity, r.paper, r.ours, r.claim, r.holds) for r in rows],
-        columns=["where", "quantity", "paper", "this run", "claim", "holds"],
+    return rows_table(rows)
+
+
+def rows_table(rows: list[Row]) -> pd.DataFrame:
+    """`where, quantity, paper, this run, claim, verdict` (one of `VERDICTS`; empty for a mere number)."""
+    return pd.DataFrame(
+        [(r.where, r.quantity, r.paper, r.ours, r.claim, VERDICTS[r.holds] if r.claim else "") for r in rows],
+        columns=["where", "quantity", "paper", "this run", "claim", "verdict"],
     )
-    table["holds"] = table["holds"].map({True: "yes", False: "no"}).fillna("–")
-    return table
 
 
-def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alpha: float) -> list[_Row]:
+def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alpha: float) -> list[Row]:
     rows = []
     for split, figure in (("training", "Fig. 2 A"), ("validation", "Fig. 2 B, C")):
         accuracy = last_epoch_accuracy(metrics, {"training": "train"}.get(split, split))
         rows.append(
-            _Row(
+            Row(
                 figure, f"16 states, {split}" if n_states == 16 else f"{n_states} states, {split} (paper: 16)",
                 _percent(REPORTED[f"pretraining accuracy, {split}"]),
-                _percent(accuracy.mean()) if len(accuracy) else _Row.ours,
+                _percent(accuracy.mean()) if len(accuracy) else Row.ours,
                 _better_than(constant), _above(accuracy, constant, alpha),
             )
         )  # fmt: skip
@@ -309,33 +329,33 @@ def _pretraining_rows(metrics: pd.DataFrame, n_states: int, constant: float, alp
     low, high = (REPORTED[f"pretraining accuracy, {which} of five tasks"] for which in ("lowest", "highest"))
     there = "GAMBLING" in tasks and len(others) > 0
     rows.append(
-        _Row(
+        Row(
             "Fig. 2 C", "the other tasks, validation", f"{_percent(low)} to {_percent(high)}",
-            f"{_percent(others.min())} to {_percent(others.max())}" if there else _Row.ours,
+            f"{_percent(others.min())} to {_percent(others.max())}" if there else Row.ours,
         )
     )  # fmt: skip
     paper = _percent(REPORTED["pretraining accuracy, gambling"])
-    ours = _percent(tasks["GAMBLING"]) if there else _Row.ours
+    ours = _percent(tasks["GAMBLING"]) if there else Row.ours
     worst = bool(tasks.idxmin() == "GAMBLING") if there else None
-    rows.append(_Row("Fig. 2 C", "gambling, validation", paper, ours, "the hardest task", worst))
+    rows.append(Row("Fig. 2 C", "gambling, validation", paper, ours, "the hardest task", worst))
     for split in ("training", "validation"):
         name = {"training": "train"}.get(split, split)
         without = last_epoch_accuracy(metrics, name, ("GAMBLING",)).mean()
         paper = _percent(REPORTED[f"pretraining accuracy without gambling, {split}"])
-        rows.append(_Row("3.1", f"without gambling, {split}", paper, _percent(without) if there else _Row.ours))
+        rows.append(Row("3.1", f"without gambling, {split}", paper, _percent(without) if there else Row.ours))
     return rows
 
 
-def _full_data_rows(curves: pd.DataFrame, results: pd.DataFrame, alpha: float) -> list[_Row]:
+def _full_data_rows(curves: pd.DataFrame, results: pd.DataFrame, alpha: float) -> list[Row]:
     rows = []
     for variant, title, panels in (("scratch", "from scratch", "A, D"), ("pretrained", "pre-trained", "B, E")):
         for split, panel in zip(("training", "validation"), panels.split(", "), strict=True):
             chosen = curves[(curves["variant"] == variant) & (curves["fraction"] == 1)]
             accuracy = last_epoch_accuracy(chosen, {"training": "train"}.get(split, split))
             rows.append(
-                _Row(
+                Row(
                     f"Fig. 3 {panel}", f"{title}, all data, {split}", _percent(REPORTED[f"{variant}, 100%, {split}"]),
-                    _percent(accuracy.mean()) if len(accuracy) else _Row.ours,
+                    _percent(accuracy.mean()) if len(accuracy) else Row.ours,
                 )
             )  # fmt: skip
     claim = "pre-trained is better, significant"
@@ -344,18 +364,18 @@ def _full_data_rows(curves: pd.DataFrame, results: pd.DataFrame, alpha: float) -
     return [*rows, _tested("Fig. 3 F", "difference, all data", paper, claim, results, 1.0, alpha)]
 
 
-def _small_data_rows(results: pd.DataFrame, constant: float, alpha: float) -> list[_Row]:
+def _small_data_rows(results: pd.DataFrame, constant: float, alpha: float) -> list[Row]:
     rows = []
     small = results[results["fraction"] == 0.01]
     n = f" (n = {small['n_subjects'].iloc[0]}; paper: 3)" if len(small) else " (paper: n = 3)"
     for variant, title, panel in (("pretrained", "pre-trained", "E"), ("scratch", "from scratch", "D")):
         values = subject_means(small[small["variant"] == variant])["score"]
-        ours = _percent(values.mean()) if len(values) else _Row.ours
+        ours = _percent(values.mean()) if len(values) else Row.ours
         claim, holds = ("", None)
         if variant == "pretrained":
             claim, holds = _better_than(constant), _above(values, constant, alpha)
         paper = _percent(REPORTED[f"{variant}, 1%, validation"])
-        rows.append(_Row(f"Fig. 3 {panel}", f"{title}, 1%{n}", paper, ours, claim, holds))
+        rows.append(Row(f"Fig. 3 {panel}", f"{title}, 1%{n}", paper, ours, claim, holds))
     paper = f"{_points(REPORTED['difference, 1%'])}, t(99) = {REPORTED['t, 1%']:.2f}, p < 0.0001"
     rows.append(
         _tested("Fig. 3 F", f"difference, 1%{n}", paper, "pre-trained is better, significant", results, 0.01, alpha)
@@ -366,11 +386,11 @@ def _small_data_rows(results: pd.DataFrame, constant: float, alpha: float) -> li
     try:
         test = compare_cells(results, ("pretrained", 0.4), ("scratch", 1.0))
     except ValueError:
-        return [*rows, _Row("3.2", quantity, paper, claim=claim)]
-    return [*rows, _Row("3.2", quantity, paper, _t(test), claim, _significant(test, alpha))]
+        return [*rows, Row("3.2", quantity, paper, claim=claim)]
+    return [*rows, Row("3.2", quantity, paper, _t(test), claim, _significant(test, alpha))]
 
 
-def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: int) -> list[_Row]:
+def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: int) -> list[Row]:
     rows = []
     ends = at_the_end(curves)
     for split, panel in (("train", "C"), ("validation", "F")):
@@ -380,7 +400,7 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
         means = means.reindex(columns=["pretrained", "scratch"]).dropna()
         higher = int((means["pretrained"] > means["scratch"]).sum())
         if means.empty:
-            rows.append(_Row(f"Fig. 3 {panel}", quantity, "7 of 7", claim=claim))
+            rows.append(Row(f"Fig. 3 {panel}", quantity, "7 of 7", claim=claim))
             continue
         ours = f"{higher} of {len(means)}"
         holds: bool | None = higher == len(means)
@@ -389,36 +409,36 @@ def _consistency_rows(curves: pd.DataFrame, results: pd.DataFrame, n_fractions: 
         if split == "validation":
             table = compare(results, n_tests=n_fractions)
             ours += f"; {int((table['significant'] & table['better']).sum())} significant"
-        rows.append(_Row(f"Fig. 3 {panel}", quantity, "7 of 7", ours, claim, holds))
+        rows.append(Row(f"Fig. 3 {panel}", quantity, "7 of 7", ours, claim, holds))
     return [*rows, _time_row(curves)]
 
 
-def _time_row(curves: pd.DataFrame) -> _Row:
+def _time_row(curves: pd.DataFrame) -> Row:
     where, quantity = "Fig. 3 D, E", "steps to reach from scratch's last accuracy, all data"
     claim = "less training time"
     held_out = common_steps(curves[(curves["split"] == "validation") & (curves["fraction"] == 1)])
     by_step = held_out.groupby(["variant", "step"])["score"].mean()
     if not {"pretrained", "scratch"} <= set(held_out["variant"]):
-        return _Row(where, quantity, "fewer", claim=claim)
+        return Row(where, quantity, "fewer", claim=claim)
     goal = by_step["scratch"].iloc[-1]
     needed = {v: by_step[v][by_step[v] >= goal].index.min() for v in ("pretrained", "scratch")}
     ours = ", ".join(
         f"{title} {needed[v]:,.0f}" if np.isfinite(needed[v]) else f"{title} never"
         for v, title in (("pretrained", "pre-trained"), ("scratch", "from scratch"))
     )
-    return _Row(where, quantity, "fewer", ours, claim, bool(needed["pretrained"] < needed["scratch"]))
+    return Row(where, quantity, "fewer", ours, claim, bool(needed["pretrained"] < needed["scratch"]))
 
 
 def _tested(
     where: str, quantity: str, paper: str, claim: str, results: pd.DataFrame, fraction: float, alpha: float
-) -> _Row:
+) -> Row:
     """A row on the difference between both decoders at one fraction."""
     try:
         test = compare_cells(results, ("pretrained", fraction), ("scratch", fraction))
     except ValueError:
-        return _Row(where, quantity, paper, claim=claim)
+        return Row(where, quantity, paper, claim=claim)
     ours = f"{_points(test['difference'])}, {_t(test)}"
-    return _Row(where, quantity, paper, ours, claim, _significant(test, alpha))
+    return Row(where, quantity, paper, ours, claim, _significant(test, alpha))
 
 
 def _significant(test: dict[str, float], alpha: float) -> bool | None:

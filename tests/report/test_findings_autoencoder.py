@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from scipy import stats
 
 from deeplight_core.cli import app
 from deeplight_core.config import Profile
@@ -107,7 +108,10 @@ def test_silent_units_and_the_claims_on_them() -> None:
     assert "by -0.0010 with 16 channels and by -0.0060 with 64" in note
     assert "a larger code holds here" in note
     assert "**does not hold here**" in findings.codes_note(codes(), held_out | {"code64-l1-1e-05": 0.03})
-    assert "need two widths" in findings.codes_note({"code16-l1-0": codes()["code16-l1-0"]}, held_out)
+    for lacking in ("code64-l1-1e-05", "code16-l1-0"):
+        some = {name: code for name, code in codes().items() if name != lacking}
+        assert "need two widths" in findings.codes_note(some, held_out)
+    assert "need two widths" in findings.codes_note({}, {})
     assert list(findings.widest(codes())) == ["64 channels, no penalty", "64 channels, penalty 1e-05"]
 
 
@@ -130,9 +134,27 @@ def test_a_dead_code_is_said() -> None:
     assert findings.dead_codes_note({"two": alive}) == ""
 
 
+def apart(seen: float, new: float, n: int = 6) -> pd.DataFrame:
+    """Silhouettes of n people who were trained on and n who were held out, two images each."""
+    random = np.random.default_rng(0)
+    units, held_out = [f"s{i % (2 * n)}" for i in range(4 * n)], [i % 2 == 1 for i in range(4 * n)]
+    noise = random.normal(0, 0.02, 4 * n)
+    return pd.DataFrame({"unit": units, "held_out": held_out, "silhouette": np.where(held_out, new, seen) + noise})
+
+
 def test_separation_is_said_for_both_parts() -> None:
-    assert "one +0.30 and +0.10" in findings.separation_note({"one": (0.3, 0.1)}, "diagnosis")
+    exact = pd.DataFrame({"unit": ["a", "b"], "held_out": [False, True], "silhouette": [0.3, 0.1]})
+    assert "one +0.30 and +0.10" in findings.separation_note({"one": exact}, "diagnosis")
+    assert "one +0.30 and –" in findings.separation_note({"one": exact.assign(silhouette=[0.3, np.nan])}, "diagnosis")
     assert findings.separation_note({}, "diagnosis") == ""
+
+
+def test_a_gain_in_separation_is_that_of_held_out_people() -> None:
+    one, other = apart(0.1, 0.1), apart(0.9, 0.3).assign(silhouette=lambda t: t["silhouette"][::-1].to_numpy())
+    new = one["held_out"]
+    gain = other["silhouette"][new].groupby(one["unit"]).mean() - one["silhouette"][new].groupby(one["unit"]).mean()
+    interval = stats.t.interval(0.95, 5, gain.mean(), stats.sem(gain))
+    assert findings.separation_gain(one, other) == pytest.approx((gain.mean(), *interval))
 
 
 def test_the_train_step_has_its_time_and_memory() -> None:

@@ -17,6 +17,13 @@ from deeplight_core.report.findings.autoencoder import (
     widest,
 )
 from deeplight_core.report.findings.cells import short_title
+from deeplight_core.report.findings.claims import (
+    atanaszov_claims,
+    claims_note,
+    claims_table,
+    malik_claims,
+    shi_claims,
+)
 from deeplight_core.report.findings.comparison import (
     as_published,
     best_ways_note,
@@ -136,8 +143,6 @@ from deeplight_core.report.findings.interpretation import (
 )
 from deeplight_core.report.findings.motion import motion_note, motion_score_note
 from deeplight_core.report.findings.paper import (
-    claims_note,
-    claims_table,
     data_note,
     data_origin,
     durations_note,
@@ -229,6 +234,7 @@ __all__ = [
     "as_published",
     "asked_note",
     "assumed_table",
+    "atanaszov_claims",
     "autoencoder_speed",
     "baselines_note",
     "baselines_table",
@@ -317,6 +323,7 @@ __all__ = [
     "localisation_table",
     "main_values",
     "make_command",
+    "malik_claims",
     "many_gpus_note",
     "many_gpus_table",
     "mask_note",
@@ -369,6 +376,7 @@ __all__ = [
     "seeds_table",
     "seen_note",
     "separation_note",
+    "shi_claims",
     "short_title",
     "shortcut_note",
     "shortcuts_note",

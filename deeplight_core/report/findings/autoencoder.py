@@ -1,6 +1,6 @@
 """Sentences and tables of the pages about autoencoders (Atanaszov & Ritter 2019)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from deeplight_core.report.findings.cells import interval, listed, number, table
 
 __all__ = [
     "API",
+    "Penalty",
     "api_table",
     "architectures_note",
     "architectures_table",
@@ -18,16 +19,20 @@ __all__ = [
     "codes_note",
     "codes_table",
     "dead_codes_note",
+    "difference_of_errors",
     "equal_note",
     "kl_note",
+    "more_weights",
+    "penalty_of_codes",
     "people_table",
     "reference_note",
+    "separation_gain",
     "separation_note",
     "trained_note",
     "widest",
 ]
 
-_FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
+FEWER = 0.6  # "around 60% fewer parameters" (section 2.2.2)
 _SILENT = 1e-6  # a unit of the code whose activation never exceeds this
 _WAYS = {"plain": "plain PyTorch, float32", "ours": "this package, float32", "ours-bfloat16": "this package, bfloat16"}
 _UNUSED_NATS = 0.01  # KL divergence of a unit of a variational code that says nothing
@@ -147,14 +152,25 @@ def architectures_table(sizes_of: dict[str, tuple[int, int]]) -> Styler:
     )
 
 
+def more_weights(sizes_of: dict[str, tuple[int, int]]) -> float:
+    """Share of weights that the residual autoencoder has more than the convolutional one (see `architectures_table`).
+
+    Negative if it has fewer; NaN if one of them is missing.
+    """
+    if len(sizes_of) < 2:
+        return np.nan
+    (_, convolutional), (_, residual) = sizes_of.values()
+    return residual / convolutional - 1
+
+
 def architectures_note(sizes_of: dict[str, tuple[int, int]]) -> str:
     """The residual autoencoder's size, as the report states it and as its code has it (see `architectures_table`)."""
     if len(sizes_of) < 2:
         return ""
     (_, convolutional), (_, residual) = sizes_of.values()
     return (
-        f"The report says that the strided residual autoencoder has around {_FEWER:.0%} fewer weights. In its code it "
-        f"has {residual:,}, {residual / convolutional - 1:+.0%} against the convolutional one's {convolutional:,}."
+        f"The report says that the strided residual autoencoder has around {FEWER:.0%} fewer weights. In its code it "
+        f"has {residual:,}, {more_weights(sizes_of):+.0%} against the convolutional one's {convolutional:,}."
     )
 
 
@@ -174,23 +190,28 @@ def reference_note(title: str, errors: pd.DataFrame) -> str:
     )
 
 
-def equal_note(errors: dict[str, pd.DataFrame]) -> str:
-    """Whether two autoencoders "performed equally well": the mean difference of their errors, with its interval.
+def difference_of_errors(errors: dict[str, pd.DataFrame]) -> tuple[float, float, float]:
+    """The mean difference of two autoencoders' errors, the first minus the second, with its 95% interval over people.
 
     Parameters
     ----------
     errors : title → `subject` and `autoencoder`, as `codes.reference_errors` gives it; two of the same people
     """
+    a, b = (rows.set_index("subject")["autoencoder"] for rows in errors.values())
+    difference = (a - b).to_numpy()
+    return float(difference.mean()), *statistics.t_interval(difference, 0.95)
+
+
+def equal_note(errors: dict[str, pd.DataFrame]) -> str:
+    """Whether two autoencoders "performed equally well" (see `difference_of_errors`)."""
     if len(errors) < 2:
         return ""
-    (one, a), (other, b) = ((title, rows.set_index("subject")["autoencoder"]) for title, rows in errors.items())
-    difference = (a - b).to_numpy()
-    mean, (low, high) = difference.mean(), statistics.t_interval(difference, 0.95)
-    equal = low <= 0 <= high
-    verdict = "no difference can be shown" if equal else f"the {one if mean < 0 else other} one is better"
+    one, other = errors
+    mean, low, high = difference_of_errors(errors)
+    verdict = "no difference can be shown" if low <= 0 <= high else f"the {one if mean < 0 else other} one is better"
     return (
         f'The report says that the two "performed equally well". Here the difference of their errors, {one} − {other}, '
-        f"is {interval(mean, low, high, '+.2g')} over {len(difference)} held-out people: **{verdict}**."
+        f"is {interval(mean, low, high, '+.2g')} over {len(errors[one])} held-out people: **{verdict}**."
     )
 
 
@@ -233,12 +254,27 @@ def widest(codes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{width} channels, {f'penalty {p:g}' if p else 'no penalty'}": named[p] for p in ends}
 
 
-def codes_note(codes: dict[str, np.ndarray], errors: dict[str, float]) -> str:
-    """The report's claims on L1: a sparser code, and room for a larger one (see `codes_table`)."""
+class Penalty(NamedTuple):
+    """What an L1 penalty does to codes.
+
+    silent_with, silent_without : shares of silent units
+    gain : width in channels → how much the best penalty lowers the held-out error
+    room : whether the code with the lowest error of all is a wide one with a penalty
+    """
+
+    silent_with: float
+    silent_without: float
+    gain: dict[int, float]
+    room: bool
+
+
+def penalty_of_codes(codes: dict[str, np.ndarray], errors: dict[str, float]) -> Penalty | None:
+    """What the penalty does to the narrowest and the widest code (see `codes_table`).
+
+    None without two widths, all with and without a penalty.
+    """
     named = {name: code_of(name) for name in codes}
-    if len({width for width, _ in named.values()}) < 2 or len({penalty for _, penalty in named.values()}) < 2:
-        return "The report's claims need two widths and two penalties."
-    narrow, wide = min(width for width, _ in named.values()), max(width for width, _ in named.values())
+    widths = sorted({width for width, _ in named.values()})
 
     def of(width: int, penalised: bool) -> list[str]:
         return [name for name, (w, penalty) in named.items() if w == width and (penalty > 0) == penalised]
@@ -246,16 +282,28 @@ def codes_note(codes: dict[str, np.ndarray], errors: dict[str, float]) -> str:
     def silent(names: list[str]) -> float:
         return float(np.mean([(np.abs(codes[name]) <= _SILENT).all(axis=0).mean() for name in names]))
 
+    if len(widths) < 2 or not all(of(width, penalised) for width in widths for penalised in (False, True)):
+        return None
+    narrow, wide = widths[0], widths[-1]
     plain, penalised = of(narrow, False) + of(wide, False), of(narrow, True) + of(wide, True)
-    sparser = silent(penalised) > silent(plain)
     best = {width: min(of(width, True), key=errors.__getitem__) for width in (narrow, wide)}
     gain = {width: errors[of(width, False)[0]] - errors[best[width]] for width in (narrow, wide)}
     room = errors[best[wide]] < min(errors[name] for name in codes if name != best[wide])
+    return Penalty(silent(penalised), silent(plain), gain, room)
+
+
+def codes_note(codes: dict[str, np.ndarray], errors: dict[str, float]) -> str:
+    """The report's claims on L1: a sparser code, and room for a larger one (see `codes_table`)."""
+    found = penalty_of_codes(codes, errors)
+    if found is None:
+        return "The report's claims need two widths, each with and without a penalty."
+    sparser = found.silent_with > found.silent_without
+    (narrow, little), (wide, much) = found.gain.items()
     return (
-        f"With the penalty {silent(penalised):.0%} of the units are silent, without it {silent(plain):.0%}: the code "
-        f"{'becomes' if sparser else '**does not become**'} sparser. The best penalty changes the held-out error by "
-        f"{-gain[narrow]:+.4f} with {narrow} channels and by {-gain[wide]:+.4f} with {wide}; the report's claim that a "
-        f"penalty makes room for a larger code {'holds here' if room else '**does not hold here**'}."
+        f"With the penalty {found.silent_with:.0%} of the units are silent, without it {found.silent_without:.0%}: the "
+        f"code {'becomes' if sparser else '**does not become**'} sparser. The best penalty changes the held-out error "
+        f"by {-little:+.4f} with {narrow} channels and by {-much:+.4f} with {wide}; the report's claim that a "
+        f"penalty makes room for a larger code {'holds here' if found.room else '**does not hold here**'}."
     )
 
 
@@ -271,14 +319,27 @@ def kl_note(kl_of_units: np.ndarray) -> str:
     return said + (" **Its posterior has collapsed: the code says nothing.**" if used == 0 else "")
 
 
-def separation_note(separations: dict[str, tuple[float, float]], label: str) -> str:
+def separation_gain(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float, float]:
+    """How much better the second code separates held-out people than the first, with its 95% interval over them.
+
+    Parameters
+    ----------
+    one, other : as `codes.separation` gives it, of the same images
+    """
+    new = one["held_out"].to_numpy()
+    gain = (other["silhouette"] - one["silhouette"])[new].groupby(one["unit"][new]).mean().to_numpy()
+    return float(gain.mean()), *statistics.t_interval(gain, 0.95)
+
+
+def separation_note(separations: dict[str, pd.DataFrame], label: str) -> str:
     """How well codes separate classes, in training and held out.
 
     Parameters
     ----------
-    separations : title → silhouette over the images trained on, and over the held-out ones
+    separations : title → as `codes.separation` gives it
     """
-    said = [f"{title} {number(seen, '+.2f')} and {number(new, '+.2f')}" for title, (seen, new) in separations.items()]
+    means = {t: rows.groupby("held_out")["silhouette"].mean() for t, rows in separations.items()}
+    said = [f"{title} {number(of[False], '+.2f')} and {number(of[True], '+.2f')}" for title, of in means.items()]
     return (
         f"Separation of *{label}* in the whole code (silhouette: 1 is apart, 0 is mixed) among images trained on and "
         f"among held-out ones: {'; '.join(said)}."

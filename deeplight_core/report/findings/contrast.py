@@ -14,10 +14,14 @@ from deeplight_core.report.findings.cells import counted, interval, listed, tabl
 from deeplight_core.routes import VARIANTS
 
 __all__ = [
+    "beside_whole_brain",
+    "beyond_shortcut",
     "contrast_speed",
     "convergence",
     "convergence_note",
     "convergence_table",
+    "converges_earlier",
+    "first_converged",
     "networks_note",
     "networks_table",
     "quality_note",
@@ -75,13 +79,17 @@ def ways_table(scores: pd.DataFrame) -> Styler:
     return table({"the neighbour is found by": list(rows), "of held-out series": list(rows.values())})
 
 
-def shortcut_note(scores: pd.DataFrame) -> str:
-    """Whether contrast finds more than the shortcut does: chance is one half."""
+def beyond_shortcut(scores: pd.DataFrame) -> tuple[float, float, float]:
+    """Share of series that contrast finds beyond the shortcut, with its 95% interval over held-out subjects."""
     wide = scores.pivot(index="subject", columns="way", values="score")
     beyond = (wide["learnt"] - wide["shortcut"]).to_numpy()
-    low, high = statistics.t_interval(beyond, 0.95)
-    found = interval(float(beyond.mean()), low, high, "+.1%")
-    said = f"Beyond the shortcut it finds {found} of all series; chance is 50%."
+    return float(beyond.mean()), *statistics.t_interval(beyond, 0.95)
+
+
+def shortcut_note(scores: pd.DataFrame) -> str:
+    """Whether contrast finds more than the shortcut does: chance is one half."""
+    mean, low, high = beyond_shortcut(scores)
+    said = f"Beyond the shortcut it finds {interval(mean, low, high, '+.1%')} of all series; chance is 50%."
     if np.isnan(low):
         return said
     if low > 0:
@@ -142,8 +150,11 @@ def convergence(results: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    `variant, n_subjects, mean, low, high, converged`, a row for each size; `constant`: the best constant answer
+    `variant, n_subjects, mean, low, high, converged`, a row for each size; `constant`: the best constant answer. No
+    rows without results
     """
+    if results.empty:
+        return pd.DataFrame(columns=["variant", "n_subjects", "mean", "low", "high", "converged", "constant"])
     constant = constant_answer(rows)
     table = statistics.mean_intervals(results)
     most = table.loc[table.groupby("variant")["n_subjects"].idxmax()].set_index("variant")["mean"]
@@ -151,6 +162,24 @@ def convergence(results: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     converged = (table["low"] > constant) & near
     columns = ["variant", "n_subjects", "mean", "low", "high"]
     return table[columns].assign(converged=converged, constant=constant)
+
+
+def first_converged(found: pd.DataFrame) -> dict[str, float]:
+    """Variant → the smallest number of units with which it converges; infinite if there is none."""
+    first = found[found["converged"].astype(bool)].groupby("variant")["n_subjects"].min()
+    return {v: float(first.get(v, np.inf)) for v in VARIANTS if v in set(found["variant"])}
+
+
+def converges_earlier(found: pd.DataFrame) -> bool | None:
+    """Whether contrast converges with fewer units than scratch.
+
+    None if one of them is missing at a size, or has no interval.
+    """
+    both = found[found["variant"].isin(["contrast", "scratch"])]
+    if both.empty or (both.groupby("n_subjects")["variant"].nunique() < 2).any() or both["low"].isna().any():
+        return None
+    first = first_converged(both)
+    return first["contrast"] < first["scratch"]
 
 
 def convergence_table(found: pd.DataFrame, unit: str = "subject") -> Styler:
@@ -170,20 +199,13 @@ def convergence_note(found: pd.DataFrame, unit: str = "subject") -> str:
     """The paper's claim beside this run: from how many units on a decoder converges."""
     if found.empty:
         return "No decoder has been trained yet."
-    first = found[found["converged"]].groupby("variant")["n_subjects"].min()
     most = int(found["n_subjects"].max())
     told = []
-    for variant in (v for v in VARIANTS if v in set(found["variant"])):
-        n = first.get(variant)
-        end = "does not converge" if n is None else f"converges with {counted(int(n), unit)}"
+    for variant, n in first_converged(found).items():
+        end = f"converges with {counted(n, unit)}" if np.isfinite(n) else "does not converge"
         told.append(f"{VARIANTS[variant].title} {end}")
-    pair = [first.get(variant, np.inf) for variant in ("contrast", "scratch")]
-    if not {"contrast", "scratch"} <= set(found["variant"]):
-        verdict = ""
-    elif pair[0] < pair[1]:
-        verdict = " **The claim holds here.**"
-    else:
-        verdict = " **The claim does not hold here.**"
+    verdicts = {True: " **The claim holds here.**", False: " **The claim does not hold here.**", None: ""}
+    verdict = verdicts[converges_earlier(found)]
     return (
         f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Of {most} {unit}s at most: "
         f"{listed(told)}. In the paper, the decoder pre-trained by contrast converges with 12 subjects and the one "
@@ -272,21 +294,42 @@ def networks_table(results: pd.DataFrame) -> Styler | None:
     return table(columns, wrapped=True)
 
 
-def networks_note(results: pd.DataFrame) -> str:
-    """Which network is as good as the whole brain for the decoder pre-trained by contrast, and which is the worst."""
+def beside_whole_brain(results: pd.DataFrame) -> pd.DataFrame:
+    """What decoders of single networks, pre-trained by contrast, reach beside that of the whole brain.
+
+    Parameters
+    ----------
+    results : as for `networks_table`
+
+    Returns
+    -------
+    a row per network, best first, with `mean, low, high`, and of the difference from the whole brain `difference,
+    difference_low, difference_high` (95%); no rows without decoders to compare
+    """
     own = results[results["variant"] == "contrast"]
     means = own.groupby(["network", "subject"])["score"].mean().unstack("subject")
+    columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     if "" not in means.index or len(means) < 2:
+        return pd.DataFrame(columns=columns)
+    rows = {}
+    for network, scores in means.drop(index="").iterrows():
+        parts = scores.to_numpy(), (scores - means.loc[""]).to_numpy()
+        rows[network] = [value for part in parts for value in (part.mean(), *statistics.t_interval(part, 0.95))]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).sort_values("mean", ascending=False)
+
+
+def networks_note(results: pd.DataFrame) -> str:
+    """Which network is as good as the whole brain for the decoder pre-trained by contrast, and which is the worst."""
+    beside = beside_whole_brain(results)
+    if beside.empty:
         return "No decoder of a single network has been trained: `make controls PROFILE=contrast`."
-    difference = means.drop(index="").sub(means.loc[""])
-    within = [str(n) for n, row in difference.iterrows() if statistics.t_interval(row.to_numpy(), 0.95)[1] >= 0]
-    order = means.drop(index="").mean(axis=1).sort_values()
-    whole = f"the whole brain ({means.loc[''].mean():.1%})"
+    within = [str(network) for network in beside.index[beside["difference_high"] >= 0]]
+    whole = f"the whole brain ({(beside['mean'] - beside['difference']).iloc[0]:.1%})"
     good = f"{listed(within)} cannot be told apart from {whole}" if within else f"none is as good as {whole}"
-    best, worst = ((order.index[i], f"{order.iloc[i]:.1%}") for i in (-1, 0))
+    best, worst = ((beside.index[i], f"{beside['mean'].iloc[i]:.1%}") for i in (0, -1))
     return (
-        f"Of {len(order)} networks, {good}; best is {best[0]} ({best[1]}), worst {worst[0]} ({worst[1]}). In the paper "
-        "the visual network is as good as the whole brain, and the limbic one fails."
+        f"Of {len(beside)} networks, {good}; best is {best[0]} ({best[1]}), worst {worst[0]} ({worst[1]}). In the "
+        "paper the visual network is as good as the whole brain, and the limbic one fails."
     )
 
 

@@ -16,8 +16,10 @@ from deeplight_core.routes import VARIANTS
 __all__ = [
     "conditioning_note",
     "conditioning_table",
+    "leads_kept",
     "phenotypes_note",
     "phenotypes_table",
+    "photographs_gains",
     "photographs_note",
     "weights_note",
 ]
@@ -95,17 +97,34 @@ def phenotypes_note(values: pd.DataFrame) -> str:
     return " ".join(said)
 
 
-def photographs_note(values: pd.DataFrame, pretrained: str = "images", scratch: str = "images-scratch") -> str:
-    """For which phenotypes, and how many people, photographs help a fine-tuned network; the paper's claim beside it."""
-    helped, n = [], 0
+def photographs_gains(values: pd.DataFrame, pretrained: str = "images") -> pd.DataFrame:
+    """The lead of a fine-tuned network over the same from scratch, for every phenotype and number of people.
+
+    Parameters
+    ----------
+    values : as `collect.fold_values` gives them
+    pretrained : the variant; `<pretrained>-scratch` is the same from scratch
+
+    Returns
+    -------
+    the tests' columns (`decoders_tests`, corrected over each phenotype's sizes), `target` and `helped`: significantly
+    better
+    """
+    pair, found = [pretrained, f"{pretrained}-scratch"], []
     for target, own in main_values(values).groupby("target", sort=False):
-        if not {pretrained, scratch} <= set(own["variant"]):
-            continue
-        tests = decoders_tests(own[own["variant"].isin([pretrained, scratch])], scratch)
-        n += len(tests)
-        better = tests[(tests["p_bonferroni"] < 0.05) & tests["better"]]
-        sizes = own[own["fraction"].isin(better["fraction"])].groupby("fraction")["n_subjects"].mean()
-        helped += [f"{target} with {n_people:.0f} people" for n_people in sizes]
+        tests = decoders_tests(own[own["variant"].isin(pair)], pair[1])
+        found += [tests.assign(target=target)] if len(tests) else []
+    if not found:
+        return pd.DataFrame(columns=["target", "fraction", "n_subjects", "p", "helped"])
+    gains = pd.concat(found, ignore_index=True)
+    return gains.assign(helped=(gains["p_bonferroni"] < 0.05) & gains["better"])
+
+
+def photographs_note(values: pd.DataFrame) -> str:
+    """For which phenotypes, and how many people, photographs help a fine-tuned network; the paper's claim beside it."""
+    gains = photographs_gains(values)
+    n, better = len(gains), gains[gains["helped"].astype(bool)].to_dict("records")
+    helped = [f"{row['target']} with {row['n_subjects']:.0f} people" for row in better]
     if n == 0:
         return "No network has been fine-tuned yet."
     verdict = f"a significant gain in {len(helped)}" if helped else "no significant gain"
@@ -157,23 +176,32 @@ def conditioning_table(values: pd.DataFrame) -> Styler | None:
     return table(rows, wrapped=True)
 
 
-def conditioning_note(values: pd.DataFrame) -> str:
-    """How much of the lead of photographs' features over random ones remains when they are shuffled, and so on.
+def leads_kept(values: pd.DataFrame) -> tuple[float, dict[str, float], bool | None]:
+    """The lead of photographs' features over random ones, what each control leaves of it, and whether it is features.
 
-    The lead is summed over the phenotypes, in AUC and correlation.
+    Leads are summed over the phenotypes, in AUC and correlation. They are features if there is a lead of which every
+    control leaves less than half; None without controls. The lead is NaN without its decoders.
     """
     main = main_values(values)
     means = main[main["change"] == ""].groupby(["variant", "target"])["value"].mean().unstack("target").sum(axis=1)
-    whole = means.get("images-frozen", np.nan) - means.get("images-random-frozen", np.nan)
+    whole = float(means.get("images-frozen", np.nan) - means.get("images-random-frozen", np.nan))
+    names = {"images-shuffled-frozen": "weights shuffled within layers", "images-statistics-frozen": "statistics only"}
+    if np.isnan(whole):
+        return whole, {}, None
+    parts = {title: float(means[v] - means["images-random-frozen"]) for v, title in names.items() if v in means}
+    return whole, parts, (whole > 0 and max(parts.values()) < 0.5 * whole) if parts else None
+
+
+def conditioning_note(values: pd.DataFrame) -> str:
+    """How much of the lead of photographs' features over random ones remains when they are shuffled, and so on."""
+    whole, parts, features = leads_kept(values)
     if np.isnan(whole):
         return "The controls have not been run yet."
     said = [f"Over random features, those of photographs lead by {whole:+.2f}, summed over the phenotypes."]
-    names = {"images-shuffled-frozen": "weights shuffled within layers", "images-statistics-frozen": "statistics only"}
-    parts = {title: means[v] - means["images-random-frozen"] for v, title in names.items() if v in means}
     if parts:
         said.append(f"Of this, {listed([f'{lead:+.2f} remains with {title}' for title, lead in parts.items()])}.")
-    if parts and whole > 0 and max(parts.values()) < 0.5 * whole:
-        said.append("**Most of the lead is features, not conditioning.**")
-    elif parts:
-        said.append("**The lead cannot be said to be one of features.**")
-    return " ".join(said)
+    verdicts = {
+        True: "**Most of the lead is features, not conditioning.**",
+        False: "**The lead cannot be said to be one of features.**",
+    }
+    return " ".join([*said, verdicts[features]] if features is not None else said)

@@ -7,8 +7,6 @@ from deeplight_core.config import Profile
 from deeplight_core.report.findings.cells import number, table
 
 __all__ = [
-    "claims_note",
-    "claims_table",
     "data_note",
     "data_origin",
     "durations_note",
@@ -82,26 +80,3 @@ def durations_note(profile: Profile, durations: pd.DataFrame, index: pd.DataFram
 def facts_table(facts: pd.DataFrame) -> Styler:
     """A table of long texts (`paper.decoder_facts`), whose lines break."""
     return facts.style.hide(axis="index").set_table_attributes('class="wrapped"')
-
-
-def claims_table(claims: pd.DataFrame, origin: str) -> Styler:
-    """The paper's numbers and claims beside this run's (`paper.side_by_side`), which names the data's origin."""
-    return facts_table(claims.rename(columns={"this run": f"this run ({origin})"}))
-
-
-def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
-    """How many of the paper's claims hold, and which do not (`paper.side_by_side`)."""
-    tested = claims[claims["holds"] != "–"]
-    if tested.empty:
-        return "None of the paper's claims can be tested yet."
-    failed = tested[tested["holds"] == "no"].to_dict("records")
-    said = [f"**{len(tested) - len(failed)} of {len(tested)} claims hold in this run.**"]
-    if failed:
-        named = [f"{r['quantity']} ({r['claim']}): paper {r['paper']}, here {r['this run']}" for r in failed]
-        said.append(f"Not reproduced: {'; '.join(named)}.")
-    if profile.simulated:
-        said.append(
-            "A claim that holds on simulated data shows that the pipeline can find the effect where it was planted, "
-            "not that brains have it; gambling's difficulty is planted, too."
-        )
-    return " ".join(said)
