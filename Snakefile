@@ -262,7 +262,7 @@ PAPERMILL = (
 )
 
 
-OF_TRANSFERS = ["06_autoencoder", "06_transfer", "06_faults"]  # the pages of a profile with transfers
+OF_TRANSFERS = ["06_autoencoder", "06_transfer", "06_faults", "06_claims"]  # the pages of a profile with transfers
 TRANSFERS = {name: PROFILE.transferred(name) for name in PROFILE.transfers}
 
 
@@ -287,13 +287,13 @@ EXPLAINED = [
     and cell.fraction == max(PROFILE.sweep.fractions)
 ]
 if PART == "contrast":
-    NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb"]
+    NOTEBOOKS = [BOOKS + "/01_data.ipynb", *DATA_PAGES, BOOKS + "/07_contrast.ipynb", BOOKS + "/07_claims.ipynb"]
 elif PART == "structural":
     NOTEBOOKS = [*expand(BOOKS + "/{name}.ipynb", name=["01_data", *OF_TRANSFERS]), *DATA_PAGES]
 elif PART == "comparison":
     NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/09_comparison.ipynb"]
 elif PART == "images":
-    NOTEBOOKS = [BOOKS + "/01_data.ipynb", BOOKS + "/08_natural_images.ipynb"]
+    NOTEBOOKS = expand(BOOKS + "/{name}.ipynb", name=["01_data", "08_natural_images", "08_claims"])
 elif PART == "patients":
     NOTEBOOKS = [BOOKS + "/10_patients.ipynb"]
 else:
@@ -633,11 +633,13 @@ rule contrast_page:
         [f"{RUNS}/trained/transfers"] if TRANSFERS else [],
         shown("shortcuts"),
         shown("networks"),
-        "notebooks/07_contrast.ipynb",
+        "notebooks/{name}.ipynb",
     output:
-        BOOKS + "/07_contrast.ipynb",
+        BOOKS + "/{name}.ipynb",
+    wildcard_constraints:
+        name="07_contrast|07_claims",
     params:
-        notebook="07_contrast",
+        notebook=lambda w: w.name,
         parameters="",
         settings=settings.digest(PROFILE.sweep),
     shell:
@@ -673,11 +675,13 @@ if PART == "images":
     rule images_page:
         input:
             SWEPT,
-            "notebooks/08_natural_images.ipynb",
+            "notebooks/{name}.ipynb",
         output:
-            BOOKS + "/08_natural_images.ipynb",
+            BOOKS + "/{name}.ipynb",
+        wildcard_constraints:
+            name="08_natural_images|08_claims",
         params:
-            notebook="08_natural_images",
+            notebook=lambda w: w.name,
             parameters="",
             settings=settings.digest(PROFILE),
         shell:

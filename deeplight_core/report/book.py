@@ -55,6 +55,7 @@ _OTHERS = {
             "06_autoencoder": "Autoencoders of structural images",
             "06_transfer": "Transfer between cohorts",
             "06_faults": "Why theirs did not converge",
+            "06_claims": "Atanaszov & Ritter (2019) and this run",
             "01_data": "Structural images",
             "data/none": "The cohorts",
         },
@@ -64,6 +65,7 @@ _OTHERS = {
         "07_contrast",
         {
             "07_contrast": "Temporal contrast",
+            "07_claims": "Shi et al. (2023) and this run",
             "01_data": "Runs of the contrast",
             "data/none": "Unprepared runs, and many tasks",
         },
@@ -71,7 +73,11 @@ _OTHERS = {
     "images": (
         "images",
         "08_natural_images",
-        {"08_natural_images": "Photographs, video and phenotypes", "01_data": "The cohort with phenotypes"},
+        {
+            "08_natural_images": "Photographs, video and phenotypes",
+            "08_claims": "Malik & Bzdok (2022) and this run",
+            "01_data": "The cohort with phenotypes",
+        },
     ),
     "patients": ("patients", "10_patients", {"10_patients": "Your twelve patients"}),
     "comparison": (

@@ -255,7 +255,7 @@ class Row:
     where : in the paper
     quantity : what is stated
     paper, ours : what is found there and here; `ours` says why a claim cannot be tested
-    claim : the rule by which the claim holds, fixed before anything is run; empty for a mere number
+    claim : the rule by which the claim holds, whatever is found; empty for a mere number
     holds : None where the rule cannot be applied
     """
 

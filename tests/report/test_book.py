@@ -88,7 +88,9 @@ def test_parts_of_other_profiles_hold_their_pages(project: Path) -> None:
     write(notebooks / "01_data.ipynb", {"name": "windows"}, "notebooks/01_data.ipynb")
     out = staged(project)
     assert "`make contrast PROFILE=windows`" in last_cell(out / "contrast/07_contrast.ipynb")
-    assert sorted(path.name for path in (out / "contrast").iterdir()) == ["01_data.ipynb", "07_contrast.ipynb", "data"]
+    assert sorted(path.name for path in (out / "contrast").iterdir()) == [
+        "01_data.ipynb", "07_claims.md", "07_contrast.ipynb", "data",
+    ]  # fmt: skip
 
 
 def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) -> None:

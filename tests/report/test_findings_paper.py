@@ -41,26 +41,6 @@ def test_other_data_have_no_seconds_of_these_tasks() -> None:
     assert "of each task" not in note
 
 
-def claims(holds: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"quantity": [f"q{i}" for i in range(len(holds))], "paper": "70.55%", "this run": "65.00%", "claim": "better",
-         "holds": holds}
-    )  # fmt: skip
-
-
-def test_claims_are_counted_and_failed_ones_named() -> None:
-    table = claims(["yes", "no", "–", "yes", "no"])
-    note = findings.claims_note(PROFILE, table)
-    assert note.startswith(
-        "**2 of 4 claims hold in this run.** Not reproduced: q1 (better): paper 70.55%, here 65.00%; q4"
-    )
-    assert "simulated data" in note
-    assert findings.claims_note(BIDS, claims(["yes"])) == "**1 of 1 claims hold in this run.**"
-    assert findings.claims_note(PROFILE, claims(["–"])) == "None of the paper's claims can be tested yet."
-    shown = findings.claims_table(table, "simulated").data
-    assert shown["this run (simulated)"].tolist() == table["this run"].tolist()
-
-
 def test_the_papers_difference_is_that_of_its_accuracies() -> None:
     assert np.isclose(paper.REPORTED["pretrained, 1%, validation"] - paper.REPORTED["scratch, 1%, validation"], 0.3502)
     assert "it is +35.02 points at 1% and +1.92 points at 100%" in paper.reported_difference()

@@ -113,7 +113,7 @@ def test_accuracy_of_the_last_epoch_is_the_mean_over_tasks_as_in_the_paper() -> 
 
 def test_a_run_like_the_papers_confirms_every_claim() -> None:
     rows = table()
-    assert set(rows["holds"]) == {"yes", "–"}
+    assert set(rows["verdict"]) == {"holds here", ""}
     assert (rows["this run"] != "not in this run").all()
 
 
@@ -121,7 +121,7 @@ def test_training_time_is_in_steps() -> None:
     """From scratch ends at 75% in validation after 400 steps; pre-trained, which ends at 85%, is there after 360."""
     row = table().loc["steps to reach from scratch's last accuracy, all data"]
     assert row["this run"] == "pre-trained 360, from scratch 400"
-    assert row["holds"] == "yes"
+    assert row["verdict"] == "holds here"
 
 
 def test_the_end_of_a_longer_training_is_its_own() -> None:
@@ -139,14 +139,14 @@ def test_a_run_unlike_the_papers_says_no() -> None:
     about_both = (rows["claim"] != "") & ~rows["claim"].str.contains("constant")
     tested = rows[rows["where"].str.startswith(("Fig. 3", "3.2")) & about_both]
     assert len(tested) == 6
-    assert set(tested["holds"]) == {"no"}
+    assert set(tested["verdict"]) == {"does not hold here"}
 
 
 def test_better_but_not_significantly_is_no() -> None:
     curves, results = finetuned({(v, 1.0): 0.8 for v in ("pretrained", "scratch")})
     results.loc[(results["variant"] == "pretrained") & (results["subject"] == "s0"), "score"] += 0.01
     rows = side_by_side(curves, results, {"MOTOR": 0.9})
-    assert rows.loc["difference, all data", "holds"] == "no"
+    assert rows.loc["difference, all data", "verdict"] == "does not hold here"
     assert rows.loc["difference, all data", "this run"].startswith("+0.17 points")
 
 
@@ -166,7 +166,7 @@ def test_what_the_run_lacks_says_so(gone: tuple[str, float]) -> None:
     assert len(rows) == len(table())
     assert (rows["this run"] == "not in this run").any()
     lacking = rows[rows["this run"] == "not in this run"]
-    assert set(lacking["holds"]) == {"–"}
+    assert set(lacking["verdict"]) <= {"cannot be tested here", ""}
 
 
 def test_nothing_at_all_is_no_error() -> None:
@@ -182,9 +182,9 @@ def test_a_claim_about_every_fraction_needs_every_fraction() -> None:
     quantity = "fractions at which pre-trained is higher, validation"
     some = table({cell: level for cell, level in LEVELS.items() if cell[1] < 1.0}).loc[quantity]
     assert some["this run"].startswith("2 of 2 (3 planned)")
-    assert some["holds"] == "–"
+    assert some["verdict"] == "cannot be tested here"
     apart = table({("pretrained", 0.01): 0.9, ("scratch", 1.0): 0.3}).loc[quantity]
-    assert (apart["this run"], apart["holds"]) == ("not in this run", "–")
+    assert (apart["this run"], apart["verdict"]) == ("not in this run", "cannot be tested here")
 
 
 def test_the_level_is_that_of_all_planned_fractions() -> None:
@@ -196,7 +196,7 @@ def test_the_level_is_that_of_all_planned_fractions() -> None:
     results.loc[b, "score"] = 0.5
     row = side_by_side(curves, results, {"MOTOR": 0.9}).loc["pre-trained on 40% against from scratch on 100%"]
     assert 0.05 / 3 < float(row["this run"].split("p = ")[1]) < 0.05
-    assert row["holds"] == "no"
+    assert row["verdict"] == "does not hold here"
 
 
 def test_a_test_that_cannot_be_made_decides_nothing() -> None:
@@ -205,13 +205,13 @@ def test_a_test_that_cannot_be_made_decides_nothing() -> None:
     results.loc[results["variant"] == "scratch", "score"] = 0.5
     rows = side_by_side(curves, results, {"MOTOR": 0.9})
     for quantity in ("difference, all data", "pre-trained, 1% (n = 1; paper: 3)"):
-        assert rows.loc[quantity, "holds"] == "–", quantity
+        assert rows.loc[quantity, "verdict"] == "cannot be tested here", quantity
 
 
 def test_guessing_the_most_frequent_state_is_not_a_success() -> None:
     rows = paper.side_by_side(metrics({"MOTOR": 0.4}), *finetuned(LEVELS), 8, (0.4, 0.25), list(FRACTIONS))
     rows = rows.set_index("quantity")
-    assert rows.loc["8 states, validation (paper: 16)", "holds"] == "no"
+    assert rows.loc["8 states, validation (paper: 16)", "verdict"] == "does not hold here"
     assert "any constant answer (40.00%)" in rows.loc["8 states, validation (paper: 16)", "claim"]
 
 

@@ -247,11 +247,12 @@ def _earlier_row(found: pd.DataFrame) -> Row:
 
 def _raw_rows(raw: pd.DataFrame) -> list[Row]:
     own = raw.sort_values("n_subjects").drop_duplicates("variant", keep="last").set_index("variant")
-    said, above = {}, {}
+    said: dict[str, str] = {}
+    above: dict[str, bool | None] = {}
     for variant in ("contrast", "scratch"):
         said[variant], above[variant] = _lacking("no such decoder of unpreprocessed data"), None
         if variant in own.index:
-            row = own.loc[variant]
+            row: dict[str, Any] = own.loc[variant].to_dict()
             said[variant] = f"{interval(row['mean'], row['low'], row['high'])}, {row['n_subjects']:.0f} people"
             above[variant] = None if np.isnan(row["low"]) else bool(row["low"] > row["constant"])
     constant = "the best constant answer" + (f" ({raw['constant'].iloc[0]:.1%})" if len(raw) else "")
@@ -276,7 +277,8 @@ def _recalls_row(recalls: dict[str, pd.DataFrame]) -> Row:
 def _network_rows(networks: pd.DataFrame, found: pd.DataFrame) -> list[Row]:
     beside, constant = beside_whole_brain(networks), found["constant"].iloc[0] if len(found) else np.nan
     lacking = _lacking("no decoder of a single network" if beside.empty else "none of the networks has this name")
-    good, fails = (lacking, None), (lacking, None)
+    good: tuple[str, bool | None] = (lacking, None)
+    fails = good
     for network, row in beside.iterrows():
         if "visual" in str(network).lower():
             low, high = row["difference_low"], row["difference_high"]
