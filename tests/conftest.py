@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from kernels import warm_kernels
 
 from deeplight_core.config import Profile
@@ -203,6 +204,22 @@ def no_window() -> Iterator[None]:
         plots.use_style()
         yield
         plt.close("all")
+
+
+def page_of(notebook: str, profile: Profile, patch: pytest.MonkeyPatch) -> str:
+    """What a notebook says and shows of a profile: its code, executed here."""
+    said: list[str] = []
+    patch.setattr("deeplight_core.report.page.say", lambda *texts: said.extend(texts))
+    patch.setattr("deeplight_core.report.page.show", lambda table: said.append(table.to_html()))
+    Path("of_page.yaml").write_text(yaml.safe_dump(profile.model_dump(mode="json")), encoding="utf-8")
+    names: dict[str, object] = {}
+    path = Path(__file__).parents[1] / f"notebooks/{notebook}.ipynb"
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names["profile"] = "of_page.yaml"
+    return "\n".join(said)
 
 
 def changed(profile: Profile, root: Path | None = None, store: Path | None = None, **preprocessing: object) -> Profile:

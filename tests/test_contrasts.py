@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import N_FRAMES, changed, use_threads
+from conftest import N_FRAMES, changed, page_of, use_threads
 from pydantic import ValidationError
 
 from deeplight_core import contrasts, experiment
@@ -73,6 +73,23 @@ def test_contrast_pretrains_without_labels_and_decoders_start_from_it(profile: P
         assert set(results["level"]) == {"volume", "block"}
     start = experiment.finetuning(profile, "contrast", 1.0, 1).checkpoint
     assert start == pretrained.folder
+
+
+def test_the_papers_claims_have_a_page_with_and_without_trainings(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, no_window: None
+) -> None:
+    few = profile.overridden({"sweep": {"variants": ["contrast", "scratch"], "fractions": [0.5]}})
+    empty = page_of("07_claims", few, monkeypatch)
+    assert "2 of the 2 trainings of this page have not been run" in empty
+    assert "No claim can be tested yet.** 7 claims cannot be tested here." in empty
+    experiment.train_all([few], jobs=1)
+    page = page_of("07_claims", few, monkeypatch)
+    assert "of held-out neighbours beyond the shortcut" in page
+    assert " of 2 claims hold in this run.** 5 claims cannot be tested here." in page
+    assert "of 2 at most" in page
+    table = pd.read_csv(few.folder / "claims.csv").set_index("quantity")
+    assert len(table) == 7
+    assert (table["verdict"] == "cannot be tested here").sum() == 5
 
 
 def test_decoders_of_clips_are_compared_by_block(profile: Profile) -> None:

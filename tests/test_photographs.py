@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import use_threads
+from conftest import page_of, use_threads
 from safetensors.torch import load_file
 
 from deeplight_core import cli, experiment, looks
@@ -177,6 +177,22 @@ def test_one_decoder_tells_columns_of_several_kinds(people: Profile, variant: st
         again = experiment.evaluate(people, training.folder)
         np.testing.assert_allclose(again["score"], table["score"], rtol=1e-5)
         assert model.head.n_outputs(model.head.targets) == 2 + 2 + 6
+
+
+def test_the_papers_claims_have_a_page_with_and_without_trainings(
+    people: Profile, monkeypatch: pytest.MonkeyPatch, no_window: None
+) -> None:
+    sweep = {"variants": ["resnet18", "resnet18-scratch"], "fractions": [1.0], "folds": 2}
+    own = people.overridden({"sweep": sweep, "part": "images"})
+    empty = page_of("08_claims", own, monkeypatch)
+    assert "4 of the 4 trainings of this page have not been run" in empty
+    assert "No claim can be tested yet.** 7 claims cannot be tested here." in empty
+    experiment.train_all([own], jobs=1)
+    page = page_of("08_claims", own, monkeypatch)
+    assert " of 3 claims hold in this run.** 4 claims cannot be tested here." in page
+    table = pd.read_csv(own.folder / "claims.csv").set_index("quantity")["this run"]
+    assert table.iloc[0].endswith("; ResNet-18, pre-trained on photographs")
+    assert table.iloc[-1] == "at most 3 people to train on"
 
 
 def test_columns_from_which_nothing_can_be_learnt(people: Profile) -> None:

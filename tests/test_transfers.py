@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import use_threads
+from conftest import page_of, use_threads
 from safetensors.torch import load_file
 from sklearn.metrics import silhouette_score
 from typer.testing import CliRunner
@@ -108,6 +108,25 @@ def test_decoders_of_another_grid_start_from_the_origins_encoder(profiles: tuple
     assert {name.split(".")[2] for name in same if name.endswith("weight")} == {"0", "1"}
     with pytest.raises(ValueError, match="cannot transfer 9 blocks; the encoder has 4"):
         experiment.finetune(still.overridden({"finetuning": {"blocks": 9}}), "cae", 1.0, 1, 1)
+
+
+def test_the_reports_claims_have_a_page(
+    profiles: tuple[Profile, Profile], monkeypatch: pytest.MonkeyPatch, no_window: None
+) -> None:
+    source, _ = profiles
+    page = page_of("06_claims", source, monkeypatch)
+    assert "pre-trainings have not been run**: residual" in page
+    table = pd.read_csv(source.folder / "claims.csv").set_index("quantity")
+    said = table["this run"].str
+    assert said.startswith("AUC")["fine-tuning does not converge: one T1w → two T1w: PD or HC"]
+    assert said.contains("significantly better in . of 1")["autoencoding gives no useful start for the other cohorts"]
+    assert said.contains("both autoencoders are needed")["the strided residual autoencoder is smaller"]
+    assert "cannot be tested here" in page
+    longer = {"pretraining": {"epochs": 9}}  # of which nothing has been trained
+    other = {"routes": {"autoencoder": longer, "multitask": longer}, "finetuning": {"epochs": 9}}
+    empty = page_of("06_claims", source.overridden(other), monkeypatch)
+    assert "Not all has been run" in empty
+    assert "No claim can be tested yet.** 11 claims cannot be tested here." in empty
 
 
 def test_every_fold_has_its_values(profiles: tuple[Profile, Profile]) -> None:

@@ -89,6 +89,9 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
         assert said in text, said
     assert "Not all has been run" not in text
     assert "<img" in text
+    text = (html / "06_claims.html").read_text(encoding="utf-8")
+    for said in ("✗ does not hold here", "+46% weights", "adni-like T1w → idss-like T1w: CVD or AD", "conjecture"):
+        assert said in text, said
     assert "idss-like" in (html / "data/idss.html").read_text(encoding="utf-8")
     assert (
         "has not been run here" in (project / "runs/images/book/_build/html/notebooks/04_statistics.html").read_text()
@@ -130,6 +133,9 @@ def test_temporal_contrast_has_its_page(project, warm):
     assert "have not been run" not in text
     assert text.count("<img") >= 3
     assert "No decoder of a single network" not in text
+    text = (project / "runs/contrast/book/_build/html/contrast/07_claims.html").read_text(encoding="utf-8")
+    for said in ("12 against 100 subjects", "11 of 13", "○ cannot be tested here", "from the whole brain"):
+        assert said in text, said
     built_in = (project / "runs/contrast/book/_build/html/notebooks/04_statistics.html").read_text(encoding="utf-8")
     assert "has not been run here" in built_in
 
@@ -159,6 +165,9 @@ def test_networks_for_photographs_have_their_page(project, warm):
         assert said in text, said
     assert "have not been run" not in text
     assert text.count("<img") >= 4
+    text = (project / "runs/photographs/book/_build/html/images/08_claims.html").read_text(encoding="utf-8")
+    for said in ("photographs help especially on sex", "○ cannot be tested here", "people to train on"):
+        assert said in text, said
     values = pd.read_csv(project / "runs/photographs/phenotypes.csv")
     assert set(values["target"]) == {"sex", "income", "age"}
 

@@ -252,7 +252,7 @@ def _raw_rows(raw: pd.DataFrame) -> list[Row]:
     for variant in ("contrast", "scratch"):
         said[variant], above[variant] = _lacking("no such decoder of unpreprocessed data"), None
         if variant in own.index:
-            row: dict[str, Any] = own.loc[variant].to_dict()
+            row: Any = own.loc[variant]
             said[variant] = f"{interval(row['mean'], row['low'], row['high'])}, {row['n_subjects']:.0f} people"
             above[variant] = None if np.isnan(row["low"]) else bool(row["low"] > row["constant"])
     constant = "the best constant answer" + (f" ({raw['constant'].iloc[0]:.1%})" if len(raw) else "")
@@ -328,7 +328,7 @@ def malik_claims(values: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
             "shuffled weights, or statistics alone, each leave less than half of the lead (means, no interval)",
             features),
         Row("abstract", "all this in around 40,000 participants of UK Biobank", "40,000 people", most,
-            "UK Biobank is decoded (profile `images-paper`)"),
+            "UK Biobank is decoded (profile images-paper)"),
     ])  # fmt: skip
 
 
