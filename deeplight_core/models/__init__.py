@@ -34,7 +34,15 @@ ENCODERS: dict[str, type[Encoder]] = {
     )
 }
 HEADS: dict[str, Any] = {
-    kind.name: kind for kind in (Classes, Numbers, Phenotypes, Reconstruction, Variational, Contrast)
+    kind.name: kind
+    for kind in (
+        Classes,
+        Numbers,
+        Phenotypes,
+        Reconstruction,
+        Variational,
+        Contrast,
+    )
 }
 
 

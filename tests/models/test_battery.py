@@ -23,6 +23,7 @@ from deeplight_core import models
 from deeplight_core.analysis import scores
 from deeplight_core.data.store import Store, open_store
 from deeplight_core.models import ENCODERS, HEADS, Batch, Model
+from deeplight_core.models.reconstruction import Reconstruction
 from deeplight_core.routes import ROUTES, TrainingSettings
 from deeplight_core.training.checkpoint import data_facts, load_model, save_mask, save_model, transfer
 from deeplight_core.training.devices import session
@@ -51,7 +52,7 @@ class Case:
     targets : of a head
     kinds : the examples that it takes
     any_grid : of a head, whether it takes features of any grid
-    mirror : of an encoder, whether it has one, which heads that reconstruct need
+    mirror : of an encoder, whether it has one; heads that reconstruct need one
     thrifty : whether one kind of examples must do for each head of an encoder, or each encoder of a head
     heads : of an encoder, the heads that it is tried with, if one like it is tried with all
     """
@@ -118,7 +119,7 @@ def _kinds(encoder: Case, head: Case) -> list[str]:
 KINDS = {
     (encoder, head): _kinds(ENCODER_CASES[encoder], HEAD_CASES[head])
     for encoder, head in itertools.product(ENCODER_CASES, HEAD_CASES)
-    if ENCODER_CASES[encoder].mirror or head not in ("reconstruction", "variational")
+    if ENCODER_CASES[encoder].mirror or not issubclass(HEADS[head], Reconstruction)
     if head in (ENCODER_CASES[encoder].heads or HEAD_CASES)
 }
 # over few places

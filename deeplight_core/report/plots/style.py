@@ -4,6 +4,7 @@ Colours are those of Okabe & Ito (2008), distinct for colour-blind readers; a ta
 """
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import PercentFormatter
 
 from deeplight_core.analysis.measures import Measure
+from deeplight_core.routes import VARIANTS
 
 __all__ = [
     "CHANCE",
@@ -58,6 +60,9 @@ STYLES = {  # colour and mark of every variant; one with permuted labels looks l
     "sfcn": ("#0072B2", "p"), "sfcn-scratch": ("#D55E00", "p"), "sfcn-frozen": ("#56B4E9", "p"),
     "video": ("#0072B2", "*"), "video-scratch": ("#D55E00", "*"), "video-frozen": ("#56B4E9", "*"),
 }  # fmt: skip
+_NEW = [v for v, of in VARIANTS.items() if v not in STYLES and not of.permuted]  # a new one needs no line here
+_FREE = [look for look in product(OKABE_ITO[5::-1], "dhpPH8") if look not in STYLES.values()]
+STYLES |= dict(zip(_NEW, _FREE, strict=False))
 INK = "#222222"
 LINE: dict[str, Any] = {"color": "#8C8C8C", "linewidth": 1.2, "zorder": 0}
 CHANCE: dict[str, Any] = {"color": "#595959", "linestyle": "--", "linewidth": 1}
