@@ -150,7 +150,9 @@ assert all((given[given != 0] == volumes[given != 0]).all() for given in seen)
 FOLLOWED = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import matplotlib.pyplot as plt
+import pandas as pd
 from deeplight_core import cli
 from deeplight_core.report import page
 from deeplight_core.system import workers
@@ -160,6 +162,9 @@ try:
     cli.main()
 except SystemExit as stop:
     assert not stop.code
+for file in Path().glob("runs/comparison/finetuning-masked-[01]*/scores.csv"):  # nobody else has these scores
+    table = pd.read_csv(file)
+    table.assign(score=0.75 + table["fraction"] / 8).to_csv(file, index=False)
 said, figures = [], []
 page.say, page.show = said.append, lambda table: said.append("" if table is None else table.to_html())
 for cell in json.load(open("notebooks/09_comparison.ipynb", encoding="utf-8"))["cells"]:
@@ -235,7 +240,7 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     del written["simulation"]
     for section in written["routes"].values():
         section |= {"pretraining": TRAINING} if "pretraining" in section else {}
-    written["finetuning"] = TRAINING | {"steps_per_epoch": 12}
+    written["finetuning"] = TRAINING
     written["sweep"] |= {
         "variants": [v for v in written["sweep"]["variants"] if v in WAYS],
         "fractions": [0.5, 1.0],
@@ -250,12 +255,10 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     text, title = "\n".join(said), "DeepLight, pre-trained by masked reconstruction"
     assert f"All {len(WAYS) * 2 * 2} trainings of this page have been run." in text
     assert "repeats the pre-training: autoencoding of fMRI volumes and masked reconstruction." in text
-    files = changed.glob("runs/comparison/finetuning-masked-1-seed*/scores.csv")
-    results = pd.concat([pd.read_csv(file).query("level == 'volume'") for file in files])
-    own = [row for row in means if row["variant"] == "masked" and row["n_subjects"] == 4]
-    assert [row["mean"] for row in own] == pytest.approx([results["score"].mean()])
     row = text.partition(f">{title}</td>")[2].partition("</tr>")[0]  # of the table of sizes, the first
-    assert f">{own[0]['mean']:.1%} [" in row
+    assert re.findall(r">([\d.]+%)", row) == ["81.2%", "87.5%"]
+    of_way = [(row["n_subjects"], row["mean"]) for row in means if row["variant"] == "masked"]
+    assert of_way == [(2, 0.8125), (4, 0.875)]
     assert re.search(f"{title} (is better|is worse|cannot be told apart)", text)
     seen = {row["variant"]: row["pretraining_volumes"] for row in costs}
     assert seen["masked"] == seen["reconstruction"] == 2 * 8
