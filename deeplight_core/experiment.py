@@ -1,6 +1,6 @@
 """One training of an experiment: settings → store → model → loop → training folder.
 
-A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ holds
+A finished training is found, not repeated. runs/<profile>/<stage>-…-<hash>/ holds::
 
     config.yaml, environment.txt      settings; hardware, software and the code's commit
     metrics.csv, tensorboard/         every epoch, per task, target and subject

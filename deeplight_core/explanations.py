@@ -1,6 +1,6 @@
 """Why a finished decoder decides as it does: relevance of every voxel, for each state, subject and group.
 
-A folder of explanations holds
+A folder of explanations holds::
 
     explanation.json                  what was explained, and how
     conservation.csv                  one row per example: its logit, and where that went

@@ -1,7 +1,7 @@
 """The built-in dataset: task fMRI runs with planted, known activations in the Human Connectome Project's file layout.
 
 Real are the anatomy (MNI152 templates), the network nodes (Seitzman et al. 2020), the tasks' block structure and
-EV files (Barch et al. 2013) and the places of the foci (`foci.csv`); everything else is made up. A run is
+EV files (Barch et al. 2013) and the places of the foci (`foci.csv`); everything else is made up. A run is::
 
     baseline × (1 + (contrast · Σ state regressor × state map + noise) / 100)
 

@@ -1,6 +1,9 @@
 """Models: an encoder of `ENCODERS` with a head of `HEADS`.
 
-A new encoder or head is a class with a `name`, entered here; the battery of tests demands the rest.
+An encoder turns volumes into features, a head features into an outcome: the loss, the score, the answer. The same
+encoder can be pre-trained in every way, and a transfer takes all of its weights and none of the head's. A paper is a
+file, to be read from top to bottom, which opens with what the paper leaves open. A new encoder or head is a class
+with a `name`, entered here; the battery of tests demands the rest.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The book's source: the repository's pages, with executed notebooks instead of templates.
+"""The book's source: the repository's pages, with executed notebooks instead of templates::
 
     <folder>/_config.yml, _toc.yml, CHANGELOG.md, book/    copies
     <folder>/notebooks/                         executed notebooks of a profile on the built-in dataset
@@ -8,7 +8,8 @@
     <folder>/images/                            executed notebooks of a profile of networks for photographs
     <folder>/patients/                          the executed notebook of a profile of a small study
     <folder>/comparison/                        executed notebooks of a profile that compares ways to pre-train
-    <folder>/book/generated/                    headline sentence and figure of both; tables and notebooks to download
+    <folder>/book/generated/                    the front; headlines and figures; tables and notebooks to download
+    <folder>/reference/                         a page for each wing of the code
 
 A notebook that has not been run gets a page that says so and how to run it. Executed pages end with their command.
 """
@@ -21,6 +22,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from deeplight_core.report.findings import make_command
+from deeplight_core.report.front import write_front
+from deeplight_core.report.reference import write_pages
 from deeplight_core.sweeps import CONTROLS
 from deeplight_core.system.files import write_whole
 
@@ -118,6 +121,8 @@ def stage(root: Path, folder: Path, built_in: str, real: str, **others: str) -> 
     shutil.copytree(root / "book", folder / "book")
     generated = folder / "book" / "generated"
     generated.mkdir()
+    write_pages(folder / "reference")
+    write_front(generated, root / "runs" / built_in, root / "runs" / others["comparison"])
     for part, profile in (("notebooks", built_in), ("real", real)):
         source = root / "runs" / profile
         absent = _absent("reproduce", profile)

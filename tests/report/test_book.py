@@ -2,12 +2,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from deeplight_core.config import Profile
 from deeplight_core.preparation import SimulationSettings
 from deeplight_core.report import book
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())
+RESULTS = """variant,fraction,n_subjects,seed,fold,task,target,subject,level,measure,score
+scratch,0.5,2,1,0,WM,state,s1,volume,accuracy,0.5
+scratch,0.5,2,1,0,WM,state,s2,volume,accuracy,0.4
+"""
 
 
 @pytest.fixture
@@ -21,7 +26,8 @@ def project(tmp_path: Path) -> Path:
     (run / "figures").mkdir(parents=True)
     (run / "figures/headline.png").write_bytes(b"png")
     (run / "figures/headline.md").write_text("A headline.\n")
-    (run / "results.csv").write_text("accuracy\n0.5\n")
+    (run / "results.csv").write_text(RESULTS)
+    (run / "profile.yaml").write_text(yaml.safe_dump(PROFILE.model_dump(mode="json")))
     for name, parameters in (
         ("04_statistics", {"name": "tiny", "sweep": {"seeds": [1]}}),
         ("controls_seeds", {"name": "tiny"}),
@@ -101,13 +107,20 @@ def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) 
         assert not (out / f"notebooks/{page}.md").exists()
 
 
+def test_the_front_and_the_reference_are_made(project: Path) -> None:
+    out = staged(project)
+    assert "profile `tiny`" in (out / "book/generated/front.md").read_text()
+    assert (out / "book/generated/front.png").is_file()
+    assert "automodule:: deeplight_core.data.store" in (out / "reference/data.rst").read_text()
+
+
 def test_downloads_link_what_is_there(project: Path) -> None:
     generated = staged(project) / "book/generated"
     text = (generated / "notebooks-downloads.md").read_text()
     assert "{download}`results.csv <generated/notebooks/results.csv>`" in text
     assert "{download}`04_statistics.ipynb <../notebooks/04_statistics.ipynb>`" in text
     assert "statistics.csv <generated" not in text  # this run has none
-    assert (generated / "notebooks/results.csv").read_text() == "accuracy\n0.5\n"
+    assert (generated / "notebooks/results.csv").read_text() == RESULTS
     assert "has not been run" in (generated / "real-downloads.md").read_text()
 
 

@@ -130,15 +130,16 @@ def fraction_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACC
 
 
 def accuracy_by_fraction(
-    intervals: pd.DataFrame, n_states: int, unit: str = "subject", measure: Measure = ACCURACY
+    intervals: pd.DataFrame, n_states: int, unit: str = "subject", measure: Measure = ACCURACY, narrow: bool = False
 ) -> Figure:
     """Validation score against the size of the training set, per variant, with 95% intervals over held-out subjects.
 
     Parameters
     ----------
     intervals : `variant, fraction, n_subjects, mean, low, high`, as `statistics.mean_intervals` gives them
+    narrow : so that it can be read on a phone
     """
-    figure, axes = plt.subplots(figsize=(7, 4.6))
+    figure, axes = plt.subplots(figsize=(4.8, 5.2) if narrow else (7, 4.6))
     sizes = sorted(intervals["n_subjects"].unique())
     variants = [v for v in VARIANTS if v in set(intervals["variant"])]
     for position, variant in enumerate(variants):
@@ -156,7 +157,7 @@ def accuracy_by_fraction(
     axes.minorticks_off()
     axes.set_xlabel(f"{unit}s to train on")
     value_axis(axes, measure, f"validation {measure.title}")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
     return figure
 
 

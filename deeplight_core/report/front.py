@@ -1,0 +1,77 @@
+"""The book's front: what it has found, as one figure and a few sentences."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from deeplight_core.analysis import crossed, statistics
+from deeplight_core.config import Profile, load_profile
+from deeplight_core.report import findings, plots
+from deeplight_core.report.findings import make_command
+from deeplight_core.routes import VARIANTS
+from deeplight_core.system.files import write_whole
+
+__all__ = ["comparison_front", "sweep_front", "write_front"]
+
+_DRAWN = ("deep", "probe", "logistic")
+_COMPARISON = "[The comparison](../comparison/09_comparison)"
+
+
+def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
+    """Write `front.md` and its figure: of the comparison of ways to pre-train, else of the built-in profile's sweep.
+
+    Parameters
+    ----------
+    folder : where the book includes it from
+    built_in, comparison : folders of the results of two profiles, of which both may be missing
+    """
+    runs = {comparison: comparison_front, built_in: sweep_front}
+    found = next((run for run in runs if (run / "results.csv").is_file()), None)
+    command = make_command("comparison", comparison.name)
+    missing = f"The comparison of all four ways has not been run here; `{command}` makes it."
+    if found is None:
+        text = f"*Nothing has been run here.* `{make_command('reproduce', built_in.name)}` makes the first results.\n"
+    else:
+        profile = load_profile(found / "profile.yaml")
+        plots.use_style()
+        figure, said = runs[found](profile, pd.read_csv(found / "results.csv"))
+        write_whole(folder / "front.png", lambda path: figure.savefig(path, format="png"))
+        plt.close(figure)
+        text = (
+            "```{figure} generated/front.png\n"
+            ":alt: Accuracy on held-out subjects against the number of subjects to train on, one line per decoder\n"
+            f":width: 520px\n\nRight answers on held-out {profile.data.split_unit}s, by how many one has to train on; "
+            f"95% intervals. Profile `{profile.name}`.\n```\n\n{said}\n"
+        )
+    page = f"{_COMPARISON} has the details." if found == comparison else missing
+    (folder / "front.md").write_text(f"{text}\n{page}\n", encoding="utf-8")
+
+
+def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, str]:
+    """Of a comparison: one line per way to pre-train, beside no pre-training and a linear model; and its verdict.
+
+    Parameters
+    ----------
+    results : the results table
+    """
+    ways = findings.fine_tuned_ways(crossed.complete_variants(statistics.only(results)))
+    means = crossed.crossed_means(ways)
+    drawn = [v for v, kind in VARIANTS.items() if kind.learner in _DRAWN and kind.start != "shuffled"]
+    figure = _figure(profile, means[means["variant"].isin(drawn)])
+    verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit)
+    return figure, f"{profile.provenance} {verdict}"
+
+
+def sweep_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, str]:
+    """Of one way to pre-train: a line per decoder of the sweep, and the headline."""
+    results = statistics.out_of_fold(statistics.only(results))
+    tests, linear = findings.planned_tests(profile, results), findings.linear_tests(profile, results)
+    figure = _figure(profile, statistics.mean_intervals(results))
+    return figure, f"{findings.headline(profile, tests)} {findings.linear_note(linear, details=False)}"
+
+
+def _figure(profile: Profile, means: pd.DataFrame) -> Figure:
+    data = profile.data
+    return plots.accuracy_by_fraction(means, len(data.states("target")), data.split_unit, narrow=True)
