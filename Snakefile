@@ -98,8 +98,8 @@ def source_of_manifest():
     return f"{source} --anat {suffixes[0]}{listed if labels else ''}"
 
 
-def wanted(option):
-    return str(config.get(option, "no")).lower() in ("yes", "true", "1")
+def wanted(option, unless_said="no"):
+    return str(config.get(option, unless_said)).lower() in ("yes", "true", "1")
 
 
 OWN_CONTROLS = {"contrast": OF_CONTRAST, "comparison": OF_COMPARISON, "images": ("rates",)}.get(PART, CONTROLS)
@@ -328,7 +328,8 @@ rule book:
     output:
         RUNS + "/book/_build/html/index.html",
     params:
-        parts=" ".join(f"--{part} {name}" for part, name in PARTS.items()),
+        parts=" ".join(f"--{part} {name}" for part, name in PARTS.items())
+        + ("" if wanted("reference", "yes") else " --no-reference"),  # most of the time that a book takes
     shell:
         "mkdir -p {RUNS}/logs; deeplight book {RUNS}/book {params.parts} && {{ jupyter-book build {RUNS}/book -W -n --keep-going > {RUNS}/logs/book.log 2>&1 "
         "|| {{ grep -E 'WARNING|ERROR' {RUNS}/logs/book.log >&2; false; }} }}"

@@ -19,6 +19,7 @@ def book(
     images: Annotated[str, typer.Option(help="Profile of networks for photographs.")] = "images",
     patients: Annotated[str, typer.Option(help="Profile of a small study with two groups.")] = "patients",
     comparison: Annotated[str, typer.Option(help="Profile that compares ways to pre-train.")] = "comparison",
+    reference: Annotated[bool, typer.Option(help="With the pages of the code.")] = True,
 ) -> None:
     """Put the book's pages and the executed notebooks together, for `jupyter-book build`.
 
@@ -28,7 +29,7 @@ def book(
 
     parts = {"structural": structural, "contrast": contrast, "images": images, "comparison": comparison,
              "patients": patients}  # fmt: skip
-    stage(project_root(), folder, built_in, real, **parts)
+    stage(project_root(), folder, built_in, real, reference, **parts)
 
 
 def report(

@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 
 from deeplight_core.report.findings import make_command
 from deeplight_core.report.front import write_front
-from deeplight_core.report.reference import write_pages
+from deeplight_core.report.reference import WINGS, write_pages
 from deeplight_core.sweeps import CONTROLS
 from deeplight_core.system.files import write_whole
 
@@ -100,7 +100,7 @@ _TABLES = {
 }
 
 
-def stage(root: Path, folder: Path, built_in: str, real: str, **others: str) -> None:
+def stage(root: Path, folder: Path, built_in: str, real: str, reference: bool = True, **others: str) -> None:
     """Fill `folder` with everything that `jupyter-book build` needs, in place of its contents.
 
     Parameters
@@ -108,6 +108,7 @@ def stage(root: Path, folder: Path, built_in: str, real: str, **others: str) -> 
     root : the repository
     built_in, real, others : names of the profiles whose notebooks (`runs/<name>/notebooks`) make the parts; others are
         structural, contrast, images, comparison and patients
+    reference : with the pages of the code, which take Sphinx longer than all others
 
     Raises
     ------
@@ -121,7 +122,10 @@ def stage(root: Path, folder: Path, built_in: str, real: str, **others: str) -> 
     shutil.copytree(root / "book", folder / "book")
     generated = folder / "book" / "generated"
     generated.mkdir()
-    write_pages(folder / "reference")
+    if reference:
+        write_pages(folder / "reference")
+    else:
+        _fill(folder / "reference", WINGS, "*This book leaves out the reference of the code.*\n")
     write_front(generated, root / "runs" / built_in, root / "runs" / others["comparison"])
     for part, profile in (("notebooks", built_in), ("real", real)):
         source = root / "runs" / profile

@@ -16,6 +16,25 @@ from deeplight_core.system.files import write_whole
 __all__ = ["comparison_front", "sweep_front", "write_front"]
 
 _DRAWN = ("deep", "probe", "logistic")
+# The figure and what it shows stand side by side, on a phone one below the other.
+_BESIDE = """:::::{{grid}} 1 1 2 2
+
+::::{{grid-item}}
+```{{figure}} generated/front.png
+:alt: Right answers on held-out {unit}s against the number of {unit}s to train on, one line per decoder
+:width: 370px
+
+Right answers on held-out {unit}s; 95% intervals (profile `{profile}`).
+```
+::::
+
+::::{{grid-item}}
+{said}
+
+{details}
+::::
+:::::
+"""
 _COMPARISON = "[The comparison](../comparison/09_comparison)"
 
 
@@ -32,21 +51,17 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
     command = make_command("comparison", comparison.name)
     missing = f"The comparison of all four ways has not been run here; `{command}` makes it."
     if found is None:
-        text = f"*Nothing has been run here.* `{make_command('reproduce', built_in.name)}` makes the first results.\n"
+        start = make_command("reproduce", built_in.name)
+        text = f"*Nothing has been run here.* `{start}` makes the first results. {missing}\n"
     else:
         profile = load_profile(found / "profile.yaml")
         plots.use_style()
         figure, said = runs[found](profile, pd.read_csv(found / "results.csv"))
         write_whole(folder / "front.png", lambda path: figure.savefig(path, format="png"))
         plt.close(figure)
-        text = (
-            "```{figure} generated/front.png\n"
-            ":alt: Accuracy on held-out subjects against the number of subjects to train on, one line per decoder\n"
-            f":width: 520px\n\nRight answers on held-out {profile.data.split_unit}s, by how many one has to train on; "
-            f"95% intervals. Profile `{profile.name}`.\n```\n\n{said}\n"
-        )
-    page = f"{_COMPARISON} has the details." if found == comparison else missing
-    (folder / "front.md").write_text(f"{text}\n{page}\n", encoding="utf-8")
+        details = f"{_COMPARISON} has the details." if found == comparison else missing
+        text = _BESIDE.format(unit=profile.data.split_unit, profile=profile.name, said=said, details=details)
+    (folder / "front.md").write_text(text, encoding="utf-8")
 
 
 def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, str]:

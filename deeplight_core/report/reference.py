@@ -1,11 +1,13 @@
 """The book's reference of the code: a page per wing, made from docstrings by Sphinx, of which this is an extension."""
 
 import ast
+import copy
 import inspect
 import pkgutil
 import pydoc
 import re
-import textwrap
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ WINGS = {
     "analysis": "Analysis",
     "report": "Report",
     "system": "System",
-    "": "Experiments",  # the modules that are in no wing
+    "experiments": "Experiments",  # the modules that are in no wing
 }
 _NAME = re.compile(r"(?<![\w.])'?\b([A-Z]\w*)\b'?")  # of a class, perhaps in quotation marks
 _ENTRY = re.compile(r"([*\w][\w*, ]*?) : (.*)")
@@ -36,7 +38,7 @@ def write_pages(folder: Path) -> None:
     folder.mkdir(parents=True)
     shown = ["   :members:", "   :ignore-module-all:"]  # what a module takes from another is on the other's page
     for wing, title in WINGS.items():
-        package = ".".join(filter(None, ["deeplight_core", wing]))
+        package = "deeplight_core" if wing == "experiments" else f"deeplight_core.{wing}"
         modules, start = _modules(package), f"{package}."
         lines = [
             title, "=" * len(title), "", f".. automodule:: {package}", *shown, "", ".. autosummary::",
@@ -45,7 +47,7 @@ def write_pages(folder: Path) -> None:
         for module in modules:
             name = module.removeprefix(start)
             lines += [name, "-" * len(name), "", f".. automodule:: {module}", *shown, ""]
-        (folder / f"{wing or 'experiments'}.rst").write_text("\n".join(lines), encoding="utf-8")
+        (folder / f"{wing}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _modules(package: str) -> list[str]:
@@ -71,7 +73,7 @@ def mark_sections(docstring: list[str]) -> list[str]:
         entry = _ENTRY.fullmatch(line)
         in_list = bool(entry) or line.startswith("- ")
         was_in_list = bool(_ENTRY.fullmatch(before)) or before.startswith(("- ", " "))
-        if before.strip("-") and not line.startswith(" ") and in_list != was_in_list:
+        if line and before.strip("-") and not line.startswith(" ") and in_list != was_in_list:
             lines.append("")
         line = re.sub(r"(?<=, )\*(?=\w)", r"\\*", line)  # (B, *shape) is not emphasised
         if _is_line(underline, line):
@@ -94,38 +96,43 @@ def signature(kind: str, thing: Any) -> tuple[str, str | None] | None:
     -------
     None where Sphinx knows better: for tuples with names, data classes, and what has no arguments
     """
-    if kind == "class":
-        if issubclass(thing, BaseModel):
-            return "", None
-        thing = vars(thing).get("__init__")
-        if not inspect.isfunction(thing) or "<string>" in thing.__code__.co_filename:  # made by `dataclass`
-            return None
-    elif kind not in ("function", "method"):
+    if kind == "class" and issubclass(thing, BaseModel):
+        return "", None
+    function = inspect.unwrap(vars(thing).get("__init__") if kind == "class" else thing)
+    if not inspect.isroutine(function) or not (node := _defined(function)):
         return None
-    function, names = _parsed(inspect.unwrap(thing)), inspect.unwrap(thing).__globals__
-    own = function.args.posonlyargs + function.args.args
-    if own and own[0].arg in ("self", "cls"):
-        (function.args.posonlyargs or function.args.args).pop(0)
+    given = copy.deepcopy(node.args)
+    if given.args and given.args[0].arg in ("self", "cls"):
+        del given.args[0]
+
+    names = vars(sys.modules[function.__module__])
 
     def linked(word: re.Match[str]) -> str:
         found = names.get(word[1])
         own = isinstance(found, type) and found.__module__.startswith("deeplight_core.")
         return f"~{found.__module__}.{word[1]}" if own else word[0]  # the tilde hides the module
 
-    arguments, result = f"({ast.unparse(function.args)})", function.returns and ast.unparse(function.returns)
-    if kind == "class" or result is None:
-        return _NAME.sub(linked, arguments), None
-    return _NAME.sub(linked, arguments), _NAME.sub(linked, result)
+    result = ast.unparse(node.returns) if node.returns and kind != "class" else None
+    return _NAME.sub(linked, f"({ast.unparse(given)})"), result and _NAME.sub(linked, result)
 
 
 def fields(settings: type) -> dict[str, str]:
     """Type and default of every field of a class, as the source has them."""
-    declared = [node for node in _parsed(settings).body if isinstance(node, ast.AnnAssign)]
+    declared = [node for node in _defined(settings).body if isinstance(node, ast.AnnAssign)]
     return {ast.unparse(node.target): ast.unparse(node).split(": ", 1)[1] for node in declared}
 
 
-def _parsed(thing: Any) -> Any:
-    return ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+def _defined(thing: Any) -> Any:
+    """Where the source defines a class, function or method; None if it does not."""
+    return _definitions(thing.__module__).get(thing.__qualname__)
+
+
+@cache
+def _definitions(module: str) -> dict[str, Any]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    outer = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    inner = {f"{name}.{node.name}": node for name in outer for node in outer[name].body if hasattr(node, "name")}
+    return outer | inner
 
 
 def setup(app: Any) -> dict[str, bool]:

