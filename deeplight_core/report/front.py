@@ -71,9 +71,10 @@ def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, s
     ----------
     results : the results table
     """
-    ways = findings.fine_tuned_ways(crossed.complete_variants(statistics.only(results)))
-    means = crossed.crossed_means(ways)
-    drawn = [v for v, kind in VARIANTS.items() if kind.learner in _DRAWN and kind.start != "shuffled"]
+    results = crossed.complete_variants(statistics.only(results))
+    ways = findings.fine_tuned_ways(results)
+    means = crossed.crossed_means(statistics.out_of_fold(results))
+    drawn = [v for v in ways["variant"].unique() if VARIANTS[v].learner in _DRAWN and VARIANTS[v].start != "shuffled"]
     figure = _figure(profile, means[means["variant"].isin(drawn)])
     verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit)
     return figure, f"{profile.provenance} {verdict}"
