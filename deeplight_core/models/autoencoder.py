@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.convolution import Conv3d, ConvTranspose3d
 from deeplight_core.models.noise import uniform
 from deeplight_core.models.protocol import Encoder, Mirror
 from deeplight_core.routes import ConvEncoderSettings, ResidualEncoderSettings
@@ -143,7 +144,7 @@ class ConvEncoder(_ConvolutionalEncoder):
         self._set_output_shape(settings.widths[-1], code, 3 * 2**n_poolings)
         pairs, paddings = pairwise((1, *settings.widths)), [1] * n_poolings + [0]
         self._set_layers(
-            _normalised(nn.Conv3d(*in_out, 3, padding=padding, bias=settings.normalisation == "none"), settings)
+            _normalised(Conv3d(*in_out, 3, padding=padding, bias=settings.normalisation == "none"), settings)
             for in_out, padding in zip(pairs, paddings, strict=True)
         )
 
@@ -173,9 +174,9 @@ class ConvMirror(_Convolutional, Mirror):
         super().__init__()
         self.settings = settings
         bias, (last, *pairs) = settings.normalisation == "none", pairwise((1, *settings.widths))
-        inner = [nn.ConvTranspose3d(*out_in[::-1], 3, padding=1, bias=bias) for out_in in reversed(pairs)]
+        inner = [ConvTranspose3d(*out_in[::-1], 3, padding=1, bias=bias) for out_in in reversed(pairs)]
         inner[0].padding = (0, 0, 0)
-        outer = nn.ConvTranspose3d(*last[::-1], 3, padding=1)
+        outer = ConvTranspose3d(*last[::-1], 3, padding=1)
         self._set_layers([*(_normalised(layer, settings) for layer in inner), outer])
 
     def forward(self, features: Tensor, context: list[tuple[Tensor, Size]]) -> Tensor:
@@ -252,8 +253,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[settings.activation]
         self.dropout = 0.0 if transposed else settings.dropout
-        self.inner = nn.Conv3d(c_in, settings.hidden, 3, padding=1)
-        self.strided = (nn.ConvTranspose3d if transposed else nn.Conv3d)(settings.hidden + c_in, c_out, 4, stride=2)
+        self.inner = Conv3d(c_in, settings.hidden, 3, padding=1)
+        self.strided = (ConvTranspose3d if transposed else Conv3d)(settings.hidden + c_in, c_out, 4, stride=2)
 
     def forward(self, maps: Tensor, size: Size | None = None, last: bool = False) -> Tensor:
         """(B, C, D, H, W) → (B, C', D', H', W'): transposed of the given size; the last one has no activation."""

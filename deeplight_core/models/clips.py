@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.convolution import Conv3d, convolved
 from deeplight_core.models.protocol import Encoder
 from deeplight_core.routes import ClipEncoderSettings
 
@@ -30,7 +31,7 @@ class _Normalised(nn.Sequential):
     """
 
     def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(nn.Conv3d(n_in, n_out, kernel, stride, kernel // 2), BatchNorm(n_out))
+        super().__init__(Conv3d(n_in, n_out, kernel, stride, kernel // 2), BatchNorm(n_out))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, D, H, W) → (B, C', …)."""
@@ -40,7 +41,10 @@ class _Normalised(nn.Sequential):
         bias = convolution.bias.detach() + 0 * convolution.bias  # a gradient of 0, which processes wait for
         padding = convolution.padding
         assert not isinstance(padding, str)
-        result: Tensor = norm(F.conv3d(maps, convolution.weight, bias, convolution.stride, padding))
+        weight, stride = convolution.weight, convolution.stride
+        result: Tensor = norm(
+            convolved(maps, convolution.kernel_size, lambda exact: F.conv3d(exact, weight, bias, stride, padding))
+        )
         return result
 
 
@@ -76,7 +80,7 @@ class ClipEncoder(Encoder):
             nn.Sequential(_Block(*in_out, stride), _Block(in_out[1], in_out[1], 1))
             for in_out, stride in zip(pairwise((first, *stages)), _STRIDES, strict=True)
         )
-        self.last = nn.Conv3d(stages[-1], settings.features, left)  # type: ignore[arg-type]
+        self.last = Conv3d(stages[-1], settings.features, left)  # type: ignore[arg-type]
         self.output_shape = (settings.features,)
         for weight in self.parameters():  # CPUs convolve several times faster in this order
             if weight.dim() == 5:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplight_core.models.convolution import ConvTranspose2d
 from deeplight_core.models.heads import Classes
 from deeplight_core.models.noise import dropout, uniform
 from deeplight_core.models.protocol import Encoder, Mirror, Model
@@ -231,7 +232,7 @@ class SliceMirror(Mirror):
         self.slice_features = nn.Linear(2 * LSTM_UNITS, math.prod(self.first_maps))
         layers = zip(pairwise((1, *widths)), STRIDES, sizes[:-1], strict=True)
         mirrored = [
-            nn.ConvTranspose2d(*in_out[::-1], KERNEL, stride, 1, (_missing(y, stride), _missing(x, stride)))
+            ConvTranspose2d(*in_out[::-1], KERNEL, stride, 1, (_missing(y, stride), _missing(x, stride)))
             for in_out, stride, (y, x) in layers
         ]
         self.convolutions = nn.Sequential(*reversed(mirrored))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.convolution import Conv3d
 from deeplight_core.models.deeplight import STRIDES, same_padding
 from deeplight_core.models.noise import uniform
 from deeplight_core.models.protocol import Encoder
@@ -31,7 +32,7 @@ class _Layer(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(n_in, n_out, 3, stride)
+        self.convolution = Conv3d(n_in, n_out, 3, stride)
         self.norm = BatchNorm(n_out, eps=1e-3, momentum=0.01)  # Keras's defaults; its momentum is 1 minus torch's
         self.dropout = dropout
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.convolution import Conv3d
 from deeplight_core.models.natural import Natural, ResNet
 from deeplight_core.routes import MedicalNetSettings, SFCNSettings
 
@@ -43,7 +44,7 @@ class SimpleNetwork(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         for i, (n_in, n_out) in enumerate(pairwise((1, *widths))):
-            convolution = nn.Conv3d(n_in, n_out, *((3, 1, 1) if i < _POOLED else (1,)))
+            convolution = Conv3d(n_in, n_out, *((3, 1, 1) if i < _POOLED else (1,)))
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last_3d)
             assert convolution.bias is not None
             # The normalisation takes it away again, so its gradient is rounding, which Adam would make large.

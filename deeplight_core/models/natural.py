@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplight_core.models.batchnorm import BatchNorm
+from deeplight_core.models.convolution import Conv2d, Conv3d
 from deeplight_core.models.deeplight import same_padding
 from deeplight_core.models.protocol import Encoder
 from deeplight_core.routes import EfficientNetLite0Settings, R3D18Settings, ResNet18Settings
@@ -54,7 +55,7 @@ class Unit(nn.Sequential):
         dilation: int = 1,
     ) -> None:
         padding = [0 if same else k // 2 * dilation for k in kernel]
-        convolution: Any = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+        convolution: Any = Conv2d if len(kernel) == 2 else Conv3d
         super().__init__(
             convolution(n_in, n_out, tuple(kernel), tuple(stride), padding, dilation, groups, bias=False),
             BatchNorm(n_out, eps=eps),

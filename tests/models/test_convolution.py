@@ -1,0 +1,58 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deeplight_core.models
+from deeplight_core.models.convolution import Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, convolved
+
+KINDS = {Conv2d: nn.Conv2d, Conv3d: nn.Conv3d, ConvTranspose2d: nn.ConvTranspose2d, ConvTranspose3d: nn.ConvTranspose3d}
+
+
+def passed(kind: type, stride: int, shape: tuple[int, ...], low: bool) -> tuple[Tensor, Tensor]:
+    """Result, and gradient of the weights, of a convolution with 3 voxels on each axis and padding."""
+    torch.manual_seed(0)
+    layer = kind(24, 16, 3, stride, 1).train()
+    maps = torch.randn(8, 24, *shape).contiguous(
+        memory_format=torch.channels_last if len(shape) == 2 else torch.channels_last_3d
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        result = layer(maps)
+    result.float().square().mean().backward()
+    return result, layer.weight.grad
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 2), (4, 5)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_maps_are_right_in_bfloat16(kind: type, shape: tuple[int, ...], stride: int) -> None:
+    """Bfloat16 has 8 bits of precision, and sums of squares halve it."""
+    shape = (*shape, 2) if "3d" in kind.__name__ else shape
+    exact, low = passed(kind, stride, shape, low=False), passed(kind, stride, shape, low=True)
+    own = passed(KINDS[kind], stride, shape, low=False)
+    for found, right, expected in zip(low, exact, own, strict=True):
+        assert torch.equal(right, expected)  # without autocast it is torch's own
+        assert (found.float() - right).norm() < 0.02 * right.norm()
+
+
+def test_only_maps_that_a_kernel_covers_leave_bfloat16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Conv2d(1, 1, 3, padding=1)(torch.ones(1, 1, 4, 3)).dtype == torch.float32
+        assert Conv2d(1, 1, 3, padding=1)(torch.ones(1, 1, 4, 4)).dtype == torch.bfloat16
+        assert Conv3d(1, 1, 1)(torch.ones(1, 1, 1, 1, 1)).dtype == torch.bfloat16
+        assert ConvTranspose3d(1, 1, 2)(torch.ones(1, 1, 2, 9, 9)).dtype == torch.float32
+        halves = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+        weight = torch.ones(1, 1, 3, 3)
+        assert convolved(halves, (3, 3), lambda maps: F.conv2d(maps, weight, padding=1)).dtype == torch.float32
+    assert Conv2d(1, 1, 3, padding=1)(torch.ones(1, 1, 3, 3)).dtype == torch.float32
+
+
+def test_no_model_convolves_in_another_way() -> None:
+    """`deeplight.SameConv2d`, a class of its own, leaves out what of a kernel meets only padding."""
+    for file in Path(deeplight_core.models.__file__).parent.glob("*.py"):
+        code = file.read_text(encoding="utf-8")
+        made = re.findall(r"(?<!isinstance\(part, )(?<!class )\bnn\.Conv(?:Transpose)?\dd\(", code)
+        assert not made, f"{file.name}: take the class of models.convolution"
