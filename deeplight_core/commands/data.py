@@ -213,11 +213,12 @@ def _print_labels(path: Path, unit: Literal["subject", "run"]) -> None:
         listed = [f"{n} runs of {volumes} volumes, TR {tr_s:g} s" for (volumes, tr_s), n in lengths.items()]
         print(f"\ntask {task}: {'; '.join(listed)}")
         if task in states.index:
-            shown = states.loc[[str(task)]].droplevel("task").rename(columns={"without": "events without volumes"})
+            shown = states.loc[[str(task)]].droplevel("task").drop(columns="shared")
+            shown = shown.rename(columns={"without": "events without volumes"})
             print(shown.to_string())
     lost = labels.losses(states)
-    lost += [labels.remedy(profile.preprocessing)] if lost else []
-    lost += [*labels.alike(states), *list(problems.values())[:10]]
+    lost += [labels.remedy(profile.preprocessing, states)] if lost else []
+    lost += [*labels.absent(counts, bool(problems)), *labels.alike(states), *list(problems.values())[:10]]
     if len({*runs["tr_s"]}) > 1:
         lost.append("runs of several repetition times; a store has one: choose by --task or --session")
     named = runs["image"].str.contains("_space-|MNINonLinear")

@@ -9,7 +9,7 @@ import yaml
 
 from deeplight_core.config import Profile, project_root
 from deeplight_core.data.images import read_header
-from deeplight_core.data.labels import count_labels, label_table, losses
+from deeplight_core.data.labels import count_labels, label_table, losses, volumes_of
 from deeplight_core.data.manifest import is_structural, read_manifest, read_notes, unit_names
 from deeplight_core.preparation import TRIAL_TYPE
 from deeplight_core.system.progress import duration
@@ -127,7 +127,7 @@ def draft_profile(path: Path, name: str, target: str = "") -> tuple[str, list[st
 
 def _are_short(table: pd.DataFrame) -> bool:
     """Whether the events of some state are trials rather than blocks: they keep no volume, or only one each."""
-    volumes = table.drop(columns=["events", "without"]).sum(axis=1)
+    volumes = volumes_of(table).sum(axis=1)
     return bool(losses(table)) or bool((volumes < _LEAST_VOLUMES * (table["events"] - table["without"])).any())
 
 
@@ -162,10 +162,10 @@ def _states(
     for task in tasks:
         lines.append(f"    {_yaml(task)}:")
         for state in usable[task]:
-            row: dict[Any, Any] = table.xs((task, state)).to_dict()
-            volumes = ", ".join(f"{n} in {split}" for split, n in row.items() if split not in ("events", "without"))
-            events = _yaml(named[task][state])
-            lines.append(f"      {_yaml(state)}: {events}   # {row['events']} events; volumes: {volumes}")
+            row: dict[Any, Any] = volumes_of(table).xs((task, state)).to_dict()
+            volumes = ", ".join(f"{n} in {split}" for split, n in row.items())
+            events = f"{_yaml(named[task][state])}   # {table.at[(task, state), 'events']} events"
+            lines.append(f"      {_yaml(state)}: {events}; volumes: {volumes}")
     return lines
 
 

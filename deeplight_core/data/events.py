@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.preparation import TRIAL_TYPE, PreprocessingSettings
-from deeplight_core.system.files import read_columns
+from deeplight_core.system.files import MISSING, read_columns
 from deeplight_core.tasks import TASKS
 
 __all__ = [
@@ -32,7 +32,7 @@ class Events:
     blocks : `onset, duration` in seconds and `state`
     ignored : events that are not wanted: name → count
     unknown : names of EV files that HCP's protocol does not have
-    empty : states without any event
+    empty : states without any event; absent : names of states' events that no event has
     without_onset : wanted events that are left out, since their onset is not stated (n/a)
     """
 
@@ -40,6 +40,7 @@ class Events:
     ignored: dict[str, int]
     unknown: list[str]
     empty: list[str]
+    absent: list[str]
     without_onset: int = 0
 
 
@@ -91,7 +92,8 @@ def read_events(
         If the file or a wanted EV file is missing, a wanted row is not numbers, or a required event is missing.
     """
     if path is None:
-        return Events(pd.DataFrame(columns=["onset", "duration", "state"]), {}, [], list(wanted))
+        none = pd.DataFrame(columns=["onset", "duration", "state"])
+        return Events(none, {}, [], list(wanted), [name for stems in wanted.values() for name in stems])
     if not path.exists():
         raise ValueError(f"{path} does not exist; correct the manifest or fetch the events")
     names = {name: state for state, stems in wanted.items() for name in stems}
@@ -114,7 +116,7 @@ def read_events(
     else:
         listed = listed_events(path, columns) if listed is None else listed
         chosen = [event for event in listed if event.name in names]
-        stated = [event for event in chosen if event.onset.lower() != "n/a"]
+        stated = [event for event in chosen if event.onset.lower() not in MISSING]
         rows = [(*_in_seconds(event, path), event.name) for event in stated]
         ignored = dict(Counter(event.name for event in listed if event.name not in names))
         n_without = len(chosen) - len(stated)
@@ -123,7 +125,8 @@ def read_events(
         raise ValueError(f"{path} has no event of {sorted(names)}; it has {sorted(ignored) or 'no events'}")
     there = {*blocks["state"]}
     empty = [state for state in wanted if state not in there]
-    return Events(blocks, ignored, unknown, empty, n_without)
+    named = {name for _, _, name in rows}
+    return Events(blocks, ignored, unknown, empty, [name for name in names if name not in named], n_without)
 
 
 def event_names(
@@ -141,8 +144,8 @@ def event_names(
     if path.is_dir():
         return {*_ev_files(path)} - {"Sync"}, set()
     listed = listed_events(path, columns) if listed is None else listed
-    stated = [e for e in listed if e.name.lower() not in ("n/a", "")]
-    timed = [e for e in stated if e.onset.lower() != "n/a"]
+    stated = [e for e in listed if e.name.lower() not in MISSING]
+    timed = [e for e in stated if e.onset.lower() not in MISSING]
     names = {e.name for e in timed} - {e.name for e in timed if not _is_stated(e)}
     if timed and not names:
         _in_seconds(next(e for e in timed if not _is_stated(e)), path)  # raises the error
@@ -204,14 +207,14 @@ def listed_events(path: Any, columns: Sequence[str] = TRIAL_TYPE) -> list[Event]
 
 def _names_events(cells: list[str]) -> bool:
     """Whether a column may hold names of events: few different ones, some of them no numbers."""
-    values = {*cells} - {"n/a", ""}
+    values = {cell for cell in cells if cell.lower() not in MISSING}
     numbers = pd.to_numeric(pd.Series(sorted(values), dtype=object), errors="coerce").notna().all()
     return _LEAST_CHOICES <= len(values) <= _MOST_CHOICES and not numbers
 
 
 def _joined_name(names: Sequence[str]) -> str:
     """Several columns' names as one; those that are not stated are left away."""
-    stated = [name for name in names if name.lower() != "n/a" and name]
+    stated = [name for name in names if name.lower() not in MISSING]
     return "/".join(stated) if stated or len(names) > 1 else names[0]
 
 
@@ -224,14 +227,15 @@ def _is_stated(event: Event) -> bool:
 
 def _in_seconds(event: Event, path: Any) -> tuple[float, float]:
     where = f"{path}, row {event.row}"
+    unstated = event.duration.lower() in MISSING
     try:
-        onset, duration = float(event.onset), float(event.duration)
+        onset, duration = float(event.onset), float("nothing" if unstated else event.duration)
     except ValueError:
         advice = ""
         if "," in event.onset + event.duration:
             advice = "; decimals have a point, not a comma"
-        elif event.duration.lower() == "n/a":
-            advice = f"; state it, or leave {event.name!r} out of the states"
+        elif unstated:
+            advice = f"; state the duration, or leave {event.name!r} out of the states"
         raise ValueError(
             f"{where}: onset {event.onset!r}, duration {event.duration!r} are not seconds{advice}"
         ) from None

@@ -1,9 +1,11 @@
 """What there is to learn from, known from events and headers alone: events and volumes of every state and split."""
 
 import difflib
+import re
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from deeplight_core.config import Profile
@@ -14,11 +16,13 @@ from deeplight_core.data.runs import labels_of
 from deeplight_core.preparation import PreprocessingSettings
 from deeplight_core.system.sources import patiently
 
-__all__ = ["NO_VOLUMES", "alike", "check_labels", "count_labels", "label_table", "losses", "remedy"]
+__all__ = [
+    "NO_VOLUMES", "absent", "alike", "check_labels", "count_labels", "label_table", "losses", "remedy", "volumes_of",
+]  # fmt: skip
 
 _SHORT_TRIALS = (
-    "skip less at the start of each block (--skip 0), or take one example per trial if trials are short (--example "
-    "window, lsa or lss)"
+    "take one example per trial if trials are short (--example window, lsa or lss), or skip less at the start of each "
+    "block (--skip 0)"
 )
 NO_VOLUMES = (
     f"no volume of any run lies in a block; check the events and the lag (--lag), {_SHORT_TRIALS}, or store volumes "
@@ -37,9 +41,10 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
 
     Returns
     -------
-    `image, task, split, state, name, events, without, volumes`: one row per run and state of the profile, with the
-    number of its events, of those that keep no volume, and of its volumes; and, with `state` "", per event name that
-    belongs to no state. And image → problem.
+    `image, task, split, state, name, events, without, shared, volumes`: one row per run and state of the profile, with
+    the number of its events, of those that keep no volume, of those that overlap another state's, and of its volumes;
+    with a `name`, per name of a state's events that the run lacks; and, with `state` "", per event name that belongs to
+    no state. And image → problem.
     """
 
     def of_run(row: pd.Series) -> list[dict[str, Any]] | str:
@@ -50,10 +55,6 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
             read = partial(read_events, path, wanted, row["task"], profile.data.trial_type, required=False)
             events = read() if path is None else patiently(read, path)
             start_s, tr_s, n = start_of(row), float(row["tr_s"]), int(row["n_volumes"])
-            if row["events"] and wanted and events.blocks.empty and profile.preprocessing.keep == "labelled":
-                there = ", ".join(sorted(events.ignored)[:_SHOWN]) or "no events"
-                states = ", ".join(name for names in wanted.values() for name in names)
-                return f"{row['events']} has no event of {states}; it has {there}; leave the run out of the manifest"
             if problem := misplaced(events.blocks, n * tr_s + start_s)[1]:
                 return f"{row['events']}: {problem}"
         except (ValueError, OSError) as error:
@@ -65,15 +66,15 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
             labels = labels_of(blocks, n, tr_s, profile.preprocessing, start_s)
         except ValueError as error:
             return f"{row['image']}: {error}"
-        counted = []
-        for state in wanted:
-            mine = labels.states == state
-            n_events, n_kept = int((blocks["state"] == state).sum()), len({*labels.blocks[mine]})
+        counted, shared = [], _shared(blocks)
+        none = {"events": 0, "without": 0, "shared": 0, "volumes": 0}
+        for state, names in wanted.items():
+            mine, own = labels.states == state, (blocks["state"] == state).to_numpy()
+            n_events, n_kept = int(own.sum()), len({*labels.blocks[mine]})
             counted.append({**same, "state": state, "name": "", "events": n_events, "without": n_events - n_kept,
-                            "volumes": int(mine.sum())})  # fmt: skip
-        others = [{**same, "state": "", "name": name, "events": n_others, "without": 0, "volumes": 0}
-                  for name, n_others in events.ignored.items()]  # fmt: skip
-        return counted + others
+                            "shared": int((own & shared).sum()), "volumes": int(mine.sum())})  # fmt: skip
+            counted += [{**same, "state": state, "name": name, **none} for name in names if name in events.absent]
+        return counted + [{**same, "state": "", "name": n, **none, "events": k} for n, k in events.ignored.items()]
 
     runs = [row for _, row in manifest[~is_structural(manifest)].iterrows()]
     found, problems = [], {}
@@ -82,12 +83,39 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
             problems[row["image"]] = counted
         else:
             found += counted
-    columns = ["image", "task", "split", "state", "name", "events", "without", "volumes"]
-    return pd.DataFrame(found, columns=columns), problems
+    columns = ["image", "task", "split", "state", "name", "events", "without", "shared", "volumes"]
+    counts = pd.DataFrame(found, columns=columns)
+    if profile.preprocessing.keep == "labelled":
+        problems |= _runs_without_events(counts, manifest)
+    return counts, {image: problems[image] for image in manifest["image"] if image in problems}
+
+
+def _shared(blocks: pd.DataFrame) -> np.ndarray:
+    """Which blocks overlap one of another state."""
+    onset, state = blocks["onset"].to_numpy(float), blocks["state"].to_numpy(object)
+    end = np.maximum(onset + blocks["duration"].to_numpy(float), onset + 1e-6)
+    both = (onset[:, None] < end) & (onset < end[:, None]) & (state[:, None] != state)
+    return np.asarray(both.any(axis=1))
+
+
+def _runs_without_events(counts: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, str]:
+    """Image → problem of the runs that have no wanted event, while others of their task have some."""
+    states, found = counts[(counts["state"] != "") & (counts["name"] == "")], {}
+    paths = manifest.set_index("image")["events"]
+    for _, of_task in states.groupby("task"):
+        per_run = of_task.groupby("image")["events"].sum()
+        for image in per_run.index[(per_run == 0) & (per_run.sum() > 0)] if len(per_run) else []:
+            others = counts.loc[(counts["image"] == image) & (counts["state"] == ""), "name"]
+            wanted = counts.loc[(counts["image"] == image) & (counts["state"] != "") & (counts["name"] != ""), "name"]
+            found[image] = (
+                f"{paths[image]} has no event of {', '.join(wanted)}; it has "
+                f"{', '.join(sorted(others)[:_SHOWN]) or 'no events'}; leave the run out of the manifest"
+            )
+    return {image: problem for image, problem in found.items() if paths[image]}
 
 
 def label_table(counts: pd.DataFrame) -> pd.DataFrame:
-    """Per task and state: `events`, `without` any volume, and the volumes of every split.
+    """Per task and state: `events`, `without` any volume, `shared` with another state, and the volumes of every split.
 
     Parameters
     ----------
@@ -98,8 +126,12 @@ def label_table(counts: pd.DataFrame) -> pd.DataFrame:
     volumes = states.pivot_table(
         index=["task", "state"], columns="split", values="volumes", aggfunc="sum", fill_value=0, sort=False
     )
-    volumes = volumes.reindex(columns=[split for split in SPLITS if split in volumes])
-    return by[["events", "without"]].sum().join(volumes)
+    return by[["events", "without", "shared"]].sum().join(volumes_of(volumes))
+
+
+def volumes_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a `label_table` that are the splits' numbers of volumes."""
+    return table[[split for split in SPLITS if split in table]]
 
 
 def losses(table: pd.DataFrame) -> list[str]:
@@ -111,17 +143,28 @@ def losses(table: pd.DataFrame) -> list[str]:
     """
     if table.empty:
         return []
-    lost = table[table["without"] > _LOST * table["events"]]
+    lost = table.assign(shared=table.get("shared", 0))  # stores of earlier versions have none
+    lost = lost[lost["without"] > _LOST * lost["events"]]
     return [
         f"{task}: {without} of {events} events of {state} keep no volume ({without / events:.0%})"
-        for (task, state), without, events in zip(lost.index, lost["without"], lost["events"], strict=True)
+        + (f", and {shared} overlap events of another state" if shared else "")
+        for (task, state), without, events, shared in zip(
+            lost.index, lost["without"], lost["events"], lost["shared"], strict=True
+        )
     ]
 
 
-def remedy(settings: PreprocessingSettings) -> str:
-    """What can be done where `losses` finds some."""
+def remedy(settings: PreprocessingSettings, table: pd.DataFrame) -> str:
+    """What can be done where `losses` finds some.
+
+    Parameters
+    ----------
+    table : of `label_table`
+    """
     blocks = settings.example.kind == "volume"
     what = _SHORT_TRIALS if blocks else "look at their onsets: are they within the run, and apart from each other?"
+    if table["shared"].any():
+        what = f"volumes in events of two states belong to neither: name only one of these states (--states); or {what}"
     return f"more than {_LOST:.0%} of a state's events are lost: {what}"
 
 
@@ -167,16 +210,14 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
     data, settings = profile.data, profile.preprocessing
     reported = "test" if (manifest["split"] == "test").any() else "validation"
     fmri = {*manifest["task"]}
-    volumes_of_all = table.drop(columns=["events", "without"]).to_numpy().sum()
+    volumes_of_all = volumes_of(table).to_numpy().sum()
+    problems += absent(counts, bool(of_runs))
     wanted = [(task, state) for which in ("source", "target") for task, state in data.states(which) if task in fmri]
     for task, state in wanted:
         n_events = int(table["events"].get((task, state), 0))
-        if n_events == 0 and counts[counts["task"] == task].empty and of_runs:
-            continue  # none of its runs can be read
-        if n_events == 0:
-            problems.append(_without_events(task, state, data.events(task), counts, bool(of_runs)))
+        if n_events == 0:  # named already, or none of its runs can be read
             continue
-        volumes = table.drop(columns=["events", "without"]).xs((task, state))
+        volumes = volumes_of(table).xs((task, state))
         if settings.keep == "all":
             continue
         if volumes.sum() == 0:
@@ -214,18 +255,33 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
     return table
 
 
-def _without_events(task: str, state: str, wanted: dict[str, list[str]], counts: pd.DataFrame, unreadable: bool) -> str:
-    """Says which events there are instead of a state's, and which is named alike."""
-    of_task = counts[counts["task"] == task]
-    others = of_task[of_task["state"] == ""].groupby("name")["events"].sum().to_dict()
-    states = of_task[of_task["state"] != ""].groupby("state")["events"].sum().to_dict()
-    there = {str(name): n for name, n in (states | others).items() if n}
-    near = difflib.get_close_matches(wanted[state][0].lower(), {name.lower(): name for name in there}, n=1, cutoff=0.6)
-    meant = [name for name in there if near and name.lower() == near[0]]
-    said = f"; is {meant[0]} meant?" if meant else ""
-    whose = "any readable run" if unreadable else "any run"
-    listed = ", ".join(f"{name} ({n})" for name, n in list(there.items())[:_SHOWN]) or "none"
-    return f"{task}: no event of {', '.join(wanted[state])} (state {state}) in {whose}; its events are {listed}{said}"
+def absent(counts: pd.DataFrame, unreadable: bool = False) -> list[str]:
+    """Names of states' events that no run has, in words: with the events that there are, and the one named alike.
+
+    Parameters
+    ----------
+    counts : of `count_labels`
+    unreadable : whether other runs could not be read
+    """
+    of_states = counts[counts["state"] != ""]
+    n_runs = of_states.groupby("task")["image"].nunique()
+    lacking = of_states[of_states["name"] != ""].groupby(["task", "state", "name"], sort=False)["image"].nunique()
+    found = []
+    for (task, state, name), n in lacking.items():
+        if n < n_runs[task]:
+            continue
+        of_task = counts[counts["task"] == task]
+        events = of_task["name"].where(of_task["state"] == "", of_task["state"])
+        there = of_task.groupby(events)["events"].sum()
+        there = {str(other): int(k) for other, k in there.items() if k}
+        near = difflib.get_close_matches(name.lower(), {other.lower(): other for other in there}, n=1, cutoff=0.6)
+        said = "".join(f"; is {other} meant?" for other in there if near and other.lower() == near[0])
+        if re.fullmatch(r"[0-9.]+", name) and not said:
+            said = "; YAML reads 010 as 8 and 12:30 as 750: put such names in quotes"
+        listed = ", ".join(f"{other} ({k})" for other, k in list(there.items())[:_SHOWN]) or "none"
+        whose = "any readable run" if unreadable else "any run"
+        found.append(f"{task}: no event of {name} (state {state}) in {whose}; its events are {listed}{said}")
+    return found
 
 
 def _rule(settings: PreprocessingSettings) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.preparation import TRIAL_TYPE, DataSettings
-from deeplight_core.system.files import read_table, write_whole
+from deeplight_core.system.files import MISSING, read_table, write_whole
 
 __all__ = [
     "COLUMNS",
@@ -60,8 +60,7 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
     if not path.is_file():
         raise ValueError(f"there is no manifest {path}; make one with `deeplight manifest --help`")
     table = read_table(path)
-    if "family" in table:
-        table["family"] = table["family"].mask(table["family"].str.lower() == "n/a", "")
+    table = table.apply(_unstated)
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise ValueError(f"{path}: missing column(s) {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     problems = _cell_problems(table) + _kind_problems(table) + _split_problems(table, split_unit)
@@ -72,6 +71,14 @@ def read_manifest(path: str | Path, split_unit: Literal["subject", "run"] = "sub
         lines = [f"  row {row + 2}: {text}" for row, text in sorted(set(problems))]
         raise ValueError(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
     return table.assign(tr_s=pd.to_numeric(table["tr_s"])).astype({"tr_s": float, "n_volumes": int})
+
+
+def _unstated(cells: pd.Series) -> pd.Series:
+    """A column of the manifest or of a table of subjects, in which n/a is spelled so and no family is empty."""
+    if cells.name in COLUMNS and cells.name != "family":
+        return cells
+    nothing = "" if cells.name == "family" else "n/a"
+    return cells.mask(cells.str.lower().isin(MISSING) & (cells != ""), nothing)
 
 
 def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
@@ -244,12 +251,13 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
     """
     people = read_table(path)
     names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
-    if missing := [*([] if names else ["subject"]), *(c for c in labels if c not in people)]:
+    if missing := [*([] if names else ["participant_id (or subject)"]), *(c for c in labels if c not in people)]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, people))}")
     family = next((c for c in ("family", "Family_ID", "Pedigree_ID") if c in people), None)
     people = people.set_index(people[names].str.removeprefix("sub-"))[
         [*dict.fromkeys([*filter(None, [family]), *labels])]
     ]
+    people = people.apply(_unstated)
     people = people[~(people.reset_index().duplicated().to_numpy())]  # a row for each session, all of them equal
     if repeated := sorted({*people.index[people.index.duplicated()]}):
         differing = [str(c) for c, n in people.groupby(level=0).nunique().max().items() if n > 1]
@@ -258,10 +266,12 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
             "row of each"
         )
     if unknown := sorted({*table["subject"]} - {*people.index}):
-        raise ValueError(f"{path} has no row for {len(unknown)} subject(s) of the manifest: {', '.join(unknown[:10])}")
+        raise ValueError(
+            f"{path} has no row for {len(unknown)} subject(s) of the manifest: {', '.join(unknown[:10])}; its "
+            f"{names} are {', '.join(people.index.unique()[:5])} …"
+        )
     if family:
-        families = people.loc[table["subject"], family]
-        table = table.assign(family=families.mask(families.str.lower() == "n/a", "").to_numpy())
+        table = table.assign(family=people.loc[table["subject"], family].replace("n/a", "").to_numpy())
     return table.assign(**{column: people.loc[table["subject"], column].to_numpy() for column in labels})
 
 
@@ -296,7 +306,11 @@ def assign_splits(
                     splits[name] = split
     if not (splits == "train").any():
         asked = f"{n_validation} + {n_test}" if n_test else n_validation
-        raise ValueError(f"holding out {asked} of {total} {split_unit}s leaves none to train on; ask for fewer")
+        alone = split_unit == "subject" and total == 1
+        remedy = "hold out runs of a single subject with --split-unit run" if alone else "ask for fewer"
+        if not alone and groups.nunique() < total:
+            remedy += f", or look at the families: these {total} {split_unit}s are {groups.nunique()} families"
+        raise ValueError(f"holding out {asked} of {total} {split_unit}s leaves none to train on; {remedy}")
     return table.assign(split=groups.map(splits))
 
 
@@ -304,7 +318,7 @@ def _strata(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table:
         raise ValueError(f"the manifest has no column {column} to stratify by; it has {', '.join(table.columns)}")
     values = table[column].astype(str)
-    if empty := sorted({*table.loc[values.str.lower().isin(["", "n/a", "nan"]), "subject"]}):
+    if empty := sorted({*table.loc[values.str.lower().isin(MISSING), "subject"]}):
         raise ValueError(
             f"{column} is {'empty' if (values == '').any() else 'n/a'} for {', '.join(empty[:10])}; fill it, leave "
             "them out, or do not stratify by it"

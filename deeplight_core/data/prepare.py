@@ -73,7 +73,7 @@ def prepare(
         if whole and not _forget_changed(store, profile.data_root):
             return store
     table = check_labels(manifest, profile, keep_going)
-    for loss in [*(lost := losses(table)), *([remedy(profile.preprocessing)] if lost else [])]:
+    for loss in [*(lost := losses(table)), *([remedy(profile.preprocessing, table)] if lost else [])]:
         print(f"warning: {loss}", flush=True)
     planned = plan(manifest, profile, keep_going)
     records = _prepare_runs(manifest, profile, planned, jobs, device, keep_going)

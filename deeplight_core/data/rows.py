@@ -70,11 +70,14 @@ def events_of(path: Any, task: str, states: States | None, columns: Sequence[str
             raise ValueError("no event in its events.tsv")
         wanted = {name: [name] for name in names}
         if unusable:
-            notes.append(f"kept, but without events that have no onset or duration: {', '.join(sorted(unusable))}")
+            notes.append(
+                f"kept, but without {', '.join(sorted(unusable))}: not all their events have an onset and a duration; "
+                "state them"
+            )
     else:
         wanted = states[task]
         names = {name for of_state in wanted.values() for name in of_state}
-        if listed is not None and not names & set().union(*event_names(path, columns, listed)):
+        if listed is not None and not names & {event.name for event in listed}:
             raise ValueError("no event of a wanted state")
     events = read_events(path, wanted, task, columns, listed=listed)
     if events.without_onset:

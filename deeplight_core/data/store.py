@@ -199,7 +199,7 @@ class Store:
         return total / len(self.runs)
 
     def labels(self) -> pd.DataFrame:
-        """Per `task, state`: `events`, those `without` a volume, and the volumes of each split; or empty."""
+        """As `labels.label_table` gives it: events, losses and volumes of every task and state; or empty."""
         path = self.path / "labels.parquet"
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 

@@ -15,7 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["file_sha256", "pointer_of", "read_at", "read_columns", "read_table", "write_at", "write_whole"]
+__all__ = ["MISSING", "file_sha256", "pointer_of", "read_at", "read_columns", "read_table", "write_at", "write_whole"]
+
+MISSING = ("", "n/a", "na", "nan")
+"""Cells of a table that state nothing, in lower case: BIDS writes n/a, R writes NA, Python writes nan."""
 
 _POINTERS = {  # beginnings of the small files that stand for contents that were not fetched
     rb"((\.\./)*\.git)?/annex/objects/": "git-annex (fetch it with `datalad get` or `git annex get`)",

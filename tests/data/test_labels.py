@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from deeplight_core.config import Profile
 from deeplight_core.data.labels import alike, check_labels, count_labels, label_table, losses, remedy
@@ -33,10 +34,12 @@ def profile(root: Path, states: list[str], target: list[str] | None = None, **pr
 
 def test_events_and_volumes_of_every_state_and_split(tmp_path: Path) -> None:
     table = check_labels(study(tmp_path), profile(tmp_path, ["face", "house"]))
-    assert table.reset_index().to_numpy().tolist() == [["loc", "face", 9, 3, 12, 6], ["loc", "house", 6, 0, 12, 6]]
-    assert losses(table) == ["loc: 3 of 9 events of face keep no volume (33%)"]
-    assert remedy(profile(tmp_path, ["face"]).preprocessing).startswith(
-        "more than 20% of a state's events are lost: skip"
+    assert table.drop(columns="shared").reset_index().to_numpy().tolist() == [
+        ["loc", "face", 9, 3, 12, 6], ["loc", "house", 6, 0, 12, 6],
+    ]  # fmt: skip
+    assert losses(table) == losses(table.drop(columns="shared")) == ["loc: 3 of 9 events of face keep no volume (33%)"]
+    assert remedy(profile(tmp_path, ["face"]).preprocessing, table).startswith(
+        "more than 20% of a state's events are lost: take one example per trial"
     )
     longer = check_labels(study(tmp_path), profile(tmp_path, ["face", "house"], skip_s=0, lag_s=4))
     assert longer["without"].tolist() == [0, 0]
@@ -49,6 +52,35 @@ def test_a_state_without_events_is_named_with_what_there_is(tmp_path: Path) -> N
         check_labels(study(tmp_path), profile(tmp_path, ["face", "hause"]))
     with pytest.raises(ValueError, match=r"no event of tool .*its events are face \(9\), house \(6\)$"):
         check_labels(study(tmp_path), profile(tmp_path, ["face", "tool"]))
+
+
+def test_an_event_of_a_pooled_state_that_no_run_has_is_named(tmp_path: Path) -> None:
+    pooled = profile(tmp_path, ["face"])
+    pooled.data.source["loc"] = {"face": ["face", "hause"], "other": ["house"]}
+    with pytest.raises(ValueError, match=r"^1 problem.*\n.*no event of hause \(state face\) in any run; its events are "
+                                         r"face \(9\), other \(6\)$"):  # fmt: skip
+        check_labels(study(tmp_path), pooled)
+    some = study(tmp_path, s01=FACES.replace("house", "hause"))  # a name that one run has is no mistake
+    assert check_labels(some, pooled)["events"].tolist() == [11, 4]
+
+
+def test_states_that_are_all_misspelt_are_named_and_not_their_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)^2 problem.*no event of Face .*; is face meant\?.*is house meant\?$"):
+        check_labels(study(tmp_path), profile(tmp_path, ["Face", "House"]))
+    odd = FACES.replace("face", "12:30").replace("house", "010")
+    manifest = study(tmp_path, s01=odd, s02=odd, s03=odd)
+    with pytest.raises(ValueError, match=r"no event of 750 .*; YAML reads 010 as 8 and 12:30 as 750: put such names"):
+        check_labels(manifest, profile(tmp_path, yaml.safe_load("[12:30, '010']")))
+
+
+def test_events_that_two_states_share_are_said(tmp_path: Path) -> None:
+    both = FACES + "15\t9\tface\n43\t9\tface\n"  # house's two blocks are face's, too
+    own = profile(tmp_path, ["face", "house"], skip_s=0)
+    counts, _ = count_labels(study(tmp_path, s01=both, s02=both, s03=both), own)
+    table = label_table(counts)
+    assert table["shared"].tolist() == [6, 6]
+    assert losses(table) == ["loc: 6 of 15 events of face keep no volume (40%), and 6 overlap events of another state"]
+    assert "volumes in events of two states belong to neither" in remedy(own.preprocessing, table)
 
 
 def test_a_class_without_volumes_is_refused_with_counts(tmp_path: Path) -> None:
