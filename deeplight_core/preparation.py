@@ -29,6 +29,7 @@ __all__ = [
     "Seed",
     "SimulatedSubjects",
     "SimulationSettings",
+    "Strategy",
     "StructuralSettings",
     "read_states",
 ]

@@ -12,6 +12,7 @@ from scipy.ndimage import zoom
 
 from deeplight_core import cli
 from deeplight_core.config import project_root
+from deeplight_core.data.manifest import read_notes
 from deeplight_core.data.store import open_store, verify
 
 COMMANDS = (
@@ -257,6 +258,23 @@ def test_a_manifest_has_a_third_split_where_one_is_asked_for(tmp_path, monkeypat
     assert pd.read_csv(tmp_path / "m.csv")["split"].value_counts().to_dict() == {"train": 4, "test": 3, "validation": 2}
 
 
+def test_what_is_left_out_is_said_before_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        image = nib.Nifti1Image(np.full((3, 4, 5), number, np.int16), np.eye(4))
+        nib.save(image, tmp_path / f"{number}.nii.gz")
+    (tmp_path / "t.csv").write_text("subject,image\n1,1.nii.gz\n2,2.nii.gz\n3,3.nii.gz\n")
+    assert call(monkeypatch, "manifest", "--table", "t.csv", "--validation", "2", "-o", "m.csv") == 2
+    assert re.search(r"left out: 3.nii.gz: .*\n.*holding out 2 of 2 subjects", capsys.readouterr().err)
+    assert call(monkeypatch, "manifest", "--table", "t.csv", "--task", "T1w", "-o", "m.csv") == 2
+    assert "no run is of task T1w; tasks are image" in capsys.readouterr().err
+    assert call(monkeypatch, "manifest", "--table", "nope.csv", "-o", "m.csv") == 2
+    assert "there is no table nope.csv" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("subject,image,split\n1,1.nii.gz,train\n2,2.nii.gz,\n")
+    assert call(monkeypatch, "manifest", "--table", "t.csv", "-o", "m.csv") == 2
+    assert "names the split of 1 of 2 usable rows; fill the column split" in capsys.readouterr().err
+
+
 def test_a_table_is_not_overwritten(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.csv"
     path.write_text("subject,image\n1,x.nii\n")
@@ -288,6 +306,19 @@ def test_a_study_from_its_folder_to_a_drafted_profile_and_its_store(tmp_path, mo
         r"task loc: 3 runs of 40 volumes, TR 2 s\n.*\n.*\nface +9 +0 +18 +9\nhouse +6 +0 +12 +6", shown.out
     )
     assert "raw images of several subjects" in shown.err
+    assert call(monkeypatch, *command, "--trial-type", "stim", "--task", "loc", "--task", "rest") == 0
+    assert "warning: no run of task rest can be used; tasks are loc" in capsys.readouterr().err
+    (tmp_path / "states.yaml").write_text("loc: {face: [face], house: [house, hut]}\n")
+    assert call(monkeypatch, *command, "--trial-type", "stim", "--states", "states.yaml") == 0
+    assert "warning: loc: no event of hut (state house) in any run" in capsys.readouterr().err
+    assert call(monkeypatch, *command, "--trial-type", "stim", "--drop-volumes", "40") == 0
+    assert "drop_volumes 40 leaves none of its 40 volumes" in capsys.readouterr().err
+    limits = ["--confounds", "scrub", "--confounds", "fd_threshold=0.2"]
+    assert call(monkeypatch, *command, "--trial-type", "stim", *limits) == 0
+    assert read_notes(tmp_path / "m.csv")["preprocessing"] == {
+        "confounds": {"strategy": ["scrub"], "fd_threshold": "0.2"}
+    }
+    assert call(monkeypatch, *command, "--trial-type", "stim") == 0
     assert call(monkeypatch, "init", "m.csv", "-o", "profiles/mine.yaml") == 0
     assert call(monkeypatch, "init", "m.csv", "-o", "profiles/mine.yaml") == 2
     text = (tmp_path / "profiles/mine.yaml").read_text()
@@ -300,3 +331,8 @@ def test_a_study_from_its_folder_to_a_drafted_profile_and_its_store(tmp_path, mo
     assert store.index["frame"].min() == 3
     assert store.labels().loc[("loc", "face"), "train"] == (store.index["split"] == "train").sum() - 20
     assert verify(store.path) == []
+    capsys.readouterr()
+    assert call(monkeypatch, "prepare", "mine", "--lag", "2", "--jobs", "1") == 2
+    shown = capsys.readouterr().err
+    assert "made with other preprocessing: preprocessing.lag_s 5.0, now 2.0; preprocessing.drop_volumes 3, now 0." in shown
+

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,9 @@ from deeplight_core.commands.options import (
 )
 from deeplight_core.config import Profile, load_profile
 from deeplight_core.preparation import TRIAL_TYPE, SimulationSettings, read_states
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["cohort", "init", "make_manifest", "prepare", "simulate", "verify"]
 
@@ -139,7 +142,6 @@ def make_manifest(
     """
     from deeplight_core.data import bids as in_bids
     from deeplight_core.data import manifest, scan
-    from deeplight_core.data.rows import grouped
     from deeplight_core.system.sources import located, patiently
 
     if sum(given is not None for given in (hcp, bids, table)) != 1:
@@ -173,21 +175,25 @@ def make_manifest(
     else:
         scanned = partial(scan.scan_table, table or Path(), root, image, asked, columns)
     found, left_out = patiently(scanned, located(root))
+    _print_left_out(left_out)
+    _print_absent(found, {"task": tasks or list(asked or {}), "session": sessions or []})
     found = found[found["task"].isin(tasks)].reset_index(drop=True) if tasks else found
     if bids:
         root = str(in_bids.common_root(root, derivatives))
     if subjects:
         found = manifest.add_subject_columns(found, subjects, labels or [])
-    if not (found["split"] != "").all():
+    given = found["split"] != ""
+    if given.any() and not given.all():
+        raise ValueError(
+            f"the table names the split of {given.sum()} of {len(found)} usable rows; fill the column split (train, "
+            "validation, test) for all of them, or leave it empty"
+        )
+    if not given.any():
         found = manifest.assign_splits(found, unit, validation, seed, stratify, test)
     manifest.write_manifest(found, output)
     manifest.read_manifest(output, unit)  # refuse a faulty manifest now, not later
     known = asked or patiently(partial(scan.states_of, found, located(root), columns), located(root))
     manifest.write_notes(output, root, layout, unit, known, left_out, labels_by, columns)
-    for kept, what in ((False, "left out"), (True, "warning")):
-        some = left_out[left_out["reason"].str.startswith("kept") == kept]
-        for line in grouped(some.itertuples(index=False, name=None)):
-            print(f"{what}: {line}", file=sys.stderr)
     if len(left_out):
         print(f"{len(left_out)} warning(s), all listed in {output.with_suffix('.left-out.csv')}", file=sys.stderr)
     counts = manifest.unit_names(found, unit).groupby(found["split"]).nunique()
@@ -195,6 +201,25 @@ def make_manifest(
     kind = "structural images" if manifest.is_structural(found).all() else "runs"
     print(f"{output}: {len(found)} {kind}; " + ", ".join(f"{n} {unit}s for {split}" for split, n in counts.items()))
     _print_labels(output, unit)
+
+
+def _print_left_out(left_out: "pd.DataFrame") -> None:
+    from deeplight_core.data.rows import grouped
+
+    for kept, what in ((False, "left out"), (True, "warning")):
+        some = left_out[left_out["reason"].str.startswith("kept") == kept]
+        for line in grouped(some.itertuples(index=False, name=None)):
+            print(f"{what}: {line}", file=sys.stderr)
+
+
+def _print_absent(found: "pd.DataFrame", asked: dict[str, list[str]]) -> None:
+    """Say which tasks and sessions that were asked for have no usable run; refuse if none has."""
+    for what, names in asked.items():
+        there = sorted({*found[what]})
+        if names and not {*names} & {*there}:
+            raise ValueError(f"no run is of {what} {', '.join(names)}; {what}s are {', '.join(there)}")
+        for name in sorted({*names} - {*there}):
+            print(f"warning: no run of {what} {name} can be used; {what}s are {', '.join(there)}", file=sys.stderr)
 
 
 def _print_labels(path: Path, unit: Literal["subject", "run"]) -> None:
@@ -221,6 +246,9 @@ def _print_labels(path: Path, unit: Literal["subject", "run"]) -> None:
     lost += [*labels.absent(counts, bool(problems)), *labels.alike(states), *list(problems.values())[:10]]
     if len({*runs["tr_s"]}) > 1:
         lost.append("runs of several repetition times; a store has one: choose by --task or --session")
+    spaces = sorted({*runs["image"].str.extract(r"_space-([A-Za-z0-9+]+)")[0].dropna()})
+    if len(spaces) > 1 and len({*runs["subject"]}) > 1:
+        lost.append(f"images are in several spaces, {', '.join(spaces)}; choose one with --space")
     named = runs["image"].str.contains("_space-|MNINonLinear")
     if profile.data.layout == "bids" and not named.any() and len({*runs["subject"]}) > 1:
         lost.append(

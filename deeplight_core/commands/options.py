@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from deeplight_core.config import Profile, load_profile
+from deeplight_core.preparation import ConfoundSettings, Strategy
 from deeplight_core.routes import PRECISIONS, ROUTES
 
 __all__ = [
@@ -73,7 +74,7 @@ Strategies = Annotated[
     typer.Option(
         "--confounds",
         help="Regress out fMRIPrep's confounds: motion, motion=basic, wm_csf, compcor, high_pass, scrub … (names of "
-        "nilearn's load_confounds); repeat for several.",
+        "nilearn's load_confounds), fd_threshold=0.2; repeat for several.",
     ),
 ]
 
@@ -124,7 +125,8 @@ def labelling(
     asked["example"] = {key: value for key, value in asked["example"].items() if value} or None
     if confounds:
         named = [strategy.partition("=") for strategy in confounds]
-        asked["confounds"] = {"strategy": [name for name, _, _ in named]}
+        others = {*ConfoundSettings.model_fields} - {*get_args(Strategy)}  # such as fd_threshold
+        asked["confounds"] = {"strategy": [name for name, _, _ in named if name not in others]}
         asked["confounds"] |= {name: value for name, _, value in named if value}
     return {key: value for key, value in asked.items() if value is not None}
 

@@ -89,11 +89,13 @@ def scan_bids(
     raw, root = located(root), common_root(root, derivatives)
     base = raw / derivatives if derivatives else raw
     if not base.is_dir():
-        raise ValueError(f"there is no folder {base}; derivatives are named relative to the BIDS root, or from /")
+        advice = "; derivatives are named relative to the BIDS root, or from /" if derivatives and raw.is_dir() else ""
+        if not is_remote(base) and base.is_symlink():
+            advice = f": it is a link to {base.readlink()}, which is not there"
+        raise ValueError(f"there is no folder {base if raw.is_dir() else raw}{advice}")
     if not is_remote(base) and not base.resolve().is_relative_to(Path(root).resolve()):
         raise ValueError(
-            f"{base} is a link to {base.resolve()}, outside {root}; name the folder itself: "
-            f"--derivatives {base.resolve()}"
+            f"{base} is {base.resolve()}, outside {root}; name the folder itself: --derivatives {base.resolve()}"
         )
     kind, suffix = ("anat", anat) if anat else ("func", "bold")
     entities = {"desc": desc or ("preproc" if derivatives else ""), "space": space, "res": res}
@@ -102,6 +104,8 @@ def scan_bids(
     )
     wanted, chosen = (None if names is None else {*names} for names in (tasks, sessions))
     files, left_out = _files(asked, chosen)
+    if files:
+        left_out += _without_images(asked, files, chosen, left_out)
     groups: dict[tuple[str, ...], list[_File]] = {}
     for file in files:
         own = file.entities
@@ -121,7 +125,7 @@ def scan_bids(
     for row, notes in in_threads(lambda group: _row(asked, folders, *group), groups.items()):
         rows += [row] if row is not None else []
         left_out += notes
-    return scanned(rows, left_out, root, lambda: _nothing(asked, files, wanted, left_out))
+    return scanned(rows, left_out, root, lambda: _nothing(asked, files, wanted, chosen, left_out))
 
 
 def common_root(root: Any, derivatives: str = "") -> Any:
@@ -147,15 +151,43 @@ def _files(asked: _Asked, sessions: set[str] | None) -> tuple[list[_File], LeftO
         named = [p for place in places if place.is_dir() for p in visible(place) if f"_{asked.suffix}.nii" in p.name]
         files = [_File(p, p.name, _entities(p.name)) for p in named if p.name.endswith((".nii", ".nii.gz"))]
         files = [f for f in files if f.name.split(".nii")[0].endswith(f"_{asked.suffix}")]
-        strange = [f for f in files if f.entities.get("sub") != label]
-        reason = f"its name and its folder {folder.name} are of different subjects"
-        left_out = [(str(f.path.relative_to(asked.root)), reason) for f in strange]
-        return [f for f in files if f not in strange], left_out
+        reasons = [_misplaced(file, label) for file in files]
+        left_out = [(str(f.path.relative_to(asked.root)), why) for f, why in zip(files, reasons, strict=True) if why]
+        return [f for f, why in zip(files, reasons, strict=True) if not why], left_out
 
     subjects = [f for f in visible(asked.base) if f.name.startswith("sub-") and f.is_dir()]
     found = in_threads(of_subject, subjects)
     files = sorted((file for some, _ in found for file in some), key=lambda file: str(file.path))
     return files, [entry for _, some in found for entry in some]
+
+
+def _misplaced(file: _File, subject: str) -> str:
+    """Why an image's name does not go with its folder; empty if it does."""
+    if file.entities.get("sub") != subject:
+        return f"its name and its folder sub-{subject} are of different subjects"
+    session = file.path.parent.parent.name
+    session = session.removeprefix("ses-") if session.startswith("ses-") else ""
+    if "_" in session:
+        return f"labels hold no _: rename ses-{session} and its files, e.g. to ses-{session.replace('_', '')}"
+    if (own := file.entities.get("ses", "")) != session:
+        said = f"names the session {own}" if own else "names no session"
+        return f"its name {said}, and its folder is {f'ses-{session}' if session else 'in none'}; correct one of them"
+    return ""
+
+
+def _without_images(asked: _Asked, files: list[_File], sessions: set[str] | None, left_out: LeftOut) -> LeftOut:
+    """The subjects that have no image, while others have some."""
+    named = {f"sub-{file.entities['sub']}" for file in files}
+    named |= {part for path, _ in left_out for part in str(path).split("/")}
+    found: dict[str, str] = {}
+    for base in dict.fromkeys([asked.base, asked.raw]):
+        for folder in visible(base):
+            if not folder.name.startswith("sub-") or folder.name in named or not folder.is_dir():
+                continue
+            there = f"it is not below {asked.base.name}" if base != asked.base else _other_files([folder], asked)
+            there = "it has no such session" if sessions is not None and base == asked.base else there
+            found.setdefault(folder.name, f"this subject has no image named …_{asked.suffix}: {there}")
+    return [*found.items()]
 
 
 class _Folders:
@@ -224,6 +256,8 @@ def _row(
     places = [asked.raw.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
     events, found = folders.inherited(raw, places, "events.tsv"), None
     problem = "no events.tsv applies to it"
+    if asked.base == asked.raw and "desc" in own:
+        problem += "; of preprocessed images, --bids names the raw dataset and --derivatives their own folder"
     if events:
         try:
             found, said = events_of(events[-1], task, asked.states, asked.trial_type)
@@ -253,14 +287,17 @@ def _row(
 def _other_images(asked: _Asked, files: list[_File]) -> str:
     """Why none of a run's images is as asked."""
     reason = f"this run has no image with {'_'.join(f'{key}-{value}' for key, value in asked.entities.items())}"
-    descs = sorted({file.entities.get("desc", "none") for file in files})
-    if asked.entities.get("desc", descs[0]) not in descs:
-        advice = f": --desc {descs[0]}" if descs != ["none"] else ""
-        reason += f"; it has desc {', '.join(descs)}{advice}"
+    for key, value in asked.entities.items():
+        there = sorted({file.entities[key] for file in files if key in file.entities})
+        if value not in there:
+            reason += f"; it has {key} {', '.join(there)}" if there else f"; its name has no {key}-"
+            reason += f": --desc {there[0]}" if there and key == "desc" else ""
     return reason
 
 
-def _nothing(asked: _Asked, files: list[_File], wanted: set[str] | None, left_out: LeftOut) -> str:
+def _nothing(
+    asked: _Asked, files: list[_File], wanted: set[str] | None, sessions: set[str] | None, left_out: LeftOut
+) -> str:
     """What there is instead, if no run can be used."""
     where = Path(asked.base.name if asked.base != asked.raw else "") / f"sub-*/{asked.kind}/*_{asked.suffix}.nii.gz"
     message = f"found no BIDS {'images' if asked.kind == 'anat' else 'runs'} ({where}) below {asked.root}"
@@ -270,11 +307,13 @@ def _nothing(asked: _Asked, files: list[_File], wanted: set[str] | None, left_ou
         said = f"; is {' or '.join(near)} meant?" if near else ""
         listed = ", ".join(f"{task} ({n})" for task, n in tasks.items())
         return f"{message} of the task {', '.join(sorted(wanted))}; tasks are {listed}{said}"
+    if sessions is not None and not files:
+        there = {f.name for f in [*asked.base.glob("sub-*/ses-*")] if f.is_dir()}
+        if there and not {f"ses-{name}" for name in sessions} & there:
+            listed = ", ".join(sorted(name.removeprefix("ses-") for name in there)[:_SHOWN])
+            return f"{message} of the session {', '.join(sorted(sessions))}; sessions are {listed}"
     if files:
-        spaces = {file.entities["space"] for file in files if "space" in file.entities}
-        said = (
-            f"; spaces are {', '.join(sorted(spaces))}" if asked.entities.get("space", "") not in {"", *spaces} else ""
-        )
+        spaces, said = {file.entities["space"] for file in files if "space" in file.entities}, ""
         if spaces and any(reason.startswith("several images") for _, reason in left_out):
             said = f"; choose one of their spaces, {', '.join(sorted(spaces))}, with --space"
         if any(reason == "no event of a wanted state" for _, reason in left_out):
@@ -282,16 +321,19 @@ def _nothing(asked: _Asked, files: list[_File], wanted: set[str] | None, left_ou
         return f"{message} that can be used; there are {len(files)} images{said}"
     if not any(path.name.startswith("sub-") for path in visible(asked.base)):
         there = ", ".join(path.name for path in visible(asked.base)[:_SHOWN]) or "nothing"
-        return f"{message}; is this the dataset's root folder? It has no folders sub-*, but {there}"
+        hcp = "; for HCP's layout take --hcp" if any((f / "MNINonLinear").is_dir() for f in visible(asked.base)) else ""
+        return f"{message}; is this the dataset's root folder? It has no folders sub-*, but {there}{hcp}"
     if left_out:
         return f"{message} that can be used"
-    return f"{message}; {_other_files(asked)}"
+    return f"{message}; {_other_files([f for f in visible(asked.base) if f.name.startswith('sub-')], asked)}"
 
 
-def _other_files(asked: _Asked) -> str:
-    """What else is in the folders where images are looked for."""
-    places = [*asked.base.glob(f"sub-*/{asked.kind}"), *asked.base.glob(f"sub-*/ses-*/{asked.kind}")]
+def _other_files(subjects: list[Any], asked: _Asked) -> str:
+    """What else is in the subjects' folders where images are looked for."""
+    places = [p for f in subjects for p in (*f.glob(asked.kind), *f.glob(f"ses-*/{asked.kind}")) if p.is_dir()]
     names = [path.name for place in places for path in visible(place)]
+    if loud := [n for n in names if n.lower().endswith((".nii", ".nii.gz")) and not n.endswith((".nii", ".nii.gz"))]:
+        return f"found {len(loud)} images named as {loud[0]}: names end in .nii or .nii.gz, in small letters"
     old = [n for n in names if "_bold_space-" in n and n.split(".")[0].endswith("_preproc")]
     if old:
         space = old[0].split("_bold_space-")[1].split("_")[0]
@@ -310,7 +352,11 @@ def _other_files(asked: _Asked) -> str:
     if images:
         listed = ", ".join(f"{n} named …_{suffix}" for suffix, n in images.most_common(5))
         return f"found no image named …_{asked.suffix}, but {listed}"
-    return f"its folders sub-*/{asked.kind} hold no images; is this the dataset's root folder?"
+    kinds = sorted({p.name for f in subjects for s in (f, *f.glob("ses-*")) if s.is_dir() for p in visible(s)})
+    others = ", ".join(kind for kind in kinds if not kind.startswith("ses-")) or "nothing"
+    return f"no {asked.kind} folder holds an image; there is {others}" + (
+        "; for structural images take --anat T1w" if "anat" in kinds and asked.kind == "func" else ""
+    )
 
 
 def _events_there(asked: _Asked) -> list[str]:

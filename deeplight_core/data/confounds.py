@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeplight_core.preparation import ConfoundSettings
-from deeplight_core.system.files import read_table
+from deeplight_core.system.files import MISSING, read_columns, read_table
 from deeplight_core.system.sources import is_remote
 
 __all__ = ["Confounds", "confound_files", "read_confounds"]
@@ -143,6 +143,18 @@ def _mean(column: Any) -> float | None:
     return float(numbers.mean()) if len(numbers) else None
 
 
+def _no_number(path: Path) -> str:
+    """Where a file of confounds holds a text that is no number, in words; empty if nowhere."""
+    for column, cells in read_columns(path).items():
+        for row, cell in enumerate(cells, start=2):
+            try:
+                float(0 if cell.lower() in MISSING else cell)
+            except ValueError:
+                point = "; decimals have a point, not a comma" if "," in cell else ""
+                return f"row {row}: {column} {cell!r} is not a number{point}"
+    return ""
+
+
 def _by_nilearn(path: Path, image: str, n_frames: int, settings: ConfoundSettings) -> tuple[Any, np.ndarray]:
     """The regressors and the frames that are not censored."""
     import warnings
@@ -171,6 +183,7 @@ def _by_nilearn(path: Path, image: str, n_frames: int, settings: ConfoundSetting
             )  # fmt: skip
     except (ValueError, KeyError, IndexError, TypeError) as error:
         said = f"it has no column {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        said = _no_number(path) or said
         asked = ", ".join(settings.strategy)
         raise ValueError(f"{path}: {said} (preprocessing.confounds.strategy: {asked})") from error
     table = pd.DataFrame(index=range(n_frames)) if table is None else table.reindex(range(n_frames))

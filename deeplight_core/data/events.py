@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.preparation import TRIAL_TYPE, PreprocessingSettings
-from deeplight_core.system.files import MISSING, read_columns
+from deeplight_core.system.files import MISSING, pointer_of, read_columns
 from deeplight_core.tasks import TASKS
 
 __all__ = [
@@ -161,9 +161,14 @@ def _ev_files(folder: Any) -> dict[str, Any]:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The non-empty lines of a text file, with their numbers."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is a link to a file that is not there; fetch it (`datalad get`)") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}; save it anew as plain text in UTF-8") from error
+    if pointer := pointer_of(text.encode()):
+        raise ValueError(f"{path} is only a pointer of {pointer}")
+    lines = text.splitlines()
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -235,7 +240,7 @@ def _in_seconds(event: Event, path: Any) -> tuple[float, float]:
         if "," in event.onset + event.duration:
             advice = "; decimals have a point, not a comma"
         elif unstated:
-            advice = f"; state the duration, or leave {event.name!r} out of the states"
+            advice = f"; state it, or leave {event.name!r} out of the states"
         raise ValueError(
             f"{where}: onset {event.onset!r}, duration {event.duration!r} are not seconds{advice}"
         ) from None

@@ -131,13 +131,14 @@ def _facts(image: Any) -> Header:
         raise ValueError(f"it is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers, as of colours; make it grey")
+    shape = _plain(tuple(image.shape))
     try:
         zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]
     except KeyError as error:
         raise ValueError(f"its header names a unit unknown to NIfTI, {error}") from None
-    return Header(
-        _plain(tuple(image.shape)), image.affine, float(zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0
-    )
+    time = next((axis for axis, n in enumerate(image.shape) if axis > 2 and n != 1), 3)  # a run's may be the fifth
+    tr_s = float(zooms[time] or zooms[3]) * _SECONDS.get(unit, 1.0) if len(zooms) > 3 else 0.0
+    return Header(shape, image.affine, tr_s)
 
 
 def read_frames(
@@ -236,6 +237,10 @@ def _unreadable(path: Any, error: Exception) -> ValueError:
     if isinstance(path, Path) and path.is_file():
         with path.open("rb") as stream:
             start = stream.read(64)
+        if not start:
+            return ValueError(f"{path} is empty (0 bytes); fetch it again")
+    elif isinstance(path, Path) and path.is_dir():
+        return ValueError(f"{path} is a folder; name the image in it")
     compressed, plain = start.startswith(b"\x1f\x8b"), start[:4] in _NIFTI_STARTS
     if pointer := pointer_of(start):
         advice = f"it is only a pointer of {pointer}"
@@ -243,6 +248,8 @@ def _unreadable(path: Any, error: Exception) -> ValueError:
         advice = "its name ends in .gz, but it is not compressed: name it .nii, or compress it with gzip"
     elif compressed and not path.name.endswith(".gz"):
         advice = "it is compressed: its name must end in .nii.gz"
+    elif not path.name.endswith((".nii", ".nii.gz")):
+        advice = "its name ends neither in .nii nor in .nii.gz; convert it to NIfTI"
     said = str(error).replace(f"File {path} ", "").replace(str(path), "it")
     return ValueError(f"{path} cannot be read as NIfTI ({said}); {advice}")
 

@@ -249,6 +249,8 @@ def add_subject_columns(table: pd.DataFrame, path: Path, labels: list[str]) -> p
     ValueError
         If the table is unreadable, lacks a column or a subject, or names a subject twice.
     """
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}; name the table of subjects, e.g. participants.tsv")
     people = read_table(path)
     names = next((c for c in ("subject", "participant_id", "Subject") if c in people), None)
     if missing := [*([] if names else ["participant_id (or subject)"]), *(c for c in labels if c not in people)]:
@@ -306,9 +308,11 @@ def assign_splits(
                     splits[name] = split
     if not (splits == "train").any():
         asked = f"{n_validation} + {n_test}" if n_test else n_validation
-        alone = split_unit == "subject" and total == 1
-        remedy = "hold out runs of a single subject with --split-unit run" if alone else "ask for fewer"
-        if not alone and groups.nunique() < total:
+        remedy = "ask for fewer"
+        if total == 1:
+            remedy = "hold out some of a single subject's runs: --split-unit run" if split_unit == "subject" else ""
+            remedy = remedy or "one run cannot be divided"
+        elif groups.nunique() < total:
             remedy += f", or look at the families: these {total} {split_unit}s are {groups.nunique()} families"
         raise ValueError(f"holding out {asked} of {total} {split_unit}s leaves none to train on; {remedy}")
     return table.assign(split=groups.map(splits))
@@ -370,6 +374,8 @@ def read_notes(path: Path) -> dict[str, Any]:
         named = {key: found[key] for key in ("preprocessing", "trial_type") if key in found}
         return {key: found[key] for key in ("root", "layout", "split_unit", "states")} | named
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if not path.is_file():
+            raise ValueError(f"there is no manifest {path}; make one with `deeplight manifest`") from None
         raise ValueError(
             f"{notes}, which says where the data of {path} are, cannot be read ({error}); make both anew with "
             "`deeplight manifest`, or write a profile"

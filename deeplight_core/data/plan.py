@@ -167,13 +167,16 @@ def _refuse_several_spaces(manifest: pd.DataFrame, headers: dict[str, Header], p
     runs = manifest[~is_structural(manifest) & manifest["image"].isin(headers)]
     if profile.preprocessing.assume_aligned or profile.data.layout == "hcp" or runs["subject"].nunique() < 2:
         return
-    found = [re.search(r"_space-([A-Za-z0-9]+)", Path(image).name) for image in runs["image"]]
+    found = [re.search(r"_space-([A-Za-z0-9+]+)", Path(image).name) for image in runs["image"]]
     spaces = {match[1] if match else "" for match in found}
     native = sorted(spaces & {*_NATIVE})
     grids = [headers[image].grid for image in runs["image"]]
-    if not native and ("" not in spaces or all(same_grid(grid, grids[0]) for grid in grids)):
+    several = ", ".join(sorted(spaces)) if len(spaces - {""}) > 1 else ""
+    if not (native or several) and ("" not in spaces or all(same_grid(grid, grids[0]) for grid in grids)):
         return
-    what = f"are in space {', '.join(native)}" if native else "differ in their grids and name no template space"
+    what = "differ in their grids and name no template space"
+    if native or several:
+        what = f"are in space {', '.join(native)}" if native else f"are in several spaces, {several}"
     raise ValueError(
         f"the images of {runs['subject'].nunique()} subjects {what}: brains are not aligned, and resampling would not "
         "align them. Take images in a template space (deeplight manifest --derivatives derivatives/fmriprep --space "
@@ -336,10 +339,20 @@ def finished(manifest: pd.DataFrame, profile: Profile) -> bool:
     if differing := [key for key in compared if found.get(key) != made_with.get(key)]:
         raise ValueError(
             f"store {path} was made with other {', '.join(differing)}: "
-            + "; ".join(f"{k} {json.dumps(found.get(k))}, now {json.dumps(made_with.get(k))}" for k in differing)
+            + "; ".join(_differences({k: found.get(k) for k in differing}, {k: made_with.get(k) for k in differing}))
             + ". Name another store or profile, or delete its index.parquet: runs that stay the same are kept"
         )
     return True
+
+
+def _differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """What differs between two settings, each in words; of sections only what differs in them."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [f"{name} {json.dumps(one)}, now {json.dumps(other)}"]
+    keys = dict.fromkeys([*one, *other])
+    return [
+        line for key in keys for line in _differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+    ]
 
 
 def _noted(path: Path) -> dict[str, Any] | None:

@@ -110,7 +110,7 @@ def row_of(
         if structural and names["task"] in CONTRASTS:
             _check_contrast(image, names["task"])
         if not structural and len(header.shape) != 4:
-            raise ValueError(f"not a readable 4-D image: its shape is {header.shape}")
+            raise ValueError(f"it is one volume, of shape {header.shape}; a run has several, along a fourth axis")
         time: float | str = ""
         start_s = 0.0
         if not structural:

@@ -121,12 +121,14 @@ def labels_of(
     blocks : `onset, duration` in seconds and `state`
     start_s : when the first volume was acquired
     """
+    if settings.drop_volumes >= n_frames:
+        raise ValueError(f"drop_volumes {settings.drop_volumes} leaves none of its {n_frames} volumes; drop fewer")
     if settings.example.kind == "volume":
         labels = label_frames(blocks, n_frames, tr_s, settings, start_s)
         there = labels.frames >= settings.drop_volumes
         return replace(
             labels, frames=labels.frames[there], states=labels.states[there], blocks=labels.blocks[there]
         )  # fmt: skip
-    kept = np.arange(min(settings.drop_volumes, n_frames - 1), n_frames)
+    kept = np.arange(settings.drop_volumes, n_frames)
     numbers, states = trials_before(blocks, start_s + np.arange(n_frames) * tr_s, settings, kept)
     return Labels(numbers, states, numbers)

@@ -32,6 +32,8 @@ from deeplight_core.tasks import TASKS
 
 __all__ = ["scan_hcp", "scan_table", "states_of"]
 
+_SHOWN = 10  # names in a message
+
 
 def scan_hcp(root: Any, tasks: Iterable[str] | None = None) -> Found:
     """The task runs of a folder or URL in HCP's layout: `<subject>/MNINonLinear/Results/tfMRI_<TASK>_<LR|RL>/`.
@@ -65,9 +67,13 @@ def scan_hcp(root: Any, tasks: Iterable[str] | None = None) -> Found:
     def nothing() -> str:
         message = f"found no HCP runs (<subject>/MNINonLinear/Results/tfMRI_*) below {root}"
         if not seen:
-            return f"{message}; is this the dataset's root folder?"
+            there = ", ".join(path.name for path in visible(root)[:_SHOWN]) or "nothing"
+            advice = "; for a BIDS folder take --bids" if any(p.name.startswith("sub-") for p in subjects) else ""
+            return f"{message}; is this the dataset's root folder? It has {there}{advice}"
         listed = ", ".join(f"{task} ({n})" for task, n in seen.items())
-        return f"{message} that can be used; it has runs of {listed}"
+        near = [task for task in seen if wanted and task.lower() in {name.lower() for name in wanted - {*seen}}]
+        said = f"; is {' or '.join(near)} meant?" if near else ""
+        return f"{message} that can be used; it has runs of {listed}{said}"
 
     return scanned(rows, left_out, root, nothing, protocol=True)
 
@@ -80,10 +86,12 @@ def _hcp_subject(root: Any, tasks: set[str] | None, subject: Any) -> tuple[list[
     results = subject / "MNINonLinear" / "Results"
     for folder in visible(results) if results.is_dir() else []:
         parts = folder.name.split("_", 2)
-        if len(parts) != 3 or parts[0] != "tfMRI":
+        if len(parts) != 3 or parts[0] not in ("tfMRI", "rfMRI"):
             continue
         task, run = parts[1:]
-        seen.append(task)
+        seen.append(task if parts[0] == "tfMRI" else f"rest ({task})")
+        if parts[0] == "rfMRI":
+            continue
         if tasks is not None and task not in tasks:
             continue
         present = {file.name: file for file in visible(folder)}
@@ -93,9 +101,12 @@ def _hcp_subject(root: Any, tasks: set[str] | None, subject: Any) -> tuple[list[
             absent = [n for n, there in ((f"{folder.name}.nii.gz", image), ("EVs", evs)) if there is None]
             cifti = image is None and any(n.endswith(".dtseries.nii") for n in present)
             says = "; there is CIFTI (dtseries) only: fetch the volumes, too" if cifti else ""
+            if others := [n for n in present if n.startswith(f"{folder.name}_") and n.endswith(".nii.gz")]:
+                says += f"; there is {', '.join(n.replace(folder.name, '<run>') for n in others[:3])}" if not image else ""
             left_out.append((name, f"no {' and no '.join(n.replace(folder.name, '<run>') for n in absent)}{says}"))
             continue
-        sizes = {file.name: file.stat().st_size for file in visible(evs) if file.name.endswith(".txt")}
+        texts = [file for file in visible(evs) if file.name.endswith(".txt")]
+        sizes = {file.name: file.stat().st_size if file.exists() else 1 for file in texts}  # 1: a link to nothing
         needed = [n for n in sizes if n != "Sync.txt"]
         states: States = {task: {Path(n).stem: [Path(n).stem] for n in needed}}
         if task in TASKS:
@@ -138,6 +149,8 @@ def scan_table(
     image : the image's path if there is no such column, with columns in braces: `{participant_id}.nii.gz`
     states, trial_type : as in `scan_bids`
     """
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}")
     given = read_table(path)
     own = given.copy()
     if "subject" not in own and "participant_id" in own:
@@ -160,6 +173,8 @@ def scan_table(
     counted = (own.groupby(["subject", "session", "task"]).cumcount() + 1).astype(str)
     own["run"] = own["run"].where(own["run"] != "", counted)
     root = located(root)
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}, in which the files of {path} would be; name it with --data")
     rows: list[dict[str, Any]] = []
     left_out: LeftOut = []
     for number, row in enumerate(own.to_dict("records"), start=2):

@@ -93,6 +93,7 @@ def test_of_several_echoes_the_combined_image_is_taken(bids: Path) -> None:
     found, left_out = scan_bids(bids, derivatives="derivatives/prep")
     assert found["image"].tolist() == ["derivatives/prep/sub-01/func/sub-01_task-loc_desc-preproc_bold.nii.gz"]
     assert [reason.split(";")[0] for reason in left_out["reason"]] == [
+        "this subject has no image named …_bold: it is not below prep",
         *["an echo, beside the run's combined image"] * 2, *["an echo without a combined image"] * 2,
     ]  # fmt: skip
 
@@ -187,7 +188,7 @@ def test_other_descriptions_spaces_tasks_and_sessions(bids: Path) -> None:
     derived(bids, "space-A_desc-denoised_bold.nii.gz")
     found, _ = scan_bids(bids, derivatives="derivatives/prep", desc="denoised")
     assert len(found) == 3
-    with pytest.raises(ValueError, match="spaces are A"):
+    with pytest.raises(ValueError, match="has no image with .*space-B; it has space A"):
         scan_bids(bids, derivatives="derivatives/prep", desc="denoised", space="B")
     with pytest.raises(ValueError, match=r"of the task Loc; tasks are loc \(3\); is loc meant\?"):
         scan_bids(bids, ["Loc"])
@@ -210,6 +211,70 @@ def test_labels_with_an_underscore_or_of_another_subject(bids: Path) -> None:
     assert said["sub-06"] == "kept, but its task is called locrun-1; is a _ missing in its name?"
 
 
+def test_a_name_that_is_of_another_session_than_its_folder(bids: Path) -> None:
+    names = {"ses-1": "sub-01_task-loc", "ses-2": "sub-01_ses-1_task-loc", "ses-pre_1": "sub-01_ses-pre_1_task-loc"}
+    for folder, stem in names.items():
+        save(bids / f"sub-01/{folder}/func/{stem}_bold.nii.gz")
+    save(bids / "sub-02/func/sub-02_ses-1_task-loc_bold.nii.gz")
+    found, left_out = scan_bids(bids)
+    assert found["subject"].tolist() == ["01", "02", "03"]
+    assert left_out["reason"].tolist() == [
+        "its name names no session, and its folder is ses-1; correct one of them",
+        "its name names the session 1, and its folder is ses-2; correct one of them",
+        "labels hold no _: rename ses-pre_1 and its files, e.g. to ses-pre1",
+        "its name names the session 1, and its folder is in none; correct one of them",
+    ]
+
+
+def test_a_subject_without_images_is_said(bids: Path) -> None:
+    derived(bids, "desc-preproc_bold.nii.gz")
+    (bids / "derivatives/prep/sub-03").rename(bids / "sub-05")
+    odd = bids / "derivatives/prep/sub-02/func/sub-02_task-loc_desc-preproc_bold.nii.gz"
+    odd.rename(odd.with_name("sub-02_task-loc_space-fsLR_den-91k_bold.dtseries.nii"))
+    said = reasons(bids, derivatives="derivatives/prep")
+    assert said["sub-02"].startswith("this subject has no image named …_bold: found 1 files of CIFTI (dtseries) only")
+    assert said["sub-03"] == said["sub-05"] == "this subject has no image named …_bold: it is not below prep"
+    save(bids / "sub-01/ses-1/func/sub-01_ses-1_task-loc_bold.nii.gz").with_name(
+        "sub-01_ses-1_task-loc_events.tsv"
+    ).write_text(FACES)
+    assert reasons(bids, sessions=["1"])["sub-02"].endswith("it has no such session")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, {"sessions": ["2"]}, r"of the session 2; sessions are 1$"),
+        (("_bold.nii.gz", "_bold.NII.GZ"), {}, "found 1 images named as .*_bold.NII.GZ: names end in .nii or .nii.gz"),
+        (("_bold.nii.gz", "_desc-preproc_bold.nii.gz"), {}, "--bids names the raw dataset and --derivatives their own"),
+        (("func", "anat"), {}, "no func folder holds an image; there is anat; for structural images take --anat T1w"),
+        (("func", "MNINonLinear"), {}, "It has no folders sub-.*, but 01; for HCP's layout take --hcp"),
+    ],
+)
+def test_what_there_is_instead_is_said(
+    tmp_path: Path, change: tuple[str, str] | None, options: dict[str, list[str]], message: str
+) -> None:
+    image = save(tmp_path / "sub-01/ses-1/func/sub-01_ses-1_task-loc_bold.nii.gz")
+    if change and change[0] == "func":
+        image.parent.rename(image.parent.with_name(change[1]))
+    elif change:
+        image.rename(image.with_name(image.name.replace(*change)))
+    if change and change[1] == "MNINonLinear":
+        (tmp_path / "sub-01/ses-1").rename(tmp_path / "01")
+        (tmp_path / "sub-01").rmdir()
+    with pytest.raises(ValueError, match=message):
+        scan_bids(tmp_path, **options)
+
+
+def test_a_folder_that_is_not_there_is_named(bids: Path) -> None:
+    (bids / "prep").symlink_to("/nowhere")
+    with pytest.raises(ValueError, match="there is no folder .*prep: it is a link to /nowhere, which is not there$"):
+        scan_bids(bids, derivatives="prep")
+    with pytest.raises(ValueError, match="there is no folder .*; derivatives are named relative to the BIDS root"):
+        scan_bids(bids, derivatives="derivatives")
+    with pytest.raises(ValueError, match="there is no folder [^;]*$"):
+        scan_bids(bids / "nope", derivatives="prep")
+
+
 def test_events_named_by_other_columns(bids: Path) -> None:
     for path in bids.rglob("*_events.tsv"):
         path.write_text("onset\tduration\tstim\tside\n0\t4\tface\tleft\n6\t4\thouse\tn/a\n")
@@ -222,7 +287,7 @@ def test_a_link_to_derivatives_is_named_with_its_remedy(bids: Path, tmp_path_fac
     outside = tmp_path_factory.mktemp("scratch")
     (bids / "derivatives").mkdir()
     (bids / "derivatives/prep").symlink_to(outside)
-    with pytest.raises(ValueError, match=f"is a link to {outside}, .* --derivatives {outside}"):
+    with pytest.raises(ValueError, match=f"is {outside}, outside .* --derivatives {outside}"):
         scan_bids(bids, derivatives="derivatives/prep")
 
 

@@ -229,6 +229,14 @@ def test_a_strategy_needs_one_file(tmp_path: Path) -> None:
         read_confounds(tmp_path, both, IMAGE, T, settings)
 
 
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    files = written(tmp_path, confounds())
+    path = tmp_path / files[0]
+    path.write_text(path.read_text().replace("0.1\t1.0", "0,1\t1.0", 3))
+    with pytest.raises(ValueError, match=r"row 3: framewise_displacement '0,1' is not a number; decimals have a point"):
+        read_confounds(tmp_path, files, IMAGE, T, ConfoundSettings(strategy=["scrub"]))
+
+
 def test_aroma_cleaned_images_are_taken_as_they_are(tmp_path: Path) -> None:
     files, image = written(tmp_path, confounds()), IMAGE.replace("desc-preproc", "desc-smoothAROMAnonaggr")
     settings = ConfoundSettings(strategy=["ica_aroma", "wm_csf"])

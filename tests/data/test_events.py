@@ -313,11 +313,11 @@ def test_decimal_commas_in_an_ev_file_are_refused(tmp_path: Path, row: str) -> N
 
 
 def test_only_wanted_rows_are_checked_and_onsets_that_are_not_stated_are_counted(tmp_path: Path) -> None:
-    text = BIDS + "press\t3\tn/a\tn/a\nlh\tn/a\tn/a\t12\nrest\tsoon\tn/a\t1\n"
+    text = BIDS + "press\t3\tn/a\tNaN\nlh\tNA\tn/a\t12\nlh\t\tn/a\t12\nrest\tsoon\tn/a\t1\nNA\t3\tn/a\t1\n"
     events = read_events(tsv(tmp_path, text), WANTED, "moving")
     assert listed(events.blocks) == BLOCKS
-    assert events.without_onset == 1
-    assert events.ignored == {"rest": 3, "press": 1}
+    assert events.without_onset == 2
+    assert events.ignored == {"rest": 3, "press": 1, "NA": 1}
     assert event_names(tsv(tmp_path, text)) == ({"lh", "rh"}, {"rest", "press"})
     with pytest.raises(ValueError, match="state it, or leave 'press' out of the states"):
         read_events(tsv(tmp_path, text), {"press": ["press"]}, "moving")

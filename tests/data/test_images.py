@@ -47,7 +47,7 @@ def broken(kind: str, path: Path) -> Path:
         ("NaN", "holds NaN or infinite values in 2 of 5 volumes"),
         ("3-D", r"has 3 dimensions \(7, 8, 9\); a run has four"),
         ("truncated", "cannot be read as NIfTI .* cut short"),
-        ("empty", "cannot be read as NIfTI"),
+        ("empty", r"is empty \(0 bytes\); fetch it again"),
         ("text", "cannot be read as NIfTI"),
         ("missing", "does not exist; correct the manifest"),
     ],
@@ -121,8 +121,11 @@ def test_nan_outside_the_mask_is_zero_and_inside_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize("shape", [(*SHAPE, 5, 1), (*SHAPE, 1, 5)])
 def test_axes_of_length_one_are_dropped(shape: tuple[int, ...], tmp_path: Path) -> None:
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    path = saved(tmp_path / "bold.nii.gz", data)
-    assert read_header(path).shape == (*SHAPE, 5)
+    path, zooms = saved(tmp_path / "bold.nii.gz", data), tuple(2.5 if n == 5 else 1.0 for n in shape)
+    image = nib.load(path)
+    image.header.set_zooms(zooms)
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    assert (read_header(path).shape, read_header(path).tr_s) == ((*SHAPE, 5), 2.5)
     np.testing.assert_array_equal(load_bold(path).numpy().T, data.reshape(*SHAPE, 5))
     with pytest.raises(ValueError, match=r"has 5 dimensions \(7, 8, 9, 5, 2\)"):
         read_header(saved(tmp_path / "bold.nii.gz", np.zeros((*SHAPE, 5, 2))))

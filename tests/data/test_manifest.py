@@ -298,7 +298,7 @@ def test_participants_of_bids_are_found_with_their_prefix(table: pd.DataFrame, t
     [
         ("Subject,sex\nsim001,F\nsim001,M\nsim002,F\nsim003,M\n", "names sim001 more than once"),
         ("Subject,sex\nsim001,F\n", r"has no row for 2 subject\(s\) of the manifest: sim002, sim003"),
-        ("name,sex\nsim001,F\n", "has no column subject; it has name, sex"),
+        ("name,sex\nsim001,F\n", "has no column participant_id \\(or subject\\); it has name, sex"),
         ("Subject\nsim001\nsim002\nsim003\n", "has no column sex; it has Subject"),
         ("", "is not a comma-separated table in UTF-8"),
     ],
@@ -398,16 +398,25 @@ def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_notes(path)["preprocessing"] == {"lag_s": 4.0}
     pd.testing.assert_frame_equal(read_left_out(path), left_out)
     assert read_left_out(tmp_path / "other.csv").empty
+    with pytest.raises(ValueError, match=r"^there is no manifest .*other.csv; make one with `deeplight manifest`$"):
+        read_notes(tmp_path / "other.csv")
+    (tmp_path / "other.csv").write_text("")
     with pytest.raises(ValueError, match=r"other.source.json, which says where the data of .* are, cannot be read"):
         read_notes(tmp_path / "other.csv")
 
 
-def test_a_family_that_is_not_known_is_none(table: pd.DataFrame, tmp_path: Path) -> None:
-    people = "participant_id\tfamily\n" + "".join(f"sub-{s}\tn/a\n" for s in sorted({*table["subject"]}))
+@pytest.mark.parametrize("nothing", ["n/a", "N/A", "NA", "nan", "NaN"])
+@pytest.mark.parametrize("column", ["family", "Family_ID"])
+def test_what_is_not_known_is_so_however_it_is_written(
+    table: pd.DataFrame, tmp_path: Path, nothing: str, column: str
+) -> None:
+    people = f"participant_id\t{column}\tsex\n" + "".join(f"sub-{s}\t{nothing}\t{nothing}\n" for s in {*table["subject"]})
     (tmp_path / "participants.tsv").write_text(people)
-    assert set(add_subject_columns(table, tmp_path / "participants.tsv", [])["family"]) == {""}
-    write_manifest(table.assign(family="n/a"), tmp_path / "m.csv")
-    assert set(read_manifest(tmp_path / "m.csv")["family"]) == {""}
+    added = add_subject_columns(table, tmp_path / "participants.tsv", ["sex"])
+    assert (set(added["family"]), set(added["sex"])) == ({""}, {"n/a"})
+    write_manifest(table.assign(family=nothing, sex=nothing, dataset=nothing), tmp_path / "m.csv")
+    read = read_manifest(tmp_path / "m.csv")
+    assert (set(read["family"]), set(read["sex"]), set(read["dataset"])) == ({""}, {"n/a"}, {nothing})
 
 
 def test_a_participant_may_have_several_equal_rows(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -419,10 +428,21 @@ def test_a_participant_may_have_several_equal_rows(table: pd.DataFrame, tmp_path
         add_subject_columns(table, tmp_path / "participants.tsv", ["sex", "weight"])
 
 
-def test_strata_that_are_not_known_are_named(table: pd.DataFrame) -> None:
-    sex = table["subject"].map({s: "F" for s in {*table["subject"]}} | {"sim001": "n/a"})
+@pytest.mark.parametrize("nothing", ["n/a", "NA"])
+def test_strata_that_are_not_known_are_named(table: pd.DataFrame, nothing: str) -> None:
+    sex = table["subject"].map({s: "F" for s in {*table["subject"]}} | {"sim001": nothing})
     with pytest.raises(ValueError, match="sex is n/a for sim001; fill it"):
         assign_splits(table.assign(sex=sex), "subject", 1, 0, "sex")
+
+
+def test_a_study_that_cannot_be_divided_is_told_why(table: pd.DataFrame) -> None:
+    alone = table[table["subject"] == "sim001"]
+    with pytest.raises(ValueError, match="1 of 1 subjects leaves none to train on; .* --split-unit run$"):
+        assign_splits(alone, "subject", 1, 0)
+    with pytest.raises(ValueError, match="1 of 1 runs leaves none to train on; one run cannot be divided$"):
+        assign_splits(alone[:1], "run", 1, 0)
+    with pytest.raises(ValueError, match="look at the families: these 3 subjects are 1 families$"):
+        assign_splits(table.assign(family="f"), "subject", 3, 0)
 
 
 def test_a_study_without_a_source_is_told_how_it_works(table: pd.DataFrame) -> None:

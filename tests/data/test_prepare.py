@@ -749,6 +749,12 @@ def test_runs_of_several_heads_without_a_common_space_are_refused(
     with pytest.raises(ValueError, match="images of 6 subjects differ in their grids and name no template space"):
         plan(manifest, native)
     assert plan(manifest, changed(native, root, assume_aligned=True)).mask.any()
+    named = manifest.copy()
+    for i, row in named.iterrows():
+        named.loc[i, "image"] = row["image"].replace(".nii", f"_space-{'A' if row['subject'] == 's3' else 'B+1'}.nii")
+        shutil.copy(root / row["image"], root / named.loc[i, "image"])
+    with pytest.raises(ValueError, match=r"images of 6 subjects are in several spaces, A, B\+1: brains are not"):
+        plan(named, changed(native, root, project / "two"))
     one = manifest[manifest["subject"] == "s3"]
     assert plan(one, changed(native, root, project / "one")).mask.any()
 

@@ -64,6 +64,44 @@ def test_scan_hcp_leaves_out_runs_of_another_length_and_names_missing_ones(tmp_p
     ]
 
 
+def test_what_an_hcp_folder_has_instead_is_said(tmp_path: Path) -> None:
+    results = tmp_path / "1/MNINonLinear/Results"
+    save_bold(results / "rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz")
+    with pytest.raises(ValueError, match=r"that can be used; it has runs of rest \(REST1\) \(1\)$"):
+        scan_hcp(tmp_path)
+    image = save_bold(results / "tfMRI_CARIT_PA/tfMRI_CARIT_PA_hp0_clean.nii.gz")
+    with pytest.raises(ValueError, match=r"is CARIT meant\?$"):
+        scan_hcp(tmp_path, ["carit"])
+    with pytest.raises(ValueError, match=r"no <run>.nii.gz and no EVs; there is <run>_hp0_clean.nii.gz"):
+        scan_hcp(tmp_path)
+    image.rename(image.with_name("tfMRI_CARIT_PA.nii.gz"))
+    (image.parent / "EVs").mkdir()
+    go = image.parent / "EVs/go.txt"
+    go.symlink_to("/nowhere")
+    with pytest.raises(ValueError, match=r"EVs/go.txt is a link to a file that is not there; fetch it"):
+        scan_hcp(tmp_path)
+    go.unlink()
+    go.write_text("/annex/objects/MD5-s1--1\n")
+    with pytest.raises(ValueError, match=r"EVs/go.txt is only a pointer of git-annex"):
+        scan_hcp(tmp_path)
+    (tmp_path / "sub-1").mkdir()
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(ValueError, match=r"root folder\? It has sub-1; for a BIDS folder take --bids$"):
+        scan_hcp(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.mat", "ends neither in .nii nor in .nii.gz; convert it"), ("a", "is a folder; name the image")]
+)
+def test_what_is_no_image_is_said(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir() if name == "a" else (tmp_path / name).write_bytes(b"abc")
+    (tmp_path / "t.csv").write_text(f"subject,image\n1,{name}\n")
+    with pytest.raises(ValueError, match=message):
+        scan_table(tmp_path / "t.csv", tmp_path)
+    with pytest.raises(ValueError, match="there is no folder .*nowhere, in which the files of .*t.csv would be"):
+        scan_table(tmp_path / "t.csv", tmp_path / "nowhere")
+
+
 def save_bold(path: Path, tr: float = 1.5, unit: str = "sec", shape: tuple[int, ...] = (7, 8, 9, 5)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(list(str(path).encode())).integers(0, 99, shape)  # of its own for every path
@@ -154,7 +192,7 @@ def test_scan_bids_names_a_run_that_has_no_image_in_the_space(fmriprep: Path) ->
     (fmriprep / FMRIPREP / "sub-01/func" / stem.format("MNI152NLin2009cAsym")).unlink()
     found, left_out = scan_bids(fmriprep, ["faces"], derivatives=FMRIPREP, space="MNI152NLin2009cAsym")
     assert found[["subject", "run"]].to_numpy().tolist() == [["01", "10"], ["02", "1"]]
-    reason = "this run has no image with desc-preproc_space-MNI152NLin2009cAsym"
+    reason = "this run has no image with desc-preproc_space-MNI152NLin2009cAsym; it has space T1w"
     assert pairs(left_out) == [(f"{FMRIPREP}/sub-01/func/{stem.format('T1w')}", reason)]
 
 
@@ -198,7 +236,7 @@ def test_resting_runs_need_no_events(bids: Path, tmp_path: Path) -> None:
     assert resting[["tr_s", "n_volumes"]].drop_duplicates().to_numpy().tolist() == [[1.5, 5]]
     reasons = dict(pairs(left_out))
     assert reasons.pop("sub-01/func/sub-01_task-restBad_bold.nii.gz").startswith("kept, but without events: ")
-    assert reasons.pop("sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz").startswith("not a readable 4-D image")
+    assert reasons.pop("sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz").startswith("it is one volume, of shape (7, 8, 9)")
     assert reasons == dict.fromkeys(
         [f"sub-01/func/sub-01_task-{task}_bold.nii.gz" for task in ("movie", "forest")], "no events.tsv applies to it"
     )
@@ -251,7 +289,7 @@ def test_a_broken_image_is_named(bids: Path, broken: str) -> None:
     found, left_out = scan_bids(bids)
     assert len(found) == 3
     reason = left_out.set_index("path")["reason"]["sub-01/func/sub-01_task-faces_run-1_bold.nii.gz"]
-    assert ("not a readable 4-D image" if broken == "3-D" else "cannot be read as NIfTI") in reason
+    assert {"3-D": "it is one volume", "empty": "is empty (0 bytes)"}.get(broken, "cannot be read as NIfTI") in reason
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -301,7 +339,8 @@ def test_scan_bids_tells_masks_of_several_contrasts_apart(bids: Path) -> None:
         save_bold(bids / f"{stem}_mod-{suffix}_desc-brain_mask.nii.gz", shape=(7, 8, 9))
     for suffix in ("T1w", "T2w"):
         found, left_out = scan_bids(bids, anat=suffix)
-        assert left_out.empty
+        reason = f"this subject has no image named …_{suffix}: no anat folder holds an image; there is func"
+        assert pairs(left_out) == [("sub-02", reason)]
         assert found["mask"].tolist() == [f"{stem}_mod-{suffix}_desc-brain_mask.nii.gz"]
 
 
@@ -310,7 +349,7 @@ def test_an_anatomical_image_of_several_volumes_is_left_out(bids: Path) -> None:
     save_bold(bids / "sub-01/anat/sub-01_run-2_T1w.nii.gz", shape=(7, 8, 9, 5))
     found, left_out = scan_bids(bids, anat="T1w")
     assert found["run"].tolist() == ["1"]
-    assert pairs(left_out) == [("sub-01/anat/sub-01_run-2_T1w.nii.gz", "5 volumes; a structural image has one")]
+    assert pairs(left_out)[1:] == [("sub-01/anat/sub-01_run-2_T1w.nii.gz", "5 volumes; a structural image has one")]
 
 
 def test_an_image_whose_sidecar_contradicts_its_name_is_left_out(bids: Path) -> None:
@@ -395,7 +434,9 @@ def test_in_a_table_volumes_and_repetition_times_tell_runs_without_events_from_s
     assert found[["subject", "events", "tr_s", "n_volumes"]].to_numpy().tolist() == [
         ["run", "", 1.5, 5], ["flat", "", "", 1], ["one", "", "", 1], ["single", "", 2.5, 1],
     ]  # fmt: skip
-    assert pairs(left_out) == [("wrong.nii.gz", "not a readable 4-D image: its shape is (7, 8, 9)")]
+    assert pairs(left_out) == [
+        ("wrong.nii.gz", "it is one volume, of shape (7, 8, 9); a run has several, along a fourth axis")
+    ]
 
 
 @pytest.mark.parametrize(
