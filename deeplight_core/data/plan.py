@@ -6,7 +6,7 @@ Any number of processes may plan the same store at once: each comes to the same 
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,6 +316,7 @@ def _made_with(manifest: pd.DataFrame, profile: Profile) -> dict[str, Any]:
     return made_with
 
 
+@cache  # looking them up takes as long as a small run
 def software() -> dict[str, str]:
     """Versions of the packages that decide a store's bits."""
     return {name: version(name) for name in ("deeplight-core", "nilearn", "numpy", "scipy", "torch")}
