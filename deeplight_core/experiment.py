@@ -177,7 +177,10 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
     targets, training = model.head.targets, record["training"]
     shape, grid = list(store.shape), record["data"]["grid"]["shape"]
     if len(model.encoder.output_shape) > 1 and shape != grid:
-        raise ValueError(f"{checkpoint} has a head for volumes of {grid}, the store has volumes of {shape}")
+        raise ValueError(
+            f"{checkpoint} has a head for volumes of {grid}, the store has volumes of {shape}; prepare the data on its "
+            "grid: name it as the profile's checkpoint"
+        )
     held_out = {*training.get("reported", [])} & {*store.index["unit"]}
     units = sorted(held_out) if training.get("fold") and held_out and not split else None
     if units is None:

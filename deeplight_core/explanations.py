@@ -162,7 +162,10 @@ def asked(
         print(f"note: other data than {Path(checkpoint).name} was trained on: {difference}", flush=True)
     shape = record["data"]["grid"]["shape"]
     if len(model.encoder.output_shape) > 1 and list(store.shape) != shape:
-        raise ValueError(f"{checkpoint} has a head for volumes of {shape}, the store has volumes of {store.shape}")
+        raise ValueError(
+            f"{checkpoint} has a head for volumes of {shape}, the store has volumes of {store.shape}; explain the CSV "
+            "of `deeplight manifest`, whose runs are brought to its grid"
+        )
     if split not in ("", "all", "train", "validation", "test"):
         raise ValueError(f"split must be train, validation, test or all, got {split!r}")
     there = {*store.index["unit"]}
@@ -255,7 +258,10 @@ def explained(question: Asked, method: Method, double: bool = False, model: Mode
         If no example was answered rightly, or LRP is not defined for the decoder.
     """
     if not len(question.right):
-        raise ValueError(f"{question.checkpoint} answers none of {len(question.data)} examples rightly")
+        raise ValueError(
+            f"{question.checkpoint} answers none of {len(question.data)} examples rightly; --predicted explains what "
+            "it answers"
+        )
     model = copy.deepcopy(model or question.model)
     model = model.double() if double else model
     table, labels = question.data.examples.table.iloc[question.right], question.labels[question.right]

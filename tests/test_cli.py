@@ -334,5 +334,6 @@ def test_a_study_from_its_folder_to_a_drafted_profile_and_its_store(tmp_path, mo
     capsys.readouterr()
     assert call(monkeypatch, "prepare", "mine", "--lag", "2", "--jobs", "1") == 2
     shown = capsys.readouterr().err
-    assert "made with other preprocessing: preprocessing.lag_s 5.0, now 2.0; preprocessing.drop_volumes 3, now 0." in shown
-
+    assert (
+        "made with other preprocessing: preprocessing.lag_s 5.0, now 2.0; preprocessing.drop_volumes 3, now 0." in shown
+    )

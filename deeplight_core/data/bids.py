@@ -308,9 +308,9 @@ def _nothing(
         listed = ", ".join(f"{task} ({n})" for task, n in tasks.items())
         return f"{message} of the task {', '.join(sorted(wanted))}; tasks are {listed}{said}"
     if sessions is not None and not files:
-        there = {f.name for f in [*asked.base.glob("sub-*/ses-*")] if f.is_dir()}
-        if there and not {f"ses-{name}" for name in sessions} & there:
-            listed = ", ".join(sorted(name.removeprefix("ses-") for name in there)[:_SHOWN])
+        others = {f.name for f in [*asked.base.glob("sub-*/ses-*")] if f.is_dir()}
+        if others and not {f"ses-{name}" for name in sessions} & others:
+            listed = ", ".join(sorted(name.removeprefix("ses-") for name in others)[:_SHOWN])
             return f"{message} of the session {', '.join(sorted(sessions))}; sessions are {listed}"
     if files:
         spaces, said = {file.entities["space"] for file in files if "space" in file.entities}, ""

@@ -164,7 +164,7 @@ def _states(
         for state in usable[task]:
             row: dict[Any, Any] = volumes_of(table).xs((task, state)).to_dict()
             volumes = ", ".join(f"{n} in {split}" for split, n in row.items())
-            events = f"{_yaml(named[task][state])}   # {table.at[(task, state), 'events']} events"
+            events = f"{_yaml(named[task][state])}   # {table['events'][task, state]} events"
             lines.append(f"      {_yaml(state)}: {events}; volumes: {volumes}")
     return lines
 

@@ -74,7 +74,8 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
             counted.append({**same, "state": state, "name": "", "events": n_events, "without": n_events - n_kept,
                             "shared": int((own & shared).sum()), "volumes": int(mine.sum())})  # fmt: skip
             counted += [{**same, "state": state, "name": name, **none} for name in names if name in events.absent]
-        return counted + [{**same, "state": "", "name": n, **none, "events": k} for n, k in events.ignored.items()]
+        others = [{**same, "state": "", "name": name, **none, "events": n} for name, n in events.ignored.items()]
+        return counted + others
 
     runs = [row for _, row in manifest[~is_structural(manifest)].iterrows()]
     found, problems = [], {}
@@ -267,13 +268,12 @@ def absent(counts: pd.DataFrame, unreadable: bool = False) -> list[str]:
     n_runs = of_states.groupby("task")["image"].nunique()
     lacking = of_states[of_states["name"] != ""].groupby(["task", "state", "name"], sort=False)["image"].nunique()
     found = []
-    for (task, state, name), n in lacking.items():
+    for (task, state, name), n in zip(lacking.index, lacking, strict=True):
         if n < n_runs[task]:
             continue
         of_task = counts[counts["task"] == task]
         events = of_task["name"].where(of_task["state"] == "", of_task["state"])
-        there = of_task.groupby(events)["events"].sum()
-        there = {str(other): int(k) for other, k in there.items() if k}
+        there = {str(other): int(k) for other, k in of_task.groupby(events)["events"].sum().items() if k}
         near = difflib.get_close_matches(name.lower(), {other.lower(): other for other in there}, n=1, cutoff=0.6)
         said = "".join(f"; is {other} meant?" for other in there if near and other.lower() == near[0])
         if re.fullmatch(r"[0-9.]+", name) and not said:

@@ -234,7 +234,10 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
         chosen = chosen[units.isin(keep)]
     for needed in (["train"], ["validation", "test"]):
         if not chosen["split"].isin(needed).any():
-            raise ValueError(f"the manifest leaves no {' or '.join(needed)} runs for tasks {', '.join(sorted(tasks))}")
+            raise ValueError(
+                f"the manifest leaves no {' or '.join(needed)} runs for tasks {', '.join(sorted(tasks))}; hold out "
+                "subjects that did them (`deeplight manifest --validation`, or another --seed)"
+            )
     return chosen.reset_index(drop=True)
 
 

@@ -102,7 +102,9 @@ def _hcp_subject(root: Any, tasks: set[str] | None, subject: Any) -> tuple[list[
             cifti = image is None and any(n.endswith(".dtseries.nii") for n in present)
             says = "; there is CIFTI (dtseries) only: fetch the volumes, too" if cifti else ""
             if others := [n for n in present if n.startswith(f"{folder.name}_") and n.endswith(".nii.gz")]:
-                says += f"; there is {', '.join(n.replace(folder.name, '<run>') for n in others[:3])}" if not image else ""
+                says += (
+                    f"; there is {', '.join(n.replace(folder.name, '<run>') for n in others[:3])}" if not image else ""
+                )
             left_out.append((name, f"no {' and no '.join(n.replace(folder.name, '<run>') for n in absent)}{says}"))
             continue
         texts = [file for file in visible(evs) if file.name.endswith(".txt")]

@@ -174,13 +174,16 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "model.json"
     if not path.is_file():
-        raise ValueError(f"there is no finished checkpoint in {folder} (model.json); run the pre-training first")
+        raise ValueError(
+            f"there is no finished checkpoint in {folder} (model.json); run the pre-training first, or name a "
+            "finished training's folder"
+        )
     if (size := path.stat().st_size) > LARGEST_RECORD:
         raise ValueError(f"{path} is no checkpoint's record: it has {size:,} bytes, more than any")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; get the checkpoint again, or train it anew") from error
     architecture = record.get("architecture") if isinstance(record, dict) else None
     if not isinstance(architecture, dict) or "encoder" not in architecture:
         raise ValueError(
@@ -223,7 +226,7 @@ def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}; get the checkpoint again, or train it anew") from error
     wanted = {name: (tuple(tensor.shape), _TYPES[tensor.dtype]) for name, tensor in expected.items()}
     wrong = [
         f"{name}: {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} expected"
@@ -234,7 +237,7 @@ def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{path} holds other weights than model.json describes: {'; '.join(wrong[:5])}{more}")
     if file_sha256(path) != record["sha256"]:
-        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json; get it again, or train it anew")
     tensors = dict(load_file(path))
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{path} holds weights that are no numbers: {', '.join(bad[:5])}")

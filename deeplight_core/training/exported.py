@@ -47,7 +47,7 @@ def export(training: str | Path, folder: str | Path, licence: str = "") -> Path:
     mask = load_mask(training, record)
     scores = training / "scores.csv"
     if not scores.is_file():
-        raise ValueError(f"{training} is no finished training: it has no scores.csv")
+        raise ValueError(f"{training} is no finished training: it has no scores.csv; run its command again to the end")
     public = {
         "architecture": record["architecture"],
         "data": _without_paths(record["data"]),

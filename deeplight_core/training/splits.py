@@ -71,7 +71,10 @@ class Splits:
             split = self._fold(units, split, by_split.get("validation", []), fold)
         for name, of in (("training", split.train), ("held-out", split.reported)):
             if not of:
-                raise ValueError(f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}")
+                raise ValueError(
+                    f"the store has no {name} volumes of {', '.join(self._data.tasks(which))}; change who is held out "
+                    "in the manifest, and prepare again"
+                )
             if not unlabelled:
                 self._check_states(which, name, of, fold)
         return split

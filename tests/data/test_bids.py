@@ -188,7 +188,7 @@ def test_other_descriptions_spaces_tasks_and_sessions(bids: Path) -> None:
     derived(bids, "space-A_desc-denoised_bold.nii.gz")
     found, _ = scan_bids(bids, derivatives="derivatives/prep", desc="denoised")
     assert len(found) == 3
-    with pytest.raises(ValueError, match="has no image with .*space-B; it has space A"):
+    with pytest.raises(ValueError, match=r"has no image with .*space-B; it has space A"):
         scan_bids(bids, derivatives="derivatives/prep", desc="denoised", space="B")
     with pytest.raises(ValueError, match=r"of the task Loc; tasks are loc \(3\); is loc meant\?"):
         scan_bids(bids, ["Loc"])
@@ -267,11 +267,11 @@ def test_what_there_is_instead_is_said(
 
 def test_a_folder_that_is_not_there_is_named(bids: Path) -> None:
     (bids / "prep").symlink_to("/nowhere")
-    with pytest.raises(ValueError, match="there is no folder .*prep: it is a link to /nowhere, which is not there$"):
+    with pytest.raises(ValueError, match=r"there is no folder .*prep: it is a link to /nowhere, which is not there$"):
         scan_bids(bids, derivatives="prep")
-    with pytest.raises(ValueError, match="there is no folder .*; derivatives are named relative to the BIDS root"):
+    with pytest.raises(ValueError, match=r"there is no folder .*; derivatives are named relative to the BIDS root"):
         scan_bids(bids, derivatives="derivatives")
-    with pytest.raises(ValueError, match="there is no folder [^;]*$"):
+    with pytest.raises(ValueError, match=r"there is no folder [^;]*$"):
         scan_bids(bids / "nope", derivatives="prep")
 
 

@@ -410,7 +410,9 @@ def test_notes_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_what_is_not_known_is_so_however_it_is_written(
     table: pd.DataFrame, tmp_path: Path, nothing: str, column: str
 ) -> None:
-    people = f"participant_id\t{column}\tsex\n" + "".join(f"sub-{s}\t{nothing}\t{nothing}\n" for s in {*table["subject"]})
+    people = f"participant_id\t{column}\tsex\n" + "".join(
+        f"sub-{s}\t{nothing}\t{nothing}\n" for s in {*table["subject"]}
+    )
     (tmp_path / "participants.tsv").write_text(people)
     added = add_subject_columns(table, tmp_path / "participants.tsv", ["sex"])
     assert (set(added["family"]), set(added["sex"])) == ({""}, {"n/a"})
@@ -437,11 +439,11 @@ def test_strata_that_are_not_known_are_named(table: pd.DataFrame, nothing: str) 
 
 def test_a_study_that_cannot_be_divided_is_told_why(table: pd.DataFrame) -> None:
     alone = table[table["subject"] == "sim001"]
-    with pytest.raises(ValueError, match="1 of 1 subjects leaves none to train on; .* --split-unit run$"):
+    with pytest.raises(ValueError, match=r"1 of 1 subjects leaves none to train on; .* --split-unit run$"):
         assign_splits(alone, "subject", 1, 0)
-    with pytest.raises(ValueError, match="1 of 1 runs leaves none to train on; one run cannot be divided$"):
+    with pytest.raises(ValueError, match=r"1 of 1 runs leaves none to train on; one run cannot be divided$"):
         assign_splits(alone[:1], "run", 1, 0)
-    with pytest.raises(ValueError, match="look at the families: these 3 subjects are 1 families$"):
+    with pytest.raises(ValueError, match=r"look at the families: these 3 subjects are 1 families$"):
         assign_splits(table.assign(family="f"), "subject", 3, 0)
 
 

@@ -91,14 +91,15 @@ def test_what_an_hcp_folder_has_instead_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("a.mat", "ends neither in .nii nor in .nii.gz; convert it"), ("a", "is a folder; name the image")]
+    ("name", "message"),
+    [("a.mat", "ends neither in .nii nor in .nii.gz; convert it"), ("a", "is a folder; name the image")],
 )
 def test_what_is_no_image_is_said(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir() if name == "a" else (tmp_path / name).write_bytes(b"abc")
     (tmp_path / "t.csv").write_text(f"subject,image\n1,{name}\n")
     with pytest.raises(ValueError, match=message):
         scan_table(tmp_path / "t.csv", tmp_path)
-    with pytest.raises(ValueError, match="there is no folder .*nowhere, in which the files of .*t.csv would be"):
+    with pytest.raises(ValueError, match=r"there is no folder .*nowhere, in which the files of .*t.csv would be"):
         scan_table(tmp_path / "t.csv", tmp_path / "nowhere")
 
 
@@ -236,7 +237,9 @@ def test_resting_runs_need_no_events(bids: Path, tmp_path: Path) -> None:
     assert resting[["tr_s", "n_volumes"]].drop_duplicates().to_numpy().tolist() == [[1.5, 5]]
     reasons = dict(pairs(left_out))
     assert reasons.pop("sub-01/func/sub-01_task-restBad_bold.nii.gz").startswith("kept, but without events: ")
-    assert reasons.pop("sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz").startswith("it is one volume, of shape (7, 8, 9)")
+    assert reasons.pop("sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz").startswith(
+        "it is one volume, of shape (7, 8, 9)"
+    )
     assert reasons == dict.fromkeys(
         [f"sub-01/func/sub-01_task-{task}_bold.nii.gz" for task in ("movie", "forest")], "no events.tsv applies to it"
     )
