@@ -66,7 +66,7 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
             labels = labels_of(blocks, n, tr_s, profile.preprocessing, start_s)
         except ValueError as error:
             return f"{row['image']}: {error}"
-        counted, shared = [], _shared(blocks)
+        counted, shared = [], _shared(blocks, profile.preprocessing)
         none = {"events": 0, "without": 0, "shared": 0, "volumes": 0}
         for state, names in wanted.items():
             mine, own = labels.states == state, (blocks["state"] == state).to_numpy()
@@ -91,10 +91,11 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
     return counts, {image: problems[image] for image in manifest["image"] if image in problems}
 
 
-def _shared(blocks: pd.DataFrame) -> np.ndarray:
-    """Which blocks overlap one of another state."""
+def _shared(blocks: pd.DataFrame, settings: PreprocessingSettings) -> np.ndarray:
+    """Which blocks overlap one of another state, or which trials begin together with one."""
     onset, state = blocks["onset"].to_numpy(float), blocks["state"].to_numpy(object)
-    end = np.maximum(onset + blocks["duration"].to_numpy(float), onset + 1e-6)
+    lasts = blocks["duration"].to_numpy(float) if settings.example.kind == "volume" else np.zeros(len(blocks))
+    end = np.maximum(onset + lasts, onset + 1e-6)
     both = (onset[:, None] < end) & (onset < end[:, None]) & (state[:, None] != state)
     return np.asarray(both.any(axis=1))
 
@@ -148,7 +149,7 @@ def losses(table: pd.DataFrame) -> list[str]:
     lost = lost[lost["without"] > _LOST * lost["events"]]
     return [
         f"{task}: {without} of {events} events of {state} keep no volume ({without / events:.0%})"
-        + (f", and {shared} overlap events of another state" if shared else "")
+        + (f", and {shared} are at the same time as events of another state" if shared else "")
         for (task, state), without, events, shared in zip(
             lost.index, lost["without"], lost["events"], lost["shared"], strict=True
         )
@@ -165,7 +166,8 @@ def remedy(settings: PreprocessingSettings, table: pd.DataFrame) -> str:
     blocks = settings.example.kind == "volume"
     what = _SHORT_TRIALS if blocks else "look at their onsets: are they within the run, and apart from each other?"
     if table["shared"].any():
-        what = f"volumes in events of two states belong to neither: name only one of these states (--states); or {what}"
+        whose = "volumes in events of two states" if blocks else "trials of two states that begin together"
+        what += f"; {whose} are left out: name only one of these states (--states)"
     return f"more than {_LOST:.0%} of a state's events are lost: {what}"
 
 

@@ -79,8 +79,17 @@ def test_events_that_two_states_share_are_said(tmp_path: Path) -> None:
     counts, _ = count_labels(study(tmp_path, s01=both, s02=both, s03=both), own)
     table = label_table(counts)
     assert table["shared"].tolist() == [6, 6]
-    assert losses(table) == ["loc: 6 of 15 events of face keep no volume (40%), and 6 overlap events of another state"]
-    assert "volumes in events of two states belong to neither" in remedy(own.preprocessing, table)
+    assert losses(table) == [
+        "loc: 6 of 15 events of face keep no volume (40%), and 6 are at the same time as events of another state"
+    ]
+    assert "; volumes in events of two states are left out: name only one" in remedy(own.preprocessing, table)
+    trials = own.overridden({"preprocessing": {"example": {"kind": "window"}}})
+    beside = label_table(count_labels(study(tmp_path, s01=both, s02=both, s03=both), trials)[0])
+    assert beside["shared"].tolist() == [0, 0]  # these begin one after the other
+    both = FACES + "14\t9\tface\n"
+    together = label_table(count_labels(study(tmp_path, s01=both, s02=both, s03=both), trials)[0])
+    assert together["shared"].tolist() == together["without"].tolist() == [3, 3]
+    assert "; trials of two states that begin together are left out" in remedy(trials.preprocessing, together)
 
 
 def test_a_class_without_volumes_is_refused_with_counts(tmp_path: Path) -> None:
