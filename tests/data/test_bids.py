@@ -98,6 +98,14 @@ def test_of_several_echoes_the_combined_image_is_taken(bids: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_mask_without_a_space_is_not_that_of_an_image_in_one(bids: Path) -> None:
+    derived(bids, "space-A_desc-preproc_bold.nii.gz")
+    derived(bids, "desc-brain_mask.nii.gz")
+    assert set(scan_bids(bids, derivatives="derivatives/prep")[0]["mask"]) == {""}
+    derived(bids, "space-A_desc-brain_mask.nii.gz")
+    assert all("space-A" in mask for mask in scan_bids(bids, derivatives="derivatives/prep")[0]["mask"])
+
+
 def test_run_1_is_run_01(bids: Path) -> None:
     run(bids, "sub-04_task-loc_run-01")
     save(bids / "derivatives/prep/sub-04/func/sub-04_task-loc_run-1_desc-preproc_bold.nii.gz")

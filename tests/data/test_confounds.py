@@ -193,6 +193,10 @@ def with_na(table: pd.DataFrame, column: str, rows: list[int]) -> pd.DataFrame:
             lambda t: t.assign(framewise_displacement=2.0), {"strategy": ["scrub"]},
             r"0 of 80 volumes are left after censoring; raise fd_threshold",
         ),
+        (
+            lambda t: t.assign(framewise_displacement=np.where(t.index < 78, 2.0, 0.1)),
+            {"strategy": ["scrub"], "scrub": 0}, r"2 of 80 volumes are left after censoring",
+        ),
         (lambda t: t, {"strategy": ["ica_aroma"]}, r"full means images that ICA-AROMA has cleaned \(desc-smoothAROMA"),
         (
             lambda t: t.rename(columns={"trans_x": "TransX"}), {"strategy": ["motion"]},

@@ -344,6 +344,15 @@ def test_repeated_rows_and_overlaps_of_one_state_are_no_conflict() -> None:
     assert frames_of([(0, 10, "a"), (6, 10, "a")], skip_s=0)[0] == {"a": list(range(8))}
 
 
+def test_a_block_that_another_state_covers_has_no_volume() -> None:
+    labels = label_frames(
+        pd.DataFrame([(0.0, 20.0, "a"), (4.0, 8.0, "b")], columns=["onset", "duration", "state"]), 12, 2.0,
+        PreprocessingSettings(skip_s=0),
+    )  # fmt: skip
+    assert labels.dropped["volumes_in_two_blocks"] == 4
+    assert labels.dropped["blocks_without_volumes"] == 1
+
+
 def test_the_first_volume_may_be_acquired_later() -> None:
     table = pd.DataFrame([(0.0, 10.0, "a"), (14.0, 6.0, "b")], columns=["onset", "duration", "state"])
     labels = label_frames(table, 12, 2.0, PreprocessingSettings(skip_s=0), start_s=1.0)
@@ -361,6 +370,8 @@ def test_the_first_volume_may_be_acquired_later() -> None:
         ([100, 114, 128], 10, 3, "counted on from run to run"),
         ([-90, -70], 10, 2, "another run"),
         ([0], 85, 0, ""),
+        ([0, 14, 28, 30000, 42000], 10, 2, "another run"),
+        ([0, 14, 28, 30, 42000], 10, 1, ""),
     ],
 )
 def test_events_that_are_not_a_runs(onsets: list[float], duration: float, n: int, message: str) -> None:

@@ -125,6 +125,14 @@ def test_runs_with_unusable_events_are_named_together_or_ignored(tmp_path: Path)
     assert set(count_labels(manifest, own)[1]) == {"01.nii.gz", "02.nii.gz"}
 
 
+def test_a_run_that_starts_later_ends_later(tmp_path: Path) -> None:
+    late = "onset\tduration\ttrial_type\n81\t1\tface\n82\t1\thouse\n"
+    manifest = study(tmp_path, s01=late, s02=late, s03=late)
+    own = profile(tmp_path, ["face", "house"])
+    assert len(count_labels(manifest, own)[1]) == 3  # the runs last 80 s
+    assert count_labels(manifest.assign(start_s="5"), own)[1] == {}
+
+
 def test_states_that_may_be_one_are_named(tmp_path: Path) -> None:
     text = "onset\tduration\ttrial_type\n0\t10\t1\n14\t10\t1.0\n28\t10\tFace\n42\t10\tface\n56\t10\thouse\n"
     counts, _ = count_labels(

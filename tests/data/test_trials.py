@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nilearn.glm.first_level import FirstLevelModel
+from nilearn.glm.first_level import FirstLevelModel, compute_regressor
 
 from deeplight_core.data.preprocess import Matrices, clean
 from deeplight_core.data.trials import Trials, nuisance_matrix, residual_matrix, trials_before, trials_of
@@ -177,6 +177,25 @@ def test_trials_without_a_beta_are_dropped_and_stay_in_the_model(kind: str) -> N
 def test_trials_that_nearly_coincide_have_no_beta_by_lsa() -> None:
     blocks = events((10, 2, "a"), (60.01, 2, "a"), (60.02, 2, "b"), (120, 2, "b"))
     assert trials_of(blocks, TIMES, settings("lsa")).counts["trials_inseparable"] == 2
+
+
+def test_a_quarter_of_a_trials_response_is_enough() -> None:
+    kept = {onset: trials_of(events((10, 2, "a"), (onset, 2, "b")), TIMES, settings("lss")) for onset in (174, 175)}
+    assert [trials.counts["trials_outside"] for trials in kept.values()] == [0, 1]  # the run ends at 180 s
+    total = np.linalg.norm(compute_regressor((np.array([[0.0], [2.0], [1.0]])), "spm", TIMES)[0])
+    shares = [
+        np.linalg.norm(compute_regressor(np.array([[float(onset)], [2.0], [1.0]]), "spm", TIMES)[0]) / total
+        for onset in kept
+    ]
+    assert shares[0] > 0.25 > shares[1]
+
+
+def test_a_trial_that_a_confound_nearly_explains_has_no_beta() -> None:
+    own = compute_regressor(np.array([[60.0], [2.0], [1.0]]), "spm", TIMES)[0]
+    noise = np.random.default_rng(0).normal(size=own.shape) * own.std()
+    blocks = events((10, 2, "a"), (60, 2, "b"), (120, 2, "a"))
+    found = [trials_of(blocks, TIMES, settings("lss"), own + share * noise).counts for share in (0.002, 0.2)]
+    assert [counts["trials_inseparable"] for counts in found] == [1, 0]
 
 
 def test_windows_of_two_states_at_once_are_dropped() -> None:
