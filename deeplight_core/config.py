@@ -385,7 +385,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _stated(value: object) -> str:
     if isinstance(value, dict):  # states of the tasks
-        return "; ".join(f"{task}: {', '.join(states)}" for task, states in value.items())
+        return "; ".join(f"{task}: {', '.join(states)}" for task, states in value.items()) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
 
 

@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from deeplight_core.report.findings import make_command
@@ -49,6 +50,8 @@ PAGES = {
     "performance": "Speed",
     "scaling": "On more GPUs, and beyond HCP",
 }
+_OF_SOURCE = ("02_pretraining", "paper_and_this_run", "06_volumes")  # pages that need one
+_NO_SOURCE = "This study has no source, so nothing was pre-trained, and it has no such page.\n"
 # Parts that are whole with one page: the command that makes it, that page, and the titles of all.
 _OTHERS = {
     "structural": (
@@ -147,7 +150,11 @@ def stage(root: Path, folder: Path, built_in: str, real: str, reference: bool = 
             text = f"{headline}\n{figure}"
         else:
             text = absent
+            if part == "notebooks" and (root / "runs" / real / "notebooks/04_statistics.ipynb").is_file():
+                text += f"\nThe pages of profile `{real}` are here: {{doc}}`/book/real_data` and those after it.\n"
         _fill(folder / part, PAGES, absent)
+        if _without_source(source / "profile.yaml"):
+            _fill(folder / part, {name: PAGES[name] for name in _OF_SOURCE}, _NO_SOURCE)
         (generated / f"{part}.md").write_text(text, encoding="utf-8")
         downloads = _downloads(folder, part) or text
         (generated / f"{part}-downloads.md").write_text(downloads, encoding="utf-8")
@@ -159,6 +166,13 @@ def stage(root: Path, folder: Path, built_in: str, real: str, reference: bool = 
             for notebook in [*source.glob("*.ipynb"), *source.glob("data/*.ipynb")]:
                 _page(notebook, folder / part / notebook.relative_to(source), profile)
         _fill(folder / part, pages, _absent(target, profile))
+
+
+def _without_source(profile: Path) -> bool:
+    """Whether a profile that has been run has no source, so that some of its pages do not exist."""
+    return profile.is_file() and not yaml.safe_load(profile.read_text(encoding="utf-8")).get("data", {}).get(
+        "source", True
+    )
 
 
 def _absent(target: str, profile: str) -> str:

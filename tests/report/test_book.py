@@ -57,6 +57,21 @@ def staged(project: Path) -> Path:
     return project / "out"
 
 
+@pytest.mark.parametrize(("source", "has"), [("{}", False), ("{loc: {a: [a]}}", True)])
+def test_a_study_without_a_source_has_no_pages_of_pre_training(project: Path, source: str, has: bool) -> None:
+    (project / "runs/tiny/profile.yaml").write_text(f"data: {{source: {source}}}\n")
+    out = staged(project)
+    text = "It takes one command" if has else "This study has no source, so nothing was pre-trained"
+    assert text in (out / "notebooks/02_pretraining.md").read_text()
+    assert "It takes one command" in (out / "notebooks/01_data.md").read_text()
+
+
+def test_the_front_page_names_the_part_that_has_been_run(project: Path) -> None:
+    (project / "runs/tiny").rename(project / "runs/haxby")
+    front = (staged(project) / "book/generated/notebooks.md").read_text()
+    assert "The pages of profile `haxby` are here: {doc}`/book/real_data`" in front
+
+
 def last_cell(path: Path) -> str:
     return str(nbformat.read(path, as_version=4).cells[-1].source)
 

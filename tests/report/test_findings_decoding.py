@@ -94,6 +94,8 @@ def test_a_headline_without_a_benefit_says_so() -> None:
     text = findings.headline(HALVES, findings.planned_tests(HALVES, harmed))
     assert "at 1 of 2 fractions (0 up, 1 down). **No benefit of transfer can be shown here.**" in text
     assert "cannot be compared yet" in findings.headline(HALVES, pd.DataFrame())
+    alone = Profile(name="tiny", sweep={"variants": ["scratch", "linear"]}, simulation=SimulationSettings())
+    assert "The sweep has no pre-trained decoder" in findings.headline(alone, pd.DataFrame())
 
 
 def test_linear_models_are_counted_where_they_are_better_and_worse() -> None:

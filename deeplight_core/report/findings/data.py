@@ -229,8 +229,12 @@ def seconds_note(profile: Profile, store: Store) -> str:
     total = durations.iloc[-1]
     return (
         f"The paper counts {total['paper']:,.0f} s in all, and the label rule keeps {total['label rule']:,.0f} s; "
-        f"a {profile.data.split_unit} of this run has {total['this run']:,.0f} s. The page *Paper and this run, side "
-        "by side* explains the differences."
+        f"a {profile.data.split_unit} of this run has {total['this run']:,.0f} s."
+        + (
+            " The page *Paper and this run, side by side* explains the differences."
+            if profile.data.states("source")
+            else ""
+        )
     )
 
 

@@ -112,6 +112,11 @@ def headline(profile: Profile, tests: pd.DataFrame) -> str:
     ----------
     tests : of `planned_tests`
     """
+    if tests.empty and "pretrained" not in profile.sweep.variants:
+        return (
+            f"{profile.provenance} The sweep has no pre-trained decoder, as a study without a source has none; the "
+            "parts on the difference, its statistics and what pre-training is worth stay empty."
+        )
     if tests.empty:
         return f"{profile.provenance} Pre-trained and from scratch cannot be compared yet: no fraction has both."
     small, large = tests.iloc[0], tests.iloc[-1]
