@@ -300,7 +300,7 @@ def test_store_of_other_settings_is_refused(copied: Path, dataset: Dataset, tiny
     before = contents(copied)
     other = tiny_profile.preprocessing.model_copy(update={"fwhm_mm": 6.0})
     with pytest.raises(
-        ValueError, match=r'other preprocessing: .*"fwhm_mm": 3\.0.*now .*"fwhm_mm": 6\.0.*delete its index.parquet'
+        ValueError, match=r"other preprocessing: preprocessing.fwhm_mm 3\.0, now 6\.0\. .*delete its index.parquet"
     ):
         prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": other}))
     with pytest.raises(ValueError, match="other manifest"):

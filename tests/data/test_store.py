@@ -208,7 +208,7 @@ def test_a_later_version_finds_the_store_and_its_runs(
     unfinished(copied)
     prepare(dataset[0], later, jobs=1)
     assert all(p.stat().st_mtime_ns == before[p] for p in copied.glob("runs/*"))
-    with pytest.raises(ValueError, match=r'other preprocessing.*"denoise": 0.*"denoise": 1'):
+    with pytest.raises(ValueError, match=r"other preprocessing: preprocessing.denoise 0, now 1\. "):
         prepare(dataset[0], tiny_profile.model_copy(update={"preprocessing": Later(denoise=1)}), jobs=1)
 
 
