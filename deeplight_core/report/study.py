@@ -21,12 +21,24 @@ from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.report import plots
 from deeplight_core.report.html import Part, document
-from deeplight_core.routes import VARIANTS
+from deeplight_core.report.study_numbers import PERMUTATIONS, number_parts, number_sentence
+from deeplight_core.routes import ROUTES, VARIANTS
+from deeplight_core.training.checkpoint import read_record
 
 __all__ = ["study_page", "subject_accuracies"]
 
 _WHERE = ["subject", "session", "task", "run"]
-_PERMUTATIONS = 2000
+_TITLES = {  # of what a decoder's route is after
+    "Thomas, Müller & Samek (2019)": "Deep transfer learning for whole-brain fMRI analyses.",
+    "Atanaszov & Ritter (2019)": "Deep transfer learning for neuroimaging (report).",
+    "Shi et al. (2023)": "Self-supervised pretraining improves the performance of classification of task functional "
+    "magnetic resonance imaging.",
+    "Wang et al. (2020)": "Decoding and mapping task states of the human brain via deep learning.",
+    "Malik & Bzdok (2022)": "From YouTube to the brain: Transfer learning can improve brain-imaging predictions with "
+    "deep learning.",
+    "Chen et al. (2019)": "Med3D: Transfer learning for 3D medical image analysis.",
+    "Peng et al. (2021)": "Accurate brain age prediction with lightweight deep neural networks.",
+}
 
 
 @dataclass(frozen=True)
@@ -37,10 +49,16 @@ class _Training:
     results: pd.DataFrame
     predictions: pd.DataFrame
     metrics: pd.DataFrame | None
+    structural: bool
 
     @property
     def key(self) -> tuple[str, float]:
         return self.config["variant"], self.config["fraction"]
+
+    @property
+    def columns(self) -> list[str]:
+        """The numbers that are told; none if states are decoded."""
+        return [str(c).removeprefix("true ") for c in self.predictions if str(c).startswith("true ")]
 
 
 def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "", more: Sequence[Part] = ()) -> str:
@@ -66,15 +84,20 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
                 f"{folder} is of profile {other.config['profile']['name']}, {folders[0]} of "
                 f"{first.config['profile']['name']}; give trainings of one study"
             )
-        if "state" not in other.predictions:
-            raise ValueError(f"{folder} does not decode states; a report is about decoders of states")
-    own = [t for t in trainings if t.key == first.key]
-    predictions = pd.concat([t.predictions for t in own], ignore_index=True)
+        if not ("state" in other.predictions or other.columns) or any(" = " in str(c) for c in other.predictions):
+            raise ValueError(f"{folder} tells neither states nor numbers alone; a report is about decoders of these")
+        if other.columns != first.columns:
+            told = [", ".join(t.columns) or "states" for t in (other, first)]
+            raise ValueError(f"{folder} tells {told[0]}, {folders[0]} {told[1]}; give trainings with the same target")
+    own, columns = [t for t in trainings if t.key == first.key], first.columns
+    predictions = pd.concat([t.predictions.assign(fold=t.config["fold"]) for t in own], ignore_index=True)
     results = pd.concat([t.results for t in trainings], ignore_index=True)
     profile = Profile.model_validate(first.config["profile"])
+    answered = number_parts(predictions, columns) or [_accuracy(predictions), _confusion(predictions)]
+    compared = [_comparison(trainings, results, column) for column in columns] or [_comparison(trainings, results)]
     parts = [
-        _summary(profile, own, predictions), _subjects(profile, own), _accuracy(predictions), _confusion(predictions),
-        _curves(own[0]), *([_maps(maps)] if maps else []), _comparison(trainings, results), *more,
+        _summary(profile, own, predictions), _subjects(profile, own), *answered, _curves(own[0]),
+        *([_maps(maps)] if maps else []), *compared, *more,
         _methods(profile, own),
     ]  # fmt: skip
     return document(title or f"{profile.name}: {VARIANTS[first.key[0]].title}", parts)
@@ -83,28 +106,39 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
 def _read(folder: Path) -> _Training:
     if not (folder / "scores.csv").is_file():
         raise ValueError(f"{folder} is no finished training (it has no scores.csv)")
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    if config["stage"] != "finetuning":
-        raise ValueError(f"{folder} is a pre-training; a report is about fine-tunings")
     text: dict[str, Any] = {"dtype": {"subject": str}, "keep_default_na": False}
-    metrics = pd.read_csv(folder / "metrics.csv", **text) if (folder / "metrics.csv").is_file() else None
-    return _Training(
-        config, pd.read_csv(folder / "scores.csv", **text), pd.read_parquet(folder / "predictions.parquet"), metrics
-    )
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        if config["stage"] != "pretraining":
+            metrics = pd.read_csv(folder / "metrics.csv", **text) if (folder / "metrics.csv").is_file() else None
+            results = pd.read_csv(folder / "scores.csv", **text)[list(scores.COLUMNS)]
+            structural = (folder / "model.json").is_file() and read_record(folder)["data"]["tr_s"] is None
+            return _Training(config, results, pd.read_parquet(folder / "predictions.parquet"), metrics, structural)
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        first = str(error).split("\n", 1)[0][:200]
+        raise ValueError(f"{folder} is damaged; remove it and train again: {first}") from None
+    raise ValueError(f"{folder} is a pre-training; a report is about fine-tunings")
 
 
 def _summary(profile: Profile, own: list[_Training], predictions: pd.DataFrame) -> Part:
+    about = [profile.provenance.replace("**", "").replace("`", "")]
+    if columns := own[0].columns:
+        told = f"{VARIANTS[own[0].key[0]].title}, trained on {_counts(own)}"
+        return Part("", [*about, *(number_sentence(told, profile.data.split_unit, predictions, c) for c in columns)])
     table, p = subject_accuracies(predictions)
     n_states = len({*zip(predictions["task"], predictions["state"], strict=True)})
     mean = table["accuracy"].mean()
-    low, high = statistics.t_interval(table["accuracy"].to_numpy(), 0.95)
+    interval = ""
+    if len(table) > 1:
+        low, high = statistics.t_interval(table["accuracy"].to_numpy(), 0.95)
+        interval = f"95% interval {low:.1%} to {high:.1%}; "
     tested = f"{len(table)} {profile.data.split_unit}{'' if len(table) == 1 else 's'}"
     sentence = (
         f"{VARIANTS[own[0].key[0]].title}, trained on {_counts(own)}, decodes {n_states} states of {tested} that it "
-        f"was not trained on: {mean:.1%} of their blocks are right (95% interval {low:.1%} to {high:.1%}; permutation "
-        f"test p = {p:.2g}; chance is about {1 / n_states:.0%})."
+        f"was not trained on: {mean:.1%} of their blocks are right ({interval}permutation test p = {p:.2g}; chance is "
+        f"about {1 / n_states:.0%})."
     )
-    return Part("", [profile.provenance.replace("**", "").replace("`", ""), sentence])
+    return Part("", [*about, sentence])
 
 
 def _counts(own: list[_Training]) -> str:
@@ -166,13 +200,13 @@ def subject_accuracies(predictions: pd.DataFrame, seed: int = 0) -> tuple[pd.Dat
     n = np.bincount(subject)
     random, order = np.random.default_rng([seed, 0x5EED]), np.argsort(run, kind="stable")
     observed = np.bincount(subject, truth == answered) / n
-    chance = np.empty((_PERMUTATIONS, len(n)))
-    for i in range(_PERMUTATIONS):
+    chance = np.empty((PERMUTATIONS, len(n)))
+    for i in range(PERMUTATIONS):
         shuffled = np.empty_like(truth)
         shuffled[order] = truth[np.lexsort([random.random(len(run)), run])]
         chance[i] = np.bincount(subject, shuffled == answered) / n
-    p = (1 + (chance >= observed - 1e-12).sum(axis=0)) / (1 + _PERMUTATIONS)
-    of_mean = (1 + (chance.mean(axis=1) >= observed.mean() - 1e-12).sum()) / (1 + _PERMUTATIONS)
+    p = (1 + (chance >= observed - 1e-12).sum(axis=0)) / (1 + PERMUTATIONS)
+    of_mean = (1 + (chance.mean(axis=1) >= observed.mean() - 1e-12).sum()) / (1 + PERMUTATIONS)
     low, high = proportion_confint((observed * n).round(), n, method="wilson")
     table = pd.DataFrame({"subject": names, "n": n, "accuracy": observed, "low": low, "high": high, "p": p})
     return table, float(of_mean)
@@ -187,7 +221,7 @@ def _accuracy(predictions: pd.DataFrame) -> Part:
     })  # fmt: skip
     return Part("Accuracy of every subject", [
         "Share of blocks whose state is decoded. A subject's interval is Wilson's, which takes blocks as independent; "
-        f"p is from {_PERMUTATIONS} permutations of the states of each run's blocks, not corrected for the number of "
+        f"p is from {PERMUTATIONS} permutations of the states of each run's blocks, not corrected for the number of "
         f"subjects. For the mean over subjects p = {p:.2g}.",
     ], table=shown)  # fmt: skip
 
@@ -201,11 +235,12 @@ def _confusion(predictions: pd.DataFrame) -> Part:
 def _curves(training: _Training) -> Part:
     if training.metrics is None or training.metrics.empty:
         return Part("Learning curves", ["A linear model has none."])
-    n_states = sum(": " in str(c) for c in training.predictions)
-    figure = plots.task_curves(training.metrics, n_states, MEASURES[training.metrics["measure"][0]])
-    return Part(
-        "Learning curves", figures={"Score per epoch, in training (with dropout) and on held-out data.": figure}
-    )
+    n_states, figures = sum(": " in str(c) for c in training.predictions), {}
+    for target, rows in training.metrics.groupby("target", sort=False):
+        measure = MEASURES[rows["measure"].iloc[0]]
+        caption = f"{target}: {measure.title} per epoch, in training (with dropout) and on held-out data."
+        figures[caption] = plots.task_curves(rows, n_states, measure)
+    return Part("Learning curves", figures=figures)
 
 
 def _maps(folder: Path) -> Part:
@@ -221,9 +256,12 @@ def _maps(folder: Path) -> Part:
     return Part("Where decisions come from", table=regions.round(3), figures=figures)
 
 
-def _comparison(trainings: list[_Training], results: pd.DataFrame) -> Part:
-    """All decoders that were given, and paired tests of the first against each other one."""
-    own = statistics.out_of_fold(statistics.only(results))
+def _comparison(trainings: list[_Training], results: pd.DataFrame, column: str | None = None) -> Part:
+    """All decoders that were given, and paired tests of the first against each other one; of states, or of a column."""
+    measure = MEASURES["accuracy" if column is None else "absolute_error"]
+    own, signed = statistics.out_of_fold(statistics.only(results, measure.name, target=column)), "+.3g"
+    if measure.unit == "share":
+        signed = "+.1%"
     first, rows = trainings[0].key, []
     for row in statistics.mean_intervals(own).to_dict("records"):
         key, test = (row["variant"], row["fraction"]), None
@@ -231,8 +269,9 @@ def _comparison(trainings: list[_Training], results: pd.DataFrame) -> Part:
             test = statistics.compare_cells(own, first, key)
         rows.append({
             "decoder": VARIANTS[row["variant"]].title, "fraction": f"{row['fraction']:.0%}",
-            "volumes right": f"{row['mean']:.1%}", "95% interval": f"{row['low']:.1%} to {row['high']:.1%}",
-            "the study's minus this": "–" if test is None else f"{test['difference']:+.1%}",
+            "volumes right" if column is None else measure.title: measure.format(row["mean"]),
+            "95% interval": f"{measure.format(row['low'])} to {measure.format(row['high'])}",
+            "the study's minus this": "–" if test is None else f"{test['difference']:{signed}}",
             "paired t-test": "–" if test is None else f"p = {test['p']:.2g}",
         })  # fmt: skip
     linear = any(VARIANTS[t.key[0]].learner != "deep" for t in trainings)
@@ -240,8 +279,10 @@ def _comparison(trainings: list[_Training], results: pd.DataFrame) -> Part:
         "" if linear else "No linear decoder was given; a linear one belongs beside every network (--variant linear)."
     )
     return Part(
-        "Beside other decoders",
-        ["Means over subjects of the share of volumes.", note][: 1 + bool(note)],
+        "Beside other decoders" + (f": {column}" if column else ""),
+        [f"Means over subjects of {'the share of volumes' if column is None else 'their volumes’ errors'}.", note][
+            : 1 + bool(note)
+        ],
         table=pd.DataFrame(rows),
     )
 
@@ -249,6 +290,8 @@ def _comparison(trainings: list[_Training], results: pd.DataFrame) -> Part:
 def _methods(profile: Profile, own: list[_Training]) -> Part:
     """Sentences that are true of these settings, with their references."""
     variant, training = VARIANTS[own[0].key[0]], profile.finetuning.of(own[0].key[0])
+    paper = ROUTES[own[0].config["route"]].paper.removeprefix("after ")
+    after = f"; after {paper}" if variant.learner == "deep" else ""
     unit, folds = profile.data.split_unit, profile.sweep.folds
     starts = {
         "checkpoint": f"Its encoder was pre-trained (route {variant.route}); its output layer was new.",
@@ -263,14 +306,12 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
             f"{training.min_steps} steps."
         )
     sentences = [
-        _preparation(profile),
-        f"The decoder ({variant.title}; after Thomas, Müller & Samek 2019) was trained on {_counts(own)}.",
+        _of_images(profile) if any(t.structural for t in own) else _preparation(profile),
+        f"The decoder ({variant.title}{after}) was trained on {_counts(own)}.",
         starts[variant.start] if variant.learner == "deep" else "",
         learning,
         f"It was evaluated {f'in {folds}-fold cross-validation over' if folds else 'on other'} {unit}s.",
-        "Accuracy is the share of blocks whose mean probability is largest for the right state, averaged over "
-        f"{unit}s, the unit of all statistics. Its interval is Student's t over {unit}s, its p value comes from "
-        f"{_PERMUTATIONS} permutations of the states of each run's blocks. Decoders were compared by paired t-tests.",
+        _measured(own[0].columns, unit),
         "Computed with deeplight_core, PyTorch (Paszke et al. 2019), nilearn (Abraham et al. 2014) and "
         "scikit-learn (Pedregosa et al. 2011).",
     ]  # fmt: skip
@@ -279,9 +320,27 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
         "Kingma & Ba (2015). Adam: A method for stochastic optimization. ICLR.",
         "Paszke et al. (2019). PyTorch: An imperative style, high-performance deep learning library. NeurIPS 32.",
         "Pedregosa et al. (2011). Scikit-learn: Machine learning in Python. JMLR 12:2825-2830.",
-        "Thomas, Müller & Samek (2019). Deep transfer learning for whole-brain fMRI analyses.",
     ]
+    if after:
+        references.append(f"{paper}. {_TITLES.get(paper.split(')')[0] + ')', '')}".rstrip())
     return Part("Methods, to be pasted", quotable=" ".join(filter(None, sentences)) + "\n\n" + "\n".join(references))
+
+
+def _measured(columns: list[str], unit: str) -> str:
+    """How scores are made."""
+    compared = "Decoders were compared by paired t-tests."
+    if columns:
+        return (
+            f"A {unit}'s answer is the mean over what was measured of it, its error the absolute difference from the "
+            f"truth, averaged over {unit}s, the unit of all statistics. The error's interval is Student's t, the "
+            f"correlation's a percentile bootstrap over {unit}s; p values come from {PERMUTATIONS} permutations of the "
+            f"truths among {unit}s that were held out together. {compared}"
+        )
+    return (
+        "Accuracy is the share of blocks whose mean probability is largest for the right state, averaged over "
+        f"{unit}s, the unit of all statistics. Its interval is Student's t over {unit}s, its p value comes from "
+        f"{PERMUTATIONS} permutations of the states of each run's blocks. {compared}"
+    )
 
 
 def _preparation(profile: Profile) -> str:
@@ -293,3 +352,16 @@ def _preparation(profile: Profile) -> str:
         "z-scored in every voxel",
     ]
     return f"Runs were {', '.join(filter(None, steps))}."
+
+
+def _of_images(profile: Profile) -> str:
+    """How structural images were prepared."""
+    settings = profile.preprocessing.structural
+    grid = f" of {settings.resolution_mm:g} mm" if settings.resolution_mm else ""
+    steps = [
+        "registered to MNI152 (affine)" if settings.registration == "affine" else "",
+        "masked, scaled to values from 0 to 1",
+        f"brought to one grid{grid}",
+        "z-scored in every voxel over the training images" if settings.z_score else "",
+    ]
+    return f"Structural images were {', '.join(filter(None, steps))}."

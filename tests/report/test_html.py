@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from deeplight_core.report import plots
+from deeplight_core.report.findings.cells import table
 from deeplight_core.report.html import Part, document
 from deeplight_core.report.relevance import state_page
 
@@ -84,6 +85,27 @@ def test_a_states_page_has_all_pictures_and_asks_for_nothing_else(brain: nib.Nif
     assert outside(page) == []
     (frame,) = (attributes for tag, attributes in read.tags if tag == "iframe")
     assert "brainsprite" in str(frame["srcdoc"])
+    assert "<script>alert" not in str(frame["srcdoc"])  # also not within the viewer's own scripts
+    assert "‹script›alert" in str(frame["srcdoc"])
+
+
+def test_a_dollar_sign_in_a_name_is_no_formula(brain: nib.Nifti1Image) -> None:
+    name = r"won $\foo$"
+    shares = pd.DataFrame(np.eye(2), *[pd.MultiIndex.from_tuples([("a", name), ("b", name)])] * 2)
+    metrics = pd.DataFrame(
+        {"epoch": [1, 1], "split": ["train", "validation"], "task": name, "subject": "s", "score": 1}
+    )
+    figures = [
+        plots.glass_brains({name: brain}), plots.activation_maps({name: brain}), plots.surface_map(brain, name),
+        plots.confusion_matrix(shares), plots.task_curves(metrics, 2),
+        plots.group_values({"voxels": np.arange(4.0)}, np.arange(4) > 1, (name, "b")),
+    ]  # fmt: skip
+    for figure in figures:
+        figure.canvas.draw()
+
+
+def test_names_in_the_books_tables_are_no_markup() -> None:
+    assert "<script" not in table({EVIL: [EVIL]}).to_html()
 
 
 def test_bars_show_means_and_states() -> None:

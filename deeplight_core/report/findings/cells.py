@@ -24,8 +24,11 @@ __all__ = [
 
 
 def table(columns: dict[str, list[Any]], wrapped: bool = False) -> Styler:
-    """A table of texts without row labels; in a wide one, long texts may go on in a second line (`wrapped`)."""
-    made = pd.DataFrame(columns).style.hide(axis="index")
+    """A table of texts without row labels; in a wide one, long texts may go on in a second line (`wrapped`).
+
+    Names that come from data are no markup.
+    """
+    made = pd.DataFrame(columns).style.hide(axis="index").format(escape="html").format_index(escape="html", axis=1)
     return made.set_table_attributes('class="wrapped"') if wrapped else made
 
 

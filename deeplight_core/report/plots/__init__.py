@@ -23,6 +23,7 @@ from deeplight_core.report.plots.decoding import (
     seed_differences,
     task_bars,
     task_curves,
+    told_numbers,
     transfer_map,
 )
 from deeplight_core.report.plots.fairness import gain_lines, rate_lines, step_curves
@@ -85,6 +86,7 @@ __all__ = [
     "surface_map",
     "task_bars",
     "task_curves",
+    "told_numbers",
     "transfer_map",
     "tsnr_distribution",
     "use_style",

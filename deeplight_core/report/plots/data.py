@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deeplight_core.report.plots.style import OKABE_ITO, colour_of
+from deeplight_core.report.plots.style import OKABE_ITO, colour_of, plain
 from deeplight_core.report.quality import Design
 
 __all__ = [
@@ -155,7 +155,7 @@ def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str 
             image, axes=axes, display_mode="z", cut_coords=cuts, vmax=top, threshold=top * 0.15, cmap="RdBu_r",
             colorbar=False, annotate=True, black_bg=False, draw_cross=False, **anatomy,
         )  # fmt: skip
-        axes.set_title(name, fontsize=11)
+        axes.set_title(plain(name), fontsize=11)
     figure.suptitle(label, fontsize=11)
     return figure
 

@@ -25,6 +25,7 @@ from deeplight_core.report.plots.style import (
     colour_of,
     difference_axis,
     mark_chance,
+    plain,
     points,
     value_axis,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "seed_differences",
     "task_bars",
     "task_curves",
+    "told_numbers",
     "transfer_map",
 ]
 
@@ -55,7 +57,7 @@ def task_curves(metrics: pd.DataFrame, n_states: int, measure: Measure = ACCURAC
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axes, split in zip(panels, ("train", "validation"), strict=True):
         for position, (task, group) in enumerate(metrics[metrics["split"] == split].groupby("task")):
-            band(axes, group, colour_of(str(task), position), str(task))
+            band(axes, group, colour_of(str(task), position), plain(str(task)))
         mark_chance(axes, measure.chance(n_states), named=split == "validation")
         axes.set_title({"train": "Training", "validation": "Validation"}[split])
         axes.set_xlabel("epoch")
@@ -337,7 +339,7 @@ def transfer_map(table: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
 
 def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
     """Share of each true state's volumes (rows) decoded as each state (columns); both indexed by (task, state)."""
-    tasks, names = ([pair[i] for pair in shares.index] for i in (0, 1))
+    tasks, names = ([plain(pair[i]) for pair in shares.index] for i in (0, 1))
     size = 1.6 + 0.42 * len(names)
     figure, axes = plt.subplots(figsize=(size + 1.2, size))
     values = shares.to_numpy(float)
@@ -350,6 +352,7 @@ def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
     )
     sns.heatmap(
         shares, vmin=0, vmax=1, cmap="cividis", square=True, annot=texts, fmt="", annot_kws={"fontsize": 9}, ax=axes,
+        xticklabels=False, yticklabels=False,
         cbar_kws={"format": PercentFormatter(1.0, decimals=0), "shrink": 0.7, "label": "share of volumes"},
     )  # fmt: skip
     for edge in [i for i, (one, next_one) in enumerate(pairwise(tasks), start=1) if one != next_one]:
@@ -362,4 +365,20 @@ def confusion_matrix(shares: pd.DataFrame, title: str = "") -> Figure:
     axes.set_ylabel("true state")
     axes.set_title(title)
     axes.grid(False)
+    return figure
+
+
+def told_numbers(table: pd.DataFrame, column: str) -> Figure:
+    """What a decoder tells against the truth, a point per subject; the dashed line is where both are the same.
+
+    Parameters
+    ----------
+    table : `true, predicted`
+    column : what the numbers are
+    """
+    figure, axes = plt.subplots(figsize=(4.8, 4.4))
+    axes.axline((table["true"].mean(),) * 2, slope=1, **CHANCE)
+    axes.plot(table["true"], table["predicted"], color=STYLES["pretrained"][0], marker="o", linestyle="none", alpha=0.8)
+    axes.set_xlabel(f"true {plain(column)}")
+    axes.set_ylabel(f"predicted {plain(column)}")
     return figure

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from deeplight_core.report.plots.style import LINE, OKABE_ITO
+from deeplight_core.report.plots.style import LINE, OKABE_ITO, plain
 
 __all__ = ["group_values"]
 
@@ -28,5 +28,5 @@ def group_values(values: Mapping[str, np.ndarray], second: np.ndarray, names: tu
             axes.plot(of_group, heights, mark, color=colour, markersize=4.5, label=name)
         axes.axvline(0, **LINE)
         axes.set(title=way, xlabel="value", ylim=(-0.6, 1.6))
-        axes.set_yticks([0, 1], list(names))
+        axes.set_yticks([0, 1], [plain(name) for name in names])
     return figure

@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from deeplight_core.report.plots.style import OKABE_ITO
+from deeplight_core.report.plots.style import OKABE_ITO, plain
 
 __all__ = ["glass_brains", "interactive_map", "localisation_bars", "surface_map"]
 
@@ -36,7 +36,7 @@ def glass_brains(maps: Mapping[str, Any]) -> Figure:
             image, axes=axes, display_mode="lyrz", plot_abs=False, vmax=top, threshold=threshold, cmap="RdBu_r",
             colorbar=True, symmetric_cbar=True,
         )  # fmt: skip
-        axes.set_title(name, fontsize=11)
+        axes.set_title(plain(name), fontsize=11)
     return figure
 
 
@@ -50,7 +50,7 @@ def surface_map(image: Any, title: str = "") -> Figure:
         with plt.rc_context({"figure.constrained_layout.use": False}):
             figure, _ = plotting.plot_img_on_surf(
                 image, views=["lateral", "medial"], hemispheres=["left", "right"], colorbar=False, vmax=top,
-                threshold=threshold, cmap="RdBu_r", title=title, bg_on_data=True,
+                threshold=threshold, cmap="RdBu_r", title=plain(title), bg_on_data=True,
             )  # fmt: skip
     result: Figure = figure
     return result
@@ -61,6 +61,7 @@ def interactive_map(image: Any, title: str = "") -> Any:
     from nilearn import plotting
 
     top, threshold = _scale(image.get_fdata())
+    title = title.translate({ord("<"): "‹", ord(">"): "›"})  # nilearn writes it into a script as it is
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: 'partition' will ignore the 'mask'")
         view = plotting.view_img(image, threshold=threshold, vmax=top, cmap="RdBu_r", symmetric_cmap=True, title=title)

@@ -30,6 +30,7 @@ __all__ = [
     "colour_of",
     "difference_axis",
     "mark_chance",
+    "plain",
     "points",
     "use_style",
     "value_axis",
@@ -84,6 +85,11 @@ def use_style() -> None:
 def colour_of(name: str, position: int) -> str:
     """A task's own colour, or that of a position in the palette."""
     return TASK_COLOURS.get(name, OKABE_ITO[position % len(OKABE_ITO)])
+
+
+def plain(name: str) -> str:
+    """A name of the data for a figure, in which dollar signs would begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def band(axes: Axes, table: pd.DataFrame, colour: Any, label: str, x: str = "epoch") -> None:
