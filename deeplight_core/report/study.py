@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.proportion import proportion_confint
 
 from deeplight_core.analysis import scores, statistics
+from deeplight_core.analysis.localisation import PLACES
 from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
@@ -30,7 +31,7 @@ __all__ = ["study_page", "subject_accuracies"]
 _WHERE = ["subject", "session", "task", "run"]
 _TITLES = {  # of what a decoder's route is after
     "Thomas, Müller & Samek (2019)": "Deep transfer learning for whole-brain fMRI analyses.",
-    "Atanaszov & Ritter (2019)": "Deep transfer learning for neuroimaging (report).",
+    "Atanaszov & Ritter (2019)": "Transfer learning for MRI (report).",
     "Shi et al. (2023)": "Self-supervised pretraining improves the performance of classification of task functional "
     "magnetic resonance imaging.",
     "Wang et al. (2020)": "Decoding and mapping task states of the human brain via deep learning.",
@@ -252,8 +253,8 @@ def _maps(folder: Path) -> Part:
         "Relevance through the skull: red speaks for the state, blue against it.": plots.glass_brains(images)
     }
     figures["The same on slices."] = plots.activation_maps(images)
-    regions = pd.read_csv(folder / "regions.csv").groupby("state", sort=False).head(3)
-    return Part("Where decisions come from", table=regions.round(3), figures=figures)
+    places = pd.read_csv(folder / "regions.csv").groupby("state", sort=False).head(3)
+    return Part("Where decisions come from", [PLACES], table=places.round(3), figures=figures)
 
 
 def _comparison(trainings: list[_Training], results: pd.DataFrame, column: str | None = None) -> Part:

@@ -51,6 +51,21 @@ def test_regions_are_clusters_with_their_peaks_in_mm() -> None:
     assert len(regions(nib.Nifti1Image(data, affine), share=0.1)) == 3
     assert len(regions(nib.Nifti1Image(data, affine), n=1)) == 1
     assert regions(nib.Nifti1Image(np.abs(data), affine))["value"].tolist() == [5.0, 4.0]
+    assert {"near", "near_mm"} < {*table}
     nothing = regions(nib.Nifti1Image(0 * data, affine))
     assert nothing.columns.tolist() == table.columns.tolist()
     assert nothing.empty
+
+
+def test_places_are_named_after_the_nearest_of_known_ones() -> None:
+    """By hand from the table of Dosenbach et al. (2010): vmPFC 6 64 3; precentral gyrus -44 -6 49; mPFC 0 51 32."""
+    data, affine = np.zeros((91, 109, 91)), np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = [-90, -126, -72]
+    places = {(6, 64, 6): "right vmPFC", (-44, -6, 50): "left precentral gyrus", (0, 52, 32): "mPFC"}
+    for value, place in enumerate(places, start=3):
+        data[tuple(((np.array(place) - affine[:3, 3]) / 2).astype(int))] = value
+    table = regions(nib.Nifti1Image(data, affine))
+    found = {tuple(map(int, row[:3])): row[3] for row in table[["x", "y", "z", "near"]].to_numpy()}
+    assert found == places
+    away = dict(zip(found, table["near_mm"], strict=True))
+    assert [away[place] for place in places] == [3.0, 1.0, 1.0]

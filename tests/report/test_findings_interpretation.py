@@ -51,13 +51,15 @@ def test_where_logits_went_and_the_largest_places() -> None:
     assert shown["voxels"].tolist() == ["4.12"]
     assert shown["missing, at most"].tolist() == ["2.0e-07"]
     assert findings.conservation_table(went.iloc[:0]) is None
-    places = pd.DataFrame(
-        {"x": [10.0] * 4, "y": [-2.4] * 4, "z": [0.0] * 4, "value": np.arange(4.0), "volume_mm3": [1500.0] * 4}
-    )
+    places = pd.DataFrame({
+        "x": [10.0] * 4, "y": [-2.4] * 4, "z": [0.0] * 4, "value": np.arange(4.0), "volume_mm3": [1500.0] * 4,
+        "near": "right fusiform", "near_mm": 8.6,
+    })  # fmt: skip
     shown = findings.places_table({"a": places, "b": places.iloc[:1]}).data
     assert shown["state"].tolist() == ["a", "a", "a", "b"]
     assert shown["y"].tolist() == ["-2"] * 4
     assert shown["volume (cm³)"].tolist() == ["1.5"] * 4
+    assert shown["near"].tolist() == ["right fusiform (9 mm)"] * 4
     assert findings.places_table({}) is None
 
 

@@ -76,11 +76,14 @@ def test_absent_things_are_left_out() -> None:
 
 
 def test_a_states_page_has_all_pictures_and_asks_for_nothing_else(brain: nib.Nifti1Image) -> None:
-    regions = pd.DataFrame({"x": [9.0], "y": [-18.4], "z": [18.0], "value": [0.123456], "volume_mm3": [19683.0]})
+    regions = pd.DataFrame({"x": [9.0], "y": [-18.4], "z": [18.0], "value": [0.123456], "volume_mm3": [19683.0],
+                            "near": [EVIL], "near_mm": [8.6]})  # fmt: skip
     page = state_page(EVIL, brain, regions, ["a sentence"])
     read = Read(page)
     assert sum(tag == "img" for tag, _ in read.tags) == 3
     assert "0.1235" in read.text
+    assert "Dosenbach et al. 2010" in read.text
+    assert read.text.count(EVIL) == 3  # title, heading, place
     assert "-18" in read.text
     assert outside(page) == []
     (frame,) = (attributes for tag, attributes in read.tags if tag == "iframe")

@@ -80,4 +80,5 @@ def places_table(places: dict[str, pd.DataFrame], n: int = 3) -> Styler | None:
     columns |= {axis: [f"{row[axis]:.0f}" for _, row in rows] for axis in ("x", "y", "z")}
     columns["relevance"] = [f"{row['value']:.3f}" for _, row in rows]
     columns["volume (cm³)"] = [f"{row['volume_mm3'] / 1000:.1f}" for _, row in rows]
+    columns["near"] = [f"{row['near']} ({row['near_mm']:.0f} mm)" for _, row in rows]
     return table(columns)
