@@ -33,7 +33,7 @@ from deeplight_core.models import ENCODERS, Model
 from deeplight_core.report import plots
 from deeplight_core.system.files import write_whole
 from deeplight_core.training import examples as learnt_from
-from deeplight_core.training.checkpoint import check_data, data_facts, load_mask, load_model, read_record
+from deeplight_core.training.checkpoint import check_data, data_facts, load_mask, load_model
 from deeplight_core.training.examples import Examples
 from deeplight_core.training.hub import local
 from deeplight_core.training.inference import predict
@@ -184,7 +184,7 @@ def prepared(checkpoint: str | Path, profile: Profile, jobs: int | None = None) 
     """A temporary store of all volumes of a profile's manifest, prepared as a decoder's training data, on its grid."""
     folder = local(checkpoint)
     with TemporaryDirectory() as scratch:
-        settings = _prepared_as(read_record(folder), folder, profile)
+        settings = _prepared_as(load_model(folder)[1], folder, profile)  # refuses a bad one before runs are read
         yield _prepare(settings.stored_in(Path(scratch) / "store"), jobs)
 
 

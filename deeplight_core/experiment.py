@@ -191,10 +191,10 @@ def evaluate(profile: Profile, checkpoint: str | Path, split: str = "") -> pd.Da
             raise ValueError(f"{checkpoint} decodes states that {store.path} does not have: {', '.join(unknown)}")
         chosen = learnt_from.of_states(store.index, states, split, units)
     elif model.head.name == "numbers":
-        chosen = learnt_from.of_numbers(store.index, targets, training["tasks"], split, units)
+        chosen = learnt_from.of_numbers(store.index, targets, training.get("tasks", []), split, units)
     elif model.head.name == "phenotypes":
         columns, levels = [target["column"] for target in targets], profile.data.levels("target")
-        chosen = learnt_from.of_numbers(store.index, columns, training["tasks"], split, units, levels)
+        chosen = learnt_from.of_numbers(store.index, columns, training.get("tasks", []), split, units, levels)
     else:
         raise ValueError(f"{checkpoint} has a head of kind {model.head.name}, which decodes nothing that can be scored")
     kept = {name: training[name] for name in ("clip", "atlas") if training.get(name)}
@@ -410,9 +410,11 @@ def _take_published(training: Training, store: Store) -> None:
     training.folder.mkdir(parents=True, exist_ok=True)
     _describe(training, store, "32-true")
     told = {**_key(training), "units": [], "reported": [], "tasks": [], "seen_volumes": 0, "seconds": 0.0}
+    facts, source = data_facts(store), {"title": record["origin"], "licence": record["licence"]}
+    save_mask(store.mask[store.box], facts["grid"]["affine"], training.folder)
     save_model(
         model, training.folder,
-        {"data": data_facts(store), "store": store.identity, "training": told, "weights": record},
+        {"data": facts, "store": store.identity, "source": source, "training": told, "weights": record},
     )  # fmt: skip
     for name, columns in (("metrics.csv", METRICS), ("scores.csv", scores.COLUMNS)):
         table = pd.DataFrame(columns=list(columns))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from conftest import AFFINE, SHAPE, SUBJECTS, use_threads
 from safetensors.torch import load_file, save_file
 
-from deeplight_core import experiment
+from deeplight_core import decoding, experiment
 from deeplight_core.analysis.statistics import t_interval
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import COLUMNS, write_manifest
@@ -128,7 +129,7 @@ def test_an_image_that_named_the_grid_is_not_named(study: Profile, shared: Path,
 def test_words_of_others_are_no_markup(tmp_path: Path, trained: experiment.Training) -> None:
     folder = Path(shutil.copytree(trained.folder, tmp_path / "training"))
     record = json.loads((folder / "model.json").read_text())
-    record["architecture"]["head"]["targets"] = [["<script>alert(1)</script>", "a|b\n# c"], ["x", "y"]]
+    record["architecture"]["head"]["targets"] = [["<script>alert(1)</script>", "a|b # c"], ["x", "y"]]
     (folder / "model.json").write_text(json.dumps(record))
     page = (export(folder, tmp_path / "odd") / "README.md").read_text()
     assert "<script>" not in page
@@ -263,6 +264,12 @@ def bomb(folder: Path) -> None:
     (folder / "mask.nii.gz").write_bytes(gzip.compress(b"\0" * (1 << 24)))
 
 
+def pipe(folder: Path) -> None:
+    """What waits for ever when it is read."""
+    (folder / "mask.nii.gz").unlink()
+    os.mkfifo(folder / "mask.nii.gz")
+
+
 def of(*path: str, value: Any) -> Callable[[Path], None]:
     def change(record: dict[str, Any]) -> None:
         for key in path[:-1]:
@@ -284,8 +291,23 @@ def of(*path: str, value: Any) -> Callable[[Path], None]:
         (of("architecture", "encoder", "name", value="os.system"), r"describes no model .*'os\.system'"),
         (of("architecture", "encoder", "settings", "widths", value=[8] * 12), r"holds other weights .*convolutions\.0"),
         (of("architecture", "encoder", "settings", "widths", value=[1 << 40] * 12), r"(bytes, more than any|no model)"),
-        (of("architecture", "head", "targets", value=[["a", "b"]] * 3), r"head\.bias: \(\(2,\), 'F32'\)"),
+        (of("architecture", "head", "targets", value=[["a", n] for n in "bcd"]), r"head\.bias: \(\(2,\), 'F32'\)"),
+        (of("architecture", "head", "targets", value=[["a", "b"]] * 2), r'\["a", "b"\] is there twice'),
+        (of("architecture", "head", "targets", value=[]), r"a head for states has pairs of a task and a state"),
+        (of("architecture", "head", "targets", value=["ab", "cd"]), r"a head for states has pairs"),
+        (of("architecture", "head", "targets", value=[["a", "b\x1b[2J"], ["a", "c"]]), r"signs that steer a terminal"),
+        (of("architecture", "head", "targets", value=[["a", "b\nc"], ["a", "c"]]), r"a name has no line breaks"),
         (of("data", "grid", "affine", value=[[1.0]]), r"no checkpoint's record: data\.grid\.affine"),
+        (of("data", "grid", "affine", value=[[0.0] * 4] * 4), r"orientation \?\?\? is not one of orientation LAS"),
+        (of("data", "grid", "orientation", value="RAS"), r"orientation LAS is not one of orientation RAS"),
+        (changed_record(lambda record: record["data"]["grid"].pop("affine")), r"data\.grid\.affine: Field required"),
+        (of("data", "preprocessing", "structural", value="x"), r"is damaged, its settings cannot be: structural"),
+        (of("data", "preprocessing", "example", value=None), r"is damaged, its settings cannot be: example"),
+        (of("training", value=["x"]), r"no checkpoint's record: training"),
+        (of("training", "reported", value=5), r"no checkpoint's record: training\.reported"),
+        (of("training", "tasks", value=[1]), r"no checkpoint's record: training\.tasks"),
+        (of("training", "clip", value={"length_s": "x"}), r"no checkpoint's record: training\.clip"),
+        (of("source", value={"title": "x"}), r"no checkpoint's record: source\.licence"),
         (of("sha256", value="0" * 64), r"model\.safetensors is damaged"),
         (huge_header, r"model\.safetensors cannot be read"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n."), r"safetensors cannot be read"),
@@ -294,6 +316,8 @@ def of(*path: str, value: Any) -> Callable[[Path], None]:
         (bomb, r"mask\.nii\.gz is no mask of this checkpoint: it holds more than a mask of \(7, 8, 9\)"),
         (lambda f: (f / "mask.nii.gz").write_bytes(b"PK\x03\x04"), r"mask\.nii\.gz is no mask of this checkpoint"),
         (lambda f: (f / "mask.nii.gz").unlink(), r"mask\.nii\.gz is missing"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+        (pipe, r"mask\.nii\.gz is missing"),
     ],
 )  # fmt: skip
 def test_a_spoilt_folder_is_one_clear_refusal(
@@ -303,7 +327,11 @@ def test_a_spoilt_folder_is_one_clear_refusal(
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
         load_mask(folder, load_model(folder)[1])
+    for read in (decoding.decode, lambda *of: next(iter(decoding.prepared(*of).gen))):  # before runs are looked for
+        with pytest.raises(ValueError, match=message):
+            read(folder, Profile(name="nowhere"))
     assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).isprintable()
     assert len(str(error.value)) < 1500
 
 

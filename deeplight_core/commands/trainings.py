@@ -77,11 +77,14 @@ def finetune(
     From a decoder of others, with the study's runs brought to its grid: `deeplight finetune mystudy --from exported`
     """
     from deeplight_core import experiment
+    from deeplight_core.training.checkpoint import load_model
+    from deeplight_core.training.hub import local
 
     settings = with_precision(own_profile(profile), precision)
     if checkpoint:
         settings = experiment.started_from(settings, checkpoint)
     if settings.checkpoint:
+        load_model(local(settings.checkpoint))  # refuses a bad one before runs are read
         if settings.preprocessing.mask and rank() == 0:
             print(f"{settings.name}: runs are brought to the checkpoint's grid, in {settings.store}", flush=True)
         store = experiment.prepare_data(settings)

@@ -3,13 +3,14 @@
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from deeplight_core.data.images import UNREADABLE
 from deeplight_core.data.store import Store
 from deeplight_core.models import ENCODERS, Encoder, Model, build
 from deeplight_core.models.batchnorm import BatchNorm
-from deeplight_core.preparation import PreprocessingSettings
+from deeplight_core.preparation import AtlasSettings, PreprocessingSettings
+from deeplight_core.routes import ClipSettings
 from deeplight_core.system.files import file_sha256, write_whole
 
 __all__ = [
@@ -120,6 +122,15 @@ def save_mask(mask: np.ndarray, affine: Any, folder: Path) -> None:
 # ---- reading: everything is checked before memory is taken for it
 
 
+def _is_printed(name: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", name):
+        raise ValueError("a name has no line breaks or signs that steer a terminal")
+    return name
+
+
+_Name = Annotated[str, Field(max_length=500), AfterValidator(_is_printed)]
+
+
 class _Part(BaseModel):
     """An encoder or a head, as it is recorded."""
 
@@ -127,7 +138,7 @@ class _Part(BaseModel):
     name: str
     settings: dict[str, Any]
     shape: tuple[Annotated[int, Field(ge=1, le=1024)], ...] | None = Field(None, min_length=3, max_length=3)
-    targets: list[list[str] | str | dict[str, Any]] | None = None
+    targets: list[list[_Name] | _Name | dict[str, Any]] | None = None
 
 
 class _Architecture(BaseModel):
@@ -138,15 +149,31 @@ class _Architecture(BaseModel):
     def _is_whole(self) -> "_Architecture":
         if self.encoder.shape is None or self.head.targets is None:
             raise ValueError("an encoder has a shape, a head has targets")
+        names = [json.dumps(target) for target in self.head.targets]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is there twice")
+        pairs = [isinstance(target, list) and len(target) == 2 for target in self.head.targets]
+        if self.head.name == "classes" and not (pairs and all(pairs)):
+            raise ValueError("a head for states has pairs of a task and a state")
         if math.prod(self.encoder.shape) > _MOST_VOXELS:
             raise ValueError(f"a grid of {self.encoder.shape} has more than {_MOST_VOXELS:,} voxels")
         return self
 
 
+_Four = Field(min_length=4, max_length=4)
+
+
 class _Grid(BaseModel):
     shape: tuple[int, int, int]
-    affine: list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=4, max_length=4)]]
+    affine: Annotated[list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], _Four]], _Four]
     orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "_Grid":
+        there = "".join(axis or "?" for axis in nib.aff2axcodes(self.affine))
+        if np.linalg.det(np.array(self.affine)) == 0 or there != self.orientation:
+            raise ValueError(f"an affine of orientation {there} is not one of orientation {self.orientation}")
+        return self
 
 
 class _Data(BaseModel):
@@ -156,11 +183,33 @@ class _Data(BaseModel):
     preprocessing: dict[str, Any]
 
 
+class _Told(BaseModel):
+    """What a record may tell of the training, beside its settings."""
+
+    units: list[str] = []
+    reported: list[str] = []
+    tasks: list[_Name] = []
+    clip: ClipSettings | None = None
+    atlas: AtlasSettings | None = None
+
+
+class _Source(BaseModel):
+    """Whose weights a decoder has, or started from."""
+
+    title: _Name
+    licence: _Name
+    redistributable: bool = True
+
+
 class _Record(BaseModel):
     """What every record holds. Others may be there."""
 
     architecture: _Architecture
     data: _Data
+    training: _Told = _Told()
+    source: _Source | None = None
+    datasets: list[str] = []
+    n_units: int | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -194,14 +243,16 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         _Record.model_validate(record)
     except (ValidationError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint's record: {_first_problem(error)}") from None
-    return record
+    recorded_settings(PreprocessingSettings, record["data"]["preprocessing"], str(path))
+    return {"training": {}, **record}
 
 
 def _first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error).split("\n", 1)[0][:300]
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}, got {str(first['input'])[:100]}"
+    place = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # without the names of types
+    return f"{place or 'it'}: {first['msg']}, got {first['input']!r:.100}"
 
 
 def _expected(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
@@ -218,6 +269,8 @@ def _expected(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
 def _tensors(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's tensors, if they are those of its record."""
     path, expected = folder / "model.safetensors", _expected(folder, record)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the whole folder, or train again")
     size = sum(tensor.numel() * tensor.itemsize for tensor in expected.values())
     if size > LARGEST_WEIGHTS:
         raise ValueError(f"{folder / 'model.json'} describes weights of {size:,} bytes, more than any model has")
@@ -264,6 +317,8 @@ def load_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
     """
     path, shape = Path(folder) / "mask.nii.gz", tuple(record["data"]["grid"]["shape"])
     room = math.prod(shape) + 4096  # bytes of the image: one for each voxel, and its header
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; a checkpoint of this version has one, so train or export it again")
     try:
         with gzip.open(path) as stream:
             content = stream.read(room + 1)
@@ -275,10 +330,6 @@ def load_mask(folder: str | Path, record: dict[str, Any]) -> np.ndarray:
         if not np.allclose(image.affine, record["data"]["grid"]["affine"], atol=1e-3):
             raise ValueError("its affine is not that of model.json")
         mask = np.asarray(image.dataobj) > 0
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing; a checkpoint of this version has one, so train or export it again"
-        ) from None
     except UNREADABLE as error:
         raise ValueError(f"{path} is no mask of this checkpoint: {error}") from error
     if not mask.any():
