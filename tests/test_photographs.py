@@ -21,6 +21,7 @@ from deeplight_core.preparation import ColumnTarget
 from deeplight_core.training import features as cache
 from deeplight_core.training.checkpoint import load_model, read_record
 from deeplight_core.training.examples import of_states
+from deeplight_core.training.exported import export
 from deeplight_core.training.features import cache_folder, frozen_features
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.published import LAYOUTS
@@ -60,6 +61,9 @@ def test_a_decoder_starts_from_a_file_of_weights(profile: Profile, tmp_path: Pat
     decoder = experiment.finetune(profile, "resnet18", 1.0, 1)
     assert set(decoder.results()["encoder"]) == {"resnet18"}
     assert decoder.checkpoint == taken.folder
+    folder = export(taken.folder, tmp_path / "exported")  # photographs' networks travel, too, with their licence
+    assert "BSD-3-Clause" in (folder / "README.md").read_text()
+    assert read_record(decoder.folder)["source"] == {"title": "file resnet18.pth", "licence": "BSD-3-Clause"}
     after = tensors(decoder)
     assert not torch.equal(after["encoder.network.stem.0.weight"], before["encoder.network.stem.0.weight"])
     other = torch.load(tmp_path / "resnet18.pth", weights_only=True)

@@ -42,7 +42,7 @@ def push(
 
     folder = Path(training)
     with TemporaryDirectory() as scratch:
-        if not (folder / "README.md").is_file():
+        if (folder / "scores.csv").is_file():  # a training's, which an exported folder lacks
             folder = exported.export(folder, Path(scratch) / "exported", licence)
         print(f"{hub.push(folder, name, private)}: give this name to `--from`")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplight_core.system.hub import COMMIT, NAME, asked, client, fetched
-from deeplight_core.training.checkpoint import LARGEST_RECORD, LARGEST_WEIGHTS, read_record
+from deeplight_core.training.checkpoint import LARGEST_RECORD, LARGEST_WEIGHTS, load_mask, load_model
 
 __all__ = ["FILES", "local", "push"]
 
@@ -59,13 +59,19 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     Raises
     ------
     ValueError
-        If it is no exported checkpoint, its weights may not be passed on, or the hub refuses.
+        If it is no whole exported checkpoint, names subjects, its weights may not be passed on, or the hub refuses.
     """
     if not _NAMED.fullmatch(name) or "@" in name or ".." in name:
         raise ValueError(f"a repository is named ORG/NAME, got {name}")
     if missing := [file for file in FILES if not (folder / file).is_file()]:
         raise ValueError(f"{folder} is no exported checkpoint (without {', '.join(missing)}); use `deeplight export`")
-    source = read_record(folder).get("source") or {}
+    if links := [file for file in FILES if (folder / file).is_symlink()]:
+        raise ValueError(f"{folder} has links in the place of files ({', '.join(links)}): they are not sent")
+    record = load_model(folder)[1]
+    load_mask(folder, record)
+    if {"units", "reported"} & {*record["training"]}:
+        raise ValueError(f"{folder} is a training folder, whose record names subjects; use `deeplight export` first")
+    source = record.get("source") or {}
     if source.get("redistributable") is False:
         raise ValueError(
             f"{folder} holds weights of {source.get('title', 'others')}, whose authors state no licence that would "

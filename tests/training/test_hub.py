@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import SHAPE, contents
 
+from deeplight_core import cli
 from deeplight_core.data.store import Store
 from deeplight_core.models.deeplight import DeepLight
 from deeplight_core.training.checkpoint import data_facts, load_model, read_record, save_model
@@ -200,4 +202,34 @@ def test_a_training_folder_is_not_pushed_as_it_is(hub: Hub, exported: Path) -> N
         push(exported.parent, "lab/decoder")
     with pytest.raises(ValueError, match=r"a repository is named ORG/NAME, got \.\./x"):
         push(exported, "../x")
+    assert hub.repositories == {}
+
+
+def test_names_of_subjects_and_what_links_lead_to_are_not_pushed(
+    hub: Hub, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training folder with notes in a README.md has all four files; a link may lead to a secret."""
+    training = Path(shutil.copytree(exported, tmp_path / "training"))
+    record = json.loads((training / "model.json").read_text())
+    record["training"] = {"units": ["jane"], "reported": ["joe"]}
+    (training / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is a training folder, whose record names subjects; use `deeplight export`"):
+        push(training, "lab/decoder")
+    (training / "scores.csv").write_text("task,target,subject,level,measure,score\n")
+    monkeypatch.setattr("sys.argv", ["deeplight", "push", str(training), "lab/decoder"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    (files,) = hub.repositories.pop("lab/decoder").values()
+    assert not [name for name, data in files.items() if b"jane" in data]
+    linked = Path(shutil.copytree(exported, tmp_path / "linked"))
+    (linked / "README.md").unlink()
+    (tmp_path / "secret").write_text("secret")
+    (linked / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"has links in the place of files \(README\.md\)"):
+        push(linked, "lab/decoder")
+    cut = Path(shutil.copytree(exported, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        push(cut, "lab/decoder")
     assert hub.repositories == {}
