@@ -29,28 +29,35 @@ import deeplight_core.system.workers
 from deeplight_core import cli
 from deeplight_core.config import load_profile
 from deeplight_core.data.cohorts import manifest_of
+from deeplight_core.data.clinic import plan
 from deeplight_core.data.simulate import foci
 
 # each process would import everything anew
 deeplight_core.system.workers.ProcessPoolExecutor = lambda jobs, *_: ThreadPoolExecutor(jobs)
 
-def call(*arguments):
+def call(*arguments, status=0):
     sys.argv = ["deeplight", *map(str, arguments)]
     try:
         cli.main()
     except SystemExit as stop:
-        if stop.code:
-            sys.exit(stop.code)
+        if stop.code not in (None, status):
+            sys.exit(stop.code or 1)
 
 call("export", "training", "-o", "exported")
 call("finetune", "mine.yaml", "--from", "exported")
 (decoder,) = Path("runs/mine").glob("finetuning-*")
 call("export", decoder, "-o", "second")
+call("push", "second", "lab/../decoder", status=2)
+call("import", "thomas2021", "run.nii.gz", "-o", "published", status=2)
 call("decode", "second", "run.nii.gz", "-o", "predictions.tsv", "--jobs", "1")
+call("decode", "second", "mine.yaml", "-o", "study.tsv", "--jobs", "1")
 call("explain", "second", "run.nii.gz", "--predicted", "--method", "gradient", "--no-pages", "-o", "maps")
 call("report", decoder, "-o", "report.html")
-demo = load_profile("demo")
-print(json.dumps({"package": deeplight_core.__file__, "demo": len(manifest_of(demo)), "foci": len(foci())}))
+demo, patients = load_profile("demo"), load_profile("patients")
+print(json.dumps({
+    "package": deeplight_core.__file__, "demo": len(manifest_of(demo)), "foci": len(foci()),
+    "people": int(plan(patients.simulation)["subject"].nunique()),
+}))
 """
 
 
@@ -101,6 +108,10 @@ def test_decoders_travel_with_an_installed_package(
     assert Path(said["package"]).is_relative_to(installed)
     assert said["demo"] > 100
     assert said["foci"] > 10
+    assert said["people"] == 24
+    assert "a repository is named ORG/NAME" in done.stderr
+    assert "is not the published file of thomas2021" in done.stderr
+    assert (tmp_path / "study_blocks.tsv").is_file()
     assert (tmp_path / "predictions.tsv").read_text().count("\n") == 41
     assert list((tmp_path / "maps/group").glob("*.nii.gz"))
     assert "Accuracy of every subject" in (tmp_path / "report.html").read_text()
