@@ -31,7 +31,7 @@ from deeplight_core.data.cohorts import manifest_of
 from deeplight_core.data.manifest import select
 from deeplight_core.routes import ROUTES, VARIANTS
 
-STARTED = time.time()
+BEGUN = time.time()
 NAME = str(config.get("profile", "demo"))
 DATA = config.get("data")
 
@@ -822,7 +822,7 @@ def record(how):
     """Write down how long this took, for `make help`; where nothing is to do, neither of the two below is called."""
     if "target" in config:
         with Path("runs/times.tsv").open("a", encoding="utf-8") as times:
-            times.write(f"{config['target']}\t{PROFILE.name}\t{time.time() - STARTED:.0f}\t{how}\n")
+            times.write(f"{config['target']}\t{PROFILE.name}\t{time.time() - BEGUN:.0f}\t{how}\n")
 
 
 onsuccess:
