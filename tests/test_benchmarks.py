@@ -149,6 +149,7 @@ def test_loading_is_compared_on_a_small_grid(tmp_path: Path) -> None:
     assert all(rate[state] > 0 for rate in rates.values() for state in rate if state != "held_mb")
 
 
+@pytest.mark.long
 def test_preparing_is_compared_with_nilearn_on_a_small_run(tmp_path: Path) -> None:
     small = ["--resolution", "10", "--frames", "60", "--longer", "70"]
     command = [sys.executable, BENCHMARKS / "prepare.py", *small, "--output", tmp_path]
@@ -235,6 +236,7 @@ def test_committed_results_of_reading_are_of_the_full_grid(path: Path) -> None:
     assert all(read["warm"]["disk_bytes_per_byte"] == 0 for read in reads)
 
 
+@pytest.mark.long
 def test_time_and_memory_of_some_tiny_runs(tmp_path: Path) -> None:
     tiny = ["--parts", "many_runs", "--many", "3", "2", "--small-resolution", "10", "--small-frames", "50"]
     result = result_of("scaling", tiny, tmp_path)
@@ -284,6 +286,7 @@ def test_committed_results_of_scaling_are_of_all_runs(path: Path) -> None:
     assert {*result["threads"]["in_a_run"].values()} == {1}
 
 
+@pytest.mark.long
 def test_the_autoencoder_is_compared_on_one_image(tmp_path: Path) -> None:
     tiny = ["--grids", "half", "--batch", "1", "--steps", "1", "--rounds", "2", "--threads", "1"]
     result = result_of("autoencoder", tiny, tmp_path)
@@ -304,8 +307,8 @@ def test_resnet_on_slices_is_compared_on_small_ones(tmp_path: Path, monkeypatch:
     """Its processes are this one, which has imported everything."""
     tiny = ["--sizes", "32", "--batch", "2", "--slices", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
     images = script("images", monkeypatch, *tiny, "--output", str(tmp_path))
-    for function in ("keep_freed_memory", "torch.set_num_threads"):
-        monkeypatch.setattr(f"images.{function}", lambda *_: None)
+    for function in ("steps.keep_freed_memory", "images.torch.set_num_threads"):
+        monkeypatch.setattr(function, lambda *_: None)
 
     def run(command: list[str], **_: Any) -> SimpleNamespace:
         shown = io.StringIO()
@@ -365,6 +368,7 @@ def test_committed_results_of_the_autoencoder_are_of_both_grids(path: Path) -> N
             np.testing.assert_allclose(of["losses"], plain["losses"], rtol=0.05)
 
 
+@pytest.mark.long
 def test_betas_are_compared_with_nilearns_on_a_small_run(tmp_path: Path) -> None:
     result = result_of("betas", ["--resolution", "10", "--frames", "60", "--trials", "3"], tmp_path)
     assert result["largest_difference"] < 1e-4

@@ -98,6 +98,7 @@ def test_autoencoders_and_transfer_have_their_pages(project, warm):
     )
 
 
+@pytest.mark.long
 def test_temporal_contrast_has_its_page(project, warm):
     profile = yaml.safe_load((project / "profiles/contrast.yaml").read_text(encoding="utf-8"))
     profile["simulation"]["subjects"] |= {"train": 3, "validation": 2}

@@ -431,6 +431,7 @@ def test_with_all_settings_a_resumed_run_equals_an_unbroken_one(store: Store, tm
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.long
 def test_a_compiled_model_learns_the_same(store: Store, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
