@@ -196,7 +196,7 @@ def _start_row(
 def _rates_row(profile: Profile, values: pd.DataFrame) -> Row:
     tests = fault_tests(profile, values) if len(values) else pd.DataFrame(columns=["fault"])
     tests = tests[tests["fault"] == "discriminative"]
-    ours, holds = _lacking("the remedy is not tried (`make controls`)"), None
+    ours, holds = _lacking("the remedy is not tried"), None
     if len(tests):
         test = tests.iloc[0]
         ours = f"AUC {interval(test['difference'], test['low'], test['high'], '+.2f')}"
