@@ -142,6 +142,7 @@ def test_committed_results_of_training_are_of_all_grids(path: Path) -> None:
         assert all("keras" in grid["ways"] for grid in result["grids"])
 
 
+@pytest.mark.long
 def test_loading_is_compared_on_a_small_grid(tmp_path: Path) -> None:
     result = result_of("loader", ["--size", "8", "--volumes", "200", "--repeats", "1"], tmp_path)
     rates = result["volumes_per_s"]
@@ -180,6 +181,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return result_of("store", small, tmp_path_factory.mktemp("reading"))
 
 
+@pytest.mark.long
 def test_reading_is_compared_with_other_formats_on_a_small_grid(reading: dict[str, Any]) -> None:
     result, formats, (x, y, z) = reading, reading["formats"], reading["shape"]
     assert (x, y, z) == (19, 22, 19)
@@ -328,6 +330,7 @@ def test_resnet_on_slices_is_compared_on_small_ones(tmp_path: Path, monkeypatch:
     assert measured["times_as_fast_as_plain"]["ours"] == pytest.approx(medians["plain"] / medians["ours"])
 
 
+@pytest.mark.long
 def test_contrast_is_compared_with_supervision_on_a_coarse_grid(tmp_path: Path) -> None:
     tiny = ["--sizes", "10", "--series", "2", "--steps", "1", "--rounds", "1", "--threads", "1"]
     (grid,) = result_of("contrast", tiny, tmp_path)["grids"]
