@@ -31,7 +31,7 @@ from deeplight_core.preparation import (
     Seed,
     SimulationSettings,
 )
-from deeplight_core.routes import VARIANTS, ClipSettings, ReadoutSettings, Routes, Section, TrainingSettings
+from deeplight_core.routes import ROUTES, VARIANTS, ClipSettings, ReadoutSettings, Routes, Section, TrainingSettings
 from deeplight_core.system.sources import located
 
 if TYPE_CHECKING:
@@ -197,6 +197,15 @@ class ControlSettings(Section):
     """Two groups that are told apart by what decoders see of them (None = there are none)."""
     faults: dict[Annotated[str, Field(pattern=NAME)], FaultSettings] = Field({})
     """Suspected causes of failure, each planted alone in a decoder that starts from an autoencoder."""
+
+    @model_validator(mode="after")
+    def _clips_have_a_length(self) -> "ControlSettings":
+        of_clips = [variant for variant in self.published if ROUTES[VARIANTS[variant].route].encoder == "clip"]
+        if of_clips and self.clip is None:
+            raise ValueError(
+                f"published names decoders of clips ({', '.join(of_clips)}); set clip: {{length_s: …, step_s: …}}"
+            )
+        return self
 
 
 def _named_profile(value: Any) -> Any:

@@ -428,3 +428,9 @@ def test_hcps_states_are_for_hcps_layout(project: Path) -> None:
         load_profile(written(project, text.format("hcp")))
     (project / "states.yaml").write_text("MOTOR: [left_hand]\n")
     assert read_states(project / "states.yaml", "bids") == own.data.source
+
+
+def test_decoders_of_clips_as_published_need_a_length() -> None:
+    with pytest.raises(ValueError, match=r"published names decoders of clips \(clip-contrast\); set clip"):
+        Profile.model_validate({"controls": {"published": ["cae", "clip-contrast"]}})
+    Profile.model_validate({"controls": {"published": ["cae"]}})
