@@ -14,14 +14,13 @@ from deeplight_core.data.rows import (
     LeftOut,
     States,
     events_of,
-    in_threads,
     row_of,
     scanned,
     visible,
     without_paths,
 )
 from deeplight_core.preparation import TRIAL_TYPE
-from deeplight_core.system.sources import is_remote, located
+from deeplight_core.system.sources import in_threads, is_remote, located
 
 __all__ = ["common_root", "scan_bids"]
 
@@ -122,7 +121,7 @@ def scan_bids(
         groups.setdefault((own["sub"], own.get("ses", ""), task, same_run), []).append(file)
     folders = _Folders()
     rows: list[dict[str, Any]] = []
-    for row, notes in in_threads(lambda group: _row(asked, folders, *group), groups.items()):
+    for row, notes in in_threads(root, lambda group: _row(asked, folders, *group), groups.items()):
         rows += [row] if row is not None else []
         left_out += notes
     return scanned(rows, left_out, root, lambda: _nothing(asked, files, wanted, chosen, left_out))
@@ -156,7 +155,7 @@ def _files(asked: _Asked, sessions: set[str] | None) -> tuple[list[_File], LeftO
         return [f for f, why in zip(files, reasons, strict=True) if not why], left_out
 
     subjects = [f for f in visible(asked.base) if f.name.startswith("sub-") and f.is_dir()]
-    found = in_threads(of_subject, subjects)
+    found = in_threads(asked.root, of_subject, subjects)
     files = sorted((file for some, _ in found for file in some), key=lambda file: str(file.path))
     return files, [entry for _, some in found for entry in some]
 

@@ -11,10 +11,9 @@ import pandas as pd
 from deeplight_core.config import Profile
 from deeplight_core.data.events import joined, misplaced, read_events
 from deeplight_core.data.manifest import SPLITS, is_structural, moved_root, start_of
-from deeplight_core.data.rows import in_threads
 from deeplight_core.data.runs import labels_of
 from deeplight_core.preparation import PreprocessingSettings
-from deeplight_core.system.sources import patiently
+from deeplight_core.system.sources import in_threads, patiently
 
 __all__ = [
     "NO_VOLUMES", "absent", "alike", "check_labels", "count_labels", "label_table", "losses", "remedy", "volumes_of",
@@ -79,7 +78,7 @@ def count_labels(manifest: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame
 
     runs = [row for _, row in manifest[~is_structural(manifest)].iterrows()]
     found, problems = [], {}
-    for row, counted in zip(runs, in_threads(of_run, runs), strict=True):
+    for row, counted in zip(runs, in_threads(profile.data_root, of_run, runs), strict=True):
         if isinstance(counted, str):
             problems[row["image"]] = counted
         else:

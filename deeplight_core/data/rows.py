@@ -4,9 +4,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ from deeplight_core.data.events import Events, event_names, listed_events, mispl
 from deeplight_core.data.images import read_header
 from deeplight_core.data.manifest import CONTRASTS
 from deeplight_core.system.files import pointer_of
-from deeplight_core.system.sources import content, refuse_escape
+from deeplight_core.system.sources import content, in_threads, refuse_escape
 
 __all__ = [
     "IDENTITY",
@@ -23,7 +22,6 @@ __all__ = [
     "States",
     "events_of",
     "grouped",
-    "in_threads",
     "row_of",
     "scanned",
     "visible",
@@ -36,10 +34,7 @@ IDENTITY = ("dataset", "subject", "session", "task", "run")  # columns that name
 Found = tuple[pd.DataFrame, pd.DataFrame]
 LeftOut = list[tuple[str, str]]
 States = dict[str, dict[str, list[str]]]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-_AT_ONCE = 16  # subjects or files read at a time; for remote data, latency dominates
 _TR_S = (0.1, 20.0)  # plausible repetition times, in seconds
 _TR_TOLERANCE = 0.01  # of a repetition time, by which header and sidecar may differ
 _DISCARDED = ("NumberOfVolumesDiscardedByUser", "NumberOfVolumesDiscardedByScanner")  # BIDS's names
@@ -270,11 +265,11 @@ def scanned(
 
 def _take_out_copies(rows: list[dict[str, Any]], left_out: LeftOut, root: Any) -> None:
     by_size: dict[int, list[dict[str, Any]]] = {}
-    for row, size in zip(rows, in_threads(lambda row: (root / row["image"]).stat().st_size, rows), strict=True):
+    for row, size in zip(rows, in_threads(root, lambda row: (root / row["image"]).stat().st_size, rows), strict=True):
         by_size.setdefault(size, []).append(row)
     alike = [row for of_size in by_size.values() if len(of_size) > 1 for row in of_size]
     first: dict[str, Any] = {}
-    for row, hashed in zip(alike, in_threads(lambda row: content(root / row["image"]), alike), strict=True):
+    for row, hashed in zip(alike, in_threads(root, lambda row: content(root / row["image"]), alike), strict=True):
         original = first.setdefault(hashed, row)
         if original["image"] != row["image"]:
             whose = "" if original["subject"] == row["subject"] else f", of another subject ({original['subject']})"
@@ -378,9 +373,3 @@ def grouped(left_out: Iterable[tuple[str, str]]) -> list[str]:
         for entries in sorted(alike.values(), key=len, reverse=True)
     ]
     return lines[:_SHOWN] + ([f"… and {len(lines) - _SHOWN} more reasons"] if len(lines) > _SHOWN else [])
-
-
-def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Results of `work` in the order of the items; several are worked on at a time."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(work, items))

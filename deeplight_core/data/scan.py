@@ -19,7 +19,6 @@ from deeplight_core.data.rows import (
     LeftOut,
     States,
     events_of,
-    in_threads,
     row_of,
     scanned,
     visible,
@@ -27,7 +26,7 @@ from deeplight_core.data.rows import (
 )
 from deeplight_core.preparation import TRIAL_TYPE
 from deeplight_core.system.files import read_table
-from deeplight_core.system.sources import located
+from deeplight_core.system.sources import in_threads, located
 from deeplight_core.tasks import TASKS
 
 __all__ = ["scan_hcp", "scan_table", "states_of"]
@@ -52,7 +51,7 @@ def scan_hcp(root: Any, tasks: Iterable[str] | None = None) -> Found:
     rows: list[dict[str, Any]] = []
     left_out: LeftOut = []
     seen: Counter[str] = Counter()
-    for of_subject, without, there in in_threads(partial(_hcp_subject, root, wanted), subjects):
+    for of_subject, without, there in in_threads(root, partial(_hcp_subject, root, wanted), subjects):
         rows += of_subject
         left_out += without
         seen.update(there)
@@ -229,6 +228,6 @@ def states_of(
         if task in TASKS and not any(Path(name).suffix for name in files):
             states[str(task)] = {state: list(names) for state, names in TASKS[str(task)].states.items()}
         else:
-            found = in_threads(lambda name: event_names(root / name, trial_type)[0], files)
+            found = in_threads(root, lambda name: event_names(root / name, trial_type)[0], files)
             states[str(task)] = {name: [name] for name in sorted(set().union(*found))}
     return states
