@@ -88,6 +88,21 @@ def test_controls_take_features_or_statistics_away(profile: Profile, monkeypatch
         assert torch.allclose(after[scales].sort()[0], before[scales].sort()[0])
 
 
+def test_a_network_that_has_seen_photographs_only_decodes_states(profile: Profile) -> None:
+    """EfficientNet-Lite0 with its real weights on runs of fMRI: its features are read, then fine-tuned."""
+    own = profile.overridden({"routes": {"images": {"encoder": {"size": 32, "slices": 1}}}})
+    before = tensors(experiment.pretrain(own, 1, "images"))
+    frozen = experiment.finetune(own, "images-frozen", 1.0, 1)
+    assert frozen.results()["score"].mean() > 0.5  # two states, in equal parts
+    decoder = experiment.finetune(own, "images", 1.0, 1)
+    assert {*decoder.results()["encoder"]} == {"efficientnet_lite0"}
+    after = tensors(decoder)
+    stem = "encoder.network.stem.0.weight"
+    assert after[stem].shape == before[stem].shape == (32, 1, 3, 3)
+    assert not torch.equal(after[stem], before[stem])
+    assert torch.allclose(after[stem], before[stem], atol=0.1)  # it began with them
+
+
 def count_encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of volumes that are encoded, as they come."""
     counts, compute = [], cache.features

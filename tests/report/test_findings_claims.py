@@ -32,8 +32,8 @@ def claims(*holds: bool | None) -> pd.DataFrame:
 
 def test_claims_are_counted_and_failed_ones_named() -> None:
     note = findings.claims_note(SIMULATED, claims(True, False, None, True, False))
-    assert note.startswith("**2 of 4 claims hold in this run.** 1 claim cannot be tested here. Not reproduced: q1 ")
-    assert "q1 (better): paper 70.55%, here 65.00%; q4" in note
+    assert note.startswith("**2 of 4 claims hold in this run.** 1 claim cannot be tested here. Not reproduced")
+    assert "Not reproduced (✗): q1; q4. " in note
     assert "simulated data" in note
     assert "one seed" in note
     seeds = Profile.model_validate({"sweep": {"seeds": [1, 2]}})

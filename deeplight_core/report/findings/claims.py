@@ -61,8 +61,7 @@ def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
         return f"**No claim can be tested yet.** {untested}".strip()
     said = [f"**{len(which[True])} of {n} claims hold in this run.**", untested]
     if which[False]:
-        named = [f"{r['quantity']} ({r['claim']}): paper {r['paper']}, here {r['this run']}" for r in which[False]]
-        said.append(f"Not reproduced: {'; '.join(named)}.")
+        said.append(f"Not reproduced (✗): {'; '.join(row['quantity'] for row in which[False])}.")
     if len(profile.sweep.seeds) == 1:
         said.append("Trainings were made with one seed: what another would change is in no interval.")
     if profile.simulated:
