@@ -303,8 +303,7 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
     if variant.learner == "deep":
         learning = (
             f"It was trained with Adam (Kingma & Ba 2015), batches of {training.batch_size}, a learning rate of "
-            f"{training.learning_rate:g} ({training.schedule}), {training.epochs} epochs and at least "
-            f"{training.min_steps} steps."
+            f"{training.learning_rate:g} ({training.schedule}) and {_steps(own)} steps."
         )
     sentences = [
         _of_images(profile) if any(t.structural for t in own) else _preparation(profile),
@@ -325,6 +324,14 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
     if after:
         references.append(f"{paper}. {_TITLES.get(paper.split(')')[0] + ')', '')}".rstrip())
     return Part("Methods, to be pasted", quotable=" ".join(filter(None, sentences)) + "\n\n" + "\n".join(references))
+
+
+def _steps(own: list[_Training]) -> str:
+    """How many steps the trainings took."""
+    last = [int(t.metrics["step"].max()) for t in own if t.metrics is not None and len(t.metrics)]
+    if not last:
+        return "an unknown number of"
+    return f"{min(last):,}" if min(last) == max(last) else f"{min(last):,} to {max(last):,}"
 
 
 def _measured(columns: list[str], unit: str) -> str:

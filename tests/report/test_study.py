@@ -97,7 +97,8 @@ def test_a_report_names_everything_and_asks_for_nothing(tiny_profile: Profile, t
     assert read.text.count(EVIL) == 4  # title, heading, subjects, accuracies
     assert outside(page) == []
     for told in ("DeepLight, from scratch, trained on 2 subjects, decodes 2 states of 3", "logistic regression",
-                 "permutation test", "Kingma & Ba (2015)", "Runs were smoothed (Gaussian, 3 mm"):  # fmt: skip
+                 "permutation test", "(constant) and 2 steps",
+                 "Kingma & Ba (2015)", "Runs were smoothed (Gaussian, 3 mm"):  # fmt: skip
         assert told in read.text
     assert "No linear decoder" not in read.text
     assert sum(tag == "img" for tag, _ in read.tags) == 2

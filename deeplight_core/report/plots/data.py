@@ -146,7 +146,7 @@ def activation_maps(maps: Mapping[str, Any], background: Any = None, label: str 
     cuts = _cuts(values.any(axis=0), next(iter(maps.values())).affine, n_cuts)
     height = 0.5 + 1.7 * len(maps)
     figure, rows = plt.subplots(len(maps), 1, figsize=(9, height), squeeze=False, layout="none")
-    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.5 / height, bottom=0.02)
+    figure.subplots_adjust(left=0.02, right=0.93, top=1 - 0.5 / height, bottom=0.02)
     scale = ScalarMappable(Normalize(-top, top), "RdBu_r")
     figure.colorbar(scale, ax=rows, fraction=0.03, aspect=35, shrink=min(1, 2 / len(maps)))
     anatomy = {} if background is None else {"bg_img": background}
