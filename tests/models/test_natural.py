@@ -117,6 +117,13 @@ def test_a_grey_photograph_gives_what_it_gives_in_colour() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_grey_values_are_scaled_by_the_means_over_the_originals_colours(torchvision: types.ModuleType) -> None:
+    originals = {ResNet18: torchvision.models.ResNet18_Weights, R3D18: torchvision.models.video.R3D_18_Weights}
+    for encoder, weights in originals.items():
+        theirs = weights.DEFAULT.transforms()
+        assert encoder.scaling == pytest.approx((np.mean(theirs.mean), np.mean(theirs.std)), abs=5e-4)
+
+
 # ---- slices
 
 
@@ -166,6 +173,10 @@ def test_slices_are_put_together_by_mean_attention_or_lstm() -> None:
         share = np.exp(energy) / np.exp(energy).sum(axis=1, keepdims=True)
         np.testing.assert_allclose(attention(volumes), (share * x).sum(axis=1), rtol=1e-4, atol=1e-5)
         assert lstm(volumes).shape == (2, 128)
+        assert {name: round(t.sum().item()) for name, t in lstm.together.named_parameters() if t.dim() == 1} == {
+            "bias_ih_l0": 64, "bias_ih_l0_reverse": 64, "bias_hh_l0": 0, "bias_hh_l0_reverse": 0,
+        }  # fmt: skip  # forget gates begin open
+        assert (lstm.together.bias_ih_l0[64:128] == 1).all()
         upside_down = lstm(volumes.flip(1))
         assert not torch.allclose(upside_down, lstm(volumes), atol=1e-4)  # their order counts
 
