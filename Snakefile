@@ -727,7 +727,11 @@ if PART == "patients":
         params:
             settings=settings.digest(code_hash(), PROFILE),
             explained=f"{RUNS}/finetuning-pretrained-{LARGEST:g}-seed{FIRST_SEED}-fold1-",
-            trained=" ".join(f"{RUNS}/finetuning-{v}-{LARGEST:g}-seed{FIRST_SEED}-fold*" for v in PROFILE.sweep.variants),
+            # of every fold the newest: older ones may have other settings
+            trained=" ".join(
+                f"$(ls -td {RUNS}/finetuning-{v}-{LARGEST:g}-seed{FIRST_SEED}-fold{k}-* | head -1)"
+                for v in PROFILE.sweep.variants for k in range(1, PROFILE.sweep.folds + 1)
+            ),
         threads: workflow.cores or 1
         shell:
             "deeplight sweep {RESOLVED} --jobs {threads} && "

@@ -75,10 +75,10 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
     Raises
     ------
     ValueError
-        If a folder is no finished fine-tuning, or they are of different profiles or targets.
+        If a folder is no finished fine-tuning, they are of different profiles or targets, or two are of one fold.
     """
     trainings = [_read(folder) for folder in folders]
-    first = trainings[0]
+    first, given = trainings[0], dict[tuple[Any, ...], Path]()
     for folder, other in zip(folders, trainings, strict=True):
         if other.config["profile"]["name"] != first.config["profile"]["name"]:
             raise ValueError(
@@ -90,6 +90,13 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
         if other.columns != first.columns:
             told = [", ".join(t.columns) or "states" for t in (other, first)]
             raise ValueError(f"{folder} tells {told[0]}, {folders[0]} {told[1]}; give trainings with the same target")
+        same = (*other.key, other.config["seed"], other.config["fold"])
+        if same in given:
+            raise ValueError(
+                f"{given[same]} and {folder} are both {other.key[0]} on {other.key[1]:.0%}, seed {same[2]}, "
+                f"fold {same[3]}, with other settings or twice; give one of them (`ls -t` lists the newest first)"
+            )
+        given[same] = folder
     own, columns = [t for t in trainings if t.key == first.key], first.columns
     predictions = pd.concat([t.predictions.assign(fold=t.config["fold"]) for t in own], ignore_index=True)
     results = pd.concat([t.results for t in trainings], ignore_index=True)

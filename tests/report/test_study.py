@@ -123,6 +123,13 @@ def test_folds_of_the_decoder_are_put_together(tiny_profile: Profile, tmp_path: 
     assert "in each of 2 folds" in text
 
 
+def test_two_trainings_of_one_fold_are_refused(tiny_profile: Profile, tmp_path: Path) -> None:
+    older = training(tmp_path / "older", tiny_profile, "scratch", 0.9, ["s1"], 1)
+    newer = training(tmp_path / "newer", tiny_profile, "scratch", 0.5, ["s1"], 1)
+    with pytest.raises(ValueError, match=r"older and .*newer are both scratch on 100%, seed 1, fold 1, with other"):
+        study_page([older, newer])
+
+
 def test_maps_of_a_folder_are_shown(tiny_profile: Profile, tmp_path: Path) -> None:
     data, affine = np.zeros((19, 23, 19), np.float32), np.diag([-9.0, 9, 9, 1])
     affine[:3, 3] = [81, -117, -63]
