@@ -155,6 +155,23 @@ def test_steps_need_both_decoders() -> None:
     assert findings.steps_note(HALVES, table[:0]) == ""
 
 
+def test_trainings_that_learnt_nothing_are_told() -> None:
+    """Four states; three folds on five subjects, of which two end at chance in training, whatever they began with."""
+    rows = [
+        {"training": f"{variant}{fold}", "variant": variant, "n_subjects": 5, "split": split, "subject": subject,
+         "step": step, "score": score if (step, split) == (20, "train") else 0.9 if step == 10 else 0.1}
+        for variant, ends in {"pretrained": (0.8, 0.5, 0.31), "scratch": (0.29, 0.26, 0.7)}.items()
+        for fold, score in enumerate(ends) for split in ("train", "validation") for subject in ("a", "b")
+        for step in (10, 20)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    note = findings.not_learnt_note(HALVES, table)
+    assert note.startswith("**Not learnt:** 2 of 3 trainings from scratch on 5 subjects ended with less than 30% right")
+    assert "pre-trained" not in note
+    assert findings.not_learnt_note(HALVES, table[table["variant"] == "pretrained"]) == ""
+    assert findings.not_learnt_note(HALVES, table[:0]) == ""
+
+
 def test_the_largest_difference_is_named() -> None:
     note = findings.difference_note(findings.planned_tests(HALVES, results(SWEEP)))
     assert "largest at 10% of the training data (+30.0%). Pre-training changes" in note

@@ -33,6 +33,7 @@ __all__ = [
     "make_command",
     "means_table",
     "missing_note",
+    "not_learnt_note",
     "planned_tests",
     "saved_note",
     "steps_note",
@@ -43,6 +44,7 @@ __all__ = [
 
 _DATA = {"haxby": "haxby2001-vt", "haxby-slice": "haxby2001-slice", "paper": "hcp"}
 _NAMED = 10  # missing trainings that a page names
+_LEARNT = 0.05  # above chance on its own training data, a decoder has learnt something
 _DEEP = {"pretrained": "the pre-trained decoder", "scratch": "the one from scratch"}
 
 
@@ -170,6 +172,32 @@ def linear_note(tests: pd.DataFrame, details: bool = True) -> str:
         said.append(f"Against {VARIANTS[str(baseline)].title} on the same volumes, {', '.join(each)}.")
     where = ["The page *Linear baselines* has the details."] if said and details else []
     return " ".join([*said, *where])
+
+
+def not_learnt_note(profile: Profile, curves: pd.DataFrame) -> str:
+    """Which decoders ended at chance on their own training data, so that little can be said of them; "" if none did.
+
+    Parameters
+    ----------
+    curves : of `collect.sweep_curves`
+    """
+    own, bound = ["variant", "n_subjects"], 1 / len(profile.data.states("target")) + _LEARNT
+    ends = curves["step"] == curves.groupby("training")["step"].transform("max")
+    trained = curves[ends & (curves["split"] == "train")]
+    last = trained.groupby([*own, "training"], sort=False, as_index=False)["score"].mean()
+    said = [
+        f"{(of['score'] < bound).sum()} of {counted(len(of), 'training')} {short_title(str(variant))} on "
+        f"{counted(of['n_subjects'].iloc[0], profile.data.split_unit)}"
+        for (variant, _), of in last.groupby(own, sort=False)
+        if (of["score"] < bound).any()
+    ]
+    if not said:
+        return ""
+    return (
+        f"**Not learnt:** {'; '.join(said)} ended with less than {bound:.0%} right on the data that they were trained "
+        "on. These trainings stopped before they had learnt anything, at a learning rate or number of steps that does "
+        "not suit them; a comparison with them says little."
+    )
 
 
 def steps_note(profile: Profile, metrics: pd.DataFrame) -> str:
