@@ -141,7 +141,8 @@ def test_a_manifest_of_images_has_what_is_decoded(project):
 def test_a_study_of_patients_goes_from_its_folder_to_a_page(project):
     """The checkpoint of profile demo is made if it is not there."""
     said = snakemake(project, "--dry-run", "--printshellcmds", "--cores", "2", "--config", "profile=patients")
-    trained = "runs/patients/finetuning-pretrained-1-seed1-fold* runs/patients/finetuning-scratch-1-seed1-fold*"
+    newest = "$(ls -td runs/patients/finetuning-pretrained-1-seed1-fold{}-* | head -1)"
+    trained = f"{newest.format(1)} {newest.format(2)}"
     commands = [
         "deeplight cohort", "deeplight manifest --bids runs/patients/data --derivatives derivatives/fmriprep",
         "deeplight pretrain demo", "-o runs/decoder", "deeplight sweep", "deeplight explain",
