@@ -195,8 +195,8 @@ def not_learnt_note(profile: Profile, curves: pd.DataFrame) -> str:
         return ""
     return (
         f"**Not learnt:** {'; '.join(said)} ended with less than {bound:.0%} right on the data that they were trained "
-        "on. These trainings stopped before they had learnt anything, at a learning rate or number of steps that does "
-        "not suit them; a comparison with them says little."
+        "on. They had learnt nothing when they stopped, be it for their learning rate, their number of steps or their "
+        "data; a comparison with them says little."
     )
 
 
