@@ -1,7 +1,6 @@
 """What many trainings found: the finished ones of a sweep or control, and their tables."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ __all__ = [
     "finished_trainings",
     "fold_values",
     "reported_rows",
-    "stage_files",
     "sweep_curves",
     "sweep_predictions",
     "sweep_pretraining_curves",
@@ -125,16 +123,6 @@ def sweep_predictions(profile: Profile, fraction: float) -> pd.DataFrame:
     finished = finished_trainings(profile, cells)
     tables = [training.predictions().assign(variant=cell.variant) for cell, training in finished.items()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variant"])
-
-
-def stage_files(profile: Profile) -> dict[str, Path]:
-    """What a study has been through → the file that it wrote last, from the manifest to the report (`times_note`)."""
-    finished = finished_trainings(profile, planned(profile, "sweep")).values()
-    last = max((t.folder / "scores.csv" for t in finished), key=lambda path: path.stat().st_mtime, default=Path("none"))
-    return {
-        "manifest": profile.manifest_path, "preparing": profile.store / "index.parquet", "training": last,
-        "explaining and report": profile.folder / "report.html",
-    }  # fmt: skip
 
 
 def reported_rows(profile: Profile, which: Which) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SUBJECTS, Dataset, use_threads
 
-from deeplight_core import collect, experiment, groups
+from deeplight_core import experiment, groups
 from deeplight_core.analysis.attribution import METHODS
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import write_manifest
@@ -110,10 +110,6 @@ def test_the_report_tells_the_groups_apart(study: Profile) -> None:
     for said in ("Patient or control?", "of 6", "The interval is the message", "relevance to the right answers"):
         assert said in shown
     assert groups.report_parts(Path("nowhere")) == []
-
-
-def test_files_of_all_stages_are_named(study: Profile) -> None:
-    assert [path.is_file() for path in collect.stage_files(study).values()] == [True, True, True, False]
 
 
 def test_wrong_groups_are_told(study: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

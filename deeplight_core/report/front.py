@@ -82,10 +82,11 @@ def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, s
 
 def sweep_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, str]:
     """Of one way to pre-train: a line per decoder of the sweep, and the headline."""
-    results = statistics.out_of_fold(statistics.only(results))
+    volumes = statistics.only(results)
+    results, folds = statistics.out_of_fold(volumes), findings.fold_tests(profile, volumes)
     tests, linear = findings.planned_tests(profile, results), findings.linear_tests(profile, results)
     figure = _figure(profile, statistics.mean_intervals(results))
-    return figure, f"{findings.headline(profile, tests)} {findings.linear_note(linear, details=False)}"
+    return figure, f"{findings.headline(profile, tests, folds)} {findings.linear_note(linear, details=False)}"
 
 
 def _figure(profile: Profile, means: pd.DataFrame) -> Figure:

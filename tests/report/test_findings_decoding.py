@@ -69,6 +69,29 @@ def test_what_folds_say_is_the_tables() -> None:
     assert "- 3 subjects (100%): +10.0% [-2.0%, +22.0%], no variance, no test\n" in note
 
 
+def test_folds_judge_where_there_are_folds() -> None:
+    """Differences that subjects make clear and folds do not are not called significant."""
+    profile = HALVES.overridden({"sweep": {"folds": 3}})
+    shifts, people = {1: 0.3, 2: 0.0, 3: -0.05}, results(SWEEP)
+    folded = pd.concat([
+        people.assign(fold=fold, subject=people["subject"] + f"-{fold}", n=9, seconds=1.0, seen_volumes=9,
+                      score=people["score"].where(people["variant"] != "pretrained", 0.4 + shift))
+        for fold, shift in shifts.items()
+    ])  # fmt: skip
+    folds = findings.fold_tests(profile, folded)
+    expected = statistics.compare_folds(folded, n_tests=2)
+    pd.testing.assert_frame_equal(folds.drop(columns="significant"), expected)
+    assert folds["significant"].tolist() == (expected["p_bonferroni"] < 0.05).tolist() == [False, False]
+    tests = findings.planned_tests(profile, statistics.out_of_fold(folded))
+    assert tests["significant"].any()
+    said = findings.headline(profile, tests, folds)
+    assert "significantly at 0 of 2 fractions" in said
+    assert f"95% interval {expected['low'].iloc[0]:+.1%} to {expected['high'].iloc[0]:+.1%}" in said
+    assert findings.fold_tests(HALVES, people) is None
+    assert findings.fold_tests(profile, folded[:0]) is None
+    assert findings.fold_tests(profile, folded[folded["variant"] != "scratch"]) is None
+
+
 def test_tests_are_corrected_for_what_is_planned() -> None:
     half = results({cell: level for cell, level in SWEEP.items() if cell[1] == 0.1})
     tests = findings.planned_tests(HALVES, half)

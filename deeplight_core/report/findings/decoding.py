@@ -27,6 +27,7 @@ __all__ = [
     "difference_note",
     "effects_table",
     "fold_note",
+    "fold_tests",
     "headline",
     "linear_note",
     "linear_tests",
@@ -75,7 +76,7 @@ def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
 
     Parameters
     ----------
-    comparison : of `statistics.compare_folds`
+    comparison : of `fold_tests`
     """
     unit = profile.data.split_unit
     said = [
@@ -107,12 +108,29 @@ def planned_tests(profile: Profile, results: pd.DataFrame) -> pd.DataFrame:
     return statistics.compare(results, n_tests=len(profile.sweep.fractions))
 
 
-def headline(profile: Profile, tests: pd.DataFrame) -> str:
+def fold_tests(profile: Profile, volumes: pd.DataFrame) -> pd.DataFrame | None:
+    """Pre-trained against from scratch over folds (`statistics.compare_folds`), corrected as `planned_tests`.
+
+    None where the sweep is not cross-validated, or no fold has both decoders.
+    """
+    if not profile.sweep.folds or volumes.empty:
+        return None
+    shared = statistics.shared_folds(volumes)
+    shared = shared[shared["variant"].isin(_DEEP)]
+    both = shared.groupby(["fraction", "seed"])["variant"].transform("nunique") == len(_DEEP)
+    if not both.any():
+        return None
+    tests = statistics.compare_folds(shared[both], n_tests=len(profile.sweep.fractions))
+    return tests.assign(significant=tests["p_bonferroni"] < 0.05)
+
+
+def headline(profile: Profile, tests: pd.DataFrame, folds: pd.DataFrame | None = None) -> str:
     """The result in a few sentences: both ends of the sweep, and at how many fractions the difference is significant.
 
     Parameters
     ----------
     tests : of `planned_tests`
+    folds : of `fold_tests`, which judges where there are folds
     """
     if tests.empty and "pretrained" not in profile.sweep.variants:
         return (
@@ -121,14 +139,15 @@ def headline(profile: Profile, tests: pd.DataFrame) -> str:
         )
     if tests.empty:
         return f"{profile.provenance} Pre-trained and from scratch cannot be compared yet: no fraction has both."
-    small, large = tests.iloc[0], tests.iloc[-1]
-    within = f", 95% interval {small['low']:+.1%} to {small['high']:+.1%}"
+    judged = tests if folds is None else folds
+    small, large, of = tests.iloc[0], tests.iloc[-1], judged.iloc[0]
+    within = f", 95% interval {of['low']:+.1%} to {of['high']:+.1%}"
     return (
         f"{profile.provenance} Trained on {counted(small['n_subjects'], profile.data.split_unit)}, the pre-trained "
         f"decoder is right for **{small['mean_a']:.1%}** of the held-out volumes, the one from scratch for "
-        f"**{small['mean_b']:.1%}** (difference {small['difference']:+.1%}{'' if np.isnan(small['low']) else within}); "
+        f"**{small['mean_b']:.1%}** (difference {of['difference']:+.1%}{'' if np.isnan(of['low']) else within}); "
         f"on {large['n_subjects']:.0f}: {large['mean_a']:.1%} and {large['mean_b']:.1%}. "
-        f"{_verdict(tests)} Chance is {1 / len(profile.data.states('target')):.0%}."
+        f"{_verdict(judged)} Chance is {1 / len(profile.data.states('target')):.0%}."
     )
 
 

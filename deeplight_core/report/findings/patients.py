@@ -1,8 +1,6 @@
 """Sentences and tables of the page *Your twelve patients*: a small clinical study."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,7 +110,7 @@ def groups_rows(found: Mapping[str, Separation], second: np.ndarray) -> pd.DataF
 
 def groups_table(found: Mapping[str, Separation], second: np.ndarray) -> Styler:
     """The rows of `groups_rows` as a page shows them."""
-    return table({str(name): values.to_list() for name, values in groups_rows(found, second).items()})
+    return table({str(name): values.to_list() for name, values in groups_rows(found, second).items()}, wrapped=True)
 
 
 def groups_note(found: Mapping[str, Separation], second: np.ndarray) -> str:
@@ -123,7 +121,7 @@ def groups_note(found: Mapping[str, Separation], second: np.ndarray) -> str:
     best = max(found.values(), key=lambda one: one.accuracy)
     differ = [way for way in found if way != "voxels" and which_is_better(found[way], found["voxels"], second) < 0.05]
     network = (
-        f"Of the network's views, {listed([_WAYS[way] for way in differ])} differ from the linear model of voxels."
+        f"The network's views that differ from the linear model of voxels: {listed([_WAYS[way] for way in differ])}."
         if differ
         else "No view of the network differs from the linear model of voxels by more than chance."
     )
@@ -148,24 +146,11 @@ def change_note(scores: pd.DataFrame) -> str:
     return f"Where the groups differ most, against where it was planted (chance is an AUC of 0.5): {'; '.join(told)}."
 
 
-def times_note(results: pd.DataFrame, stages: Mapping[str, Path]) -> str:
-    """How long trainings took by their own records, and all stages by the times at which their files were written.
-
-    Parameters
-    ----------
-    results : of the trainings
-    stages : what was done → the file that it wrote last, in order; the first is where the clock starts
-    """
+def times_note(results: pd.DataFrame) -> str:
+    """How long trainings took by their own records."""
     each = results.drop_duplicates(["variant", "fraction", "seed", "fold"])
-    said = [f"By their records, {len(each)} trainings took {_minutes(each['seconds'].sum())} of one core each."]
-    there = {what: path.stat().st_mtime for what, path in stages.items() if path.is_file()}
-    if len(there) == len(stages) and list(there.values()) == sorted(there.values()):
-        moments = list(there.items())
-        spans = [f"{what} {_minutes(b - a)}" for (_, a), (what, b) in pairwise(moments)]
-        total = _minutes(moments[-1][1] - moments[0][1])
-        said.append(f"By the times of the files, from the manifest on: {', '.join(spans)}; together {total}.")
-    return " ".join(said)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
+    minutes = each["seconds"].sum() / 60
+    return (
+        f"By their records, {len(each)} trainings took {minutes:.1f} min of one core. `make help` says how long "
+        "everything took together, pauses between interrupted attempts left out."
+    )
