@@ -89,7 +89,7 @@ def test_a_profile_that_uses_other_rates_is_told_so(rates: pd.DataFrame) -> None
     assert "DeepLight, pre-trained: 0.001; DeepLight, from scratch: 0.003. The profile uses these." in said
     assert said.endswith("At the edge of the grid: DeepLight, from scratch.")
     other = findings.rates_note(Profile(finetuning=FinetuningSettings(learning_rate=0.001)), rates)
-    assert "**The profile uses others** for DeepLight, from scratch (0.001)." in other
+    assert "**The profile uses others** for DeepLight, from scratch (0.001, whose score is 0.100 lower)." in other
     assert findings.rates_note(tuned, rates[:0]) == "No learning rates have been tried yet."
 
 

@@ -112,17 +112,24 @@ def rates_note(profile: Profile, results: pd.DataFrame) -> str:
     """Which learning rate suits which variant, and whether the profile uses it."""
     if results.empty:
         return "No learning rates have been tried yet."
-    best = best_rates(results)
+    best, means = best_rates(results), _by_rate(results)
     used = {variant: profile.finetuning.of(variant).learning_rate for variant in best}
     named = "; ".join(f"{VARIANTS[variant].title}: {rate:g}" for variant, rate in best.items())
-    other = [variant for variant in best if used[variant] != best[variant]]
-    said = "The profile uses these." if not other else "**The profile uses others** for " + ", ".join(
-        f"{VARIANTS[variant].title} ({used[variant]:g})" for variant in other
-    ) + "."  # fmt: skip
-    tried = _by_rate(results).columns.astype(float)
+    other = [
+        f"{VARIANTS[variant].title} ({used[variant]:g}{_lower(means.loc[variant], used[variant])})"
+        for variant in best
+        if used[variant] != best[variant]
+    ]
+    said = f"**The profile uses others** for {', '.join(other)}." if other else "The profile uses these."
+    tried = means.columns.astype(float)
     at_edge = [v for v, rate in best.items() if rate in (tried.min(), tried.max())]
     edge = f" At the edge of the grid: {', '.join(VARIANTS[v].title for v in at_edge)}." if at_edge else ""
     return f"Best learning rates: {named}. {said}{edge}"
+
+
+def _lower(means: pd.Series, rate: float) -> str:
+    """How far a learning rate's mean score is from the best one's; empty where it has not been tried."""
+    return f", whose score is {means.max() - means[rate]:.3f} lower" if rate in means.index else ""
 
 
 def transfer_gain(results: pd.DataFrame) -> pd.DataFrame:
