@@ -116,7 +116,7 @@ def rates_note(profile: Profile, results: pd.DataFrame) -> str:
     used = {variant: profile.finetuning.of(variant).learning_rate for variant in best}
     named = "; ".join(f"{VARIANTS[variant].title}: {rate:g}" for variant, rate in best.items())
     other = [
-        f"{VARIANTS[variant].title} ({used[variant]:g}{_lower(means.loc[variant], used[variant])})"
+        f"{VARIANTS[variant].title} ({used[variant]:g}{_lower(means.T[variant], used[variant])})"
         for variant in best
         if used[variant] != best[variant]
     ]
