@@ -8,8 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A lock that ends with the process that holds it; Snakemake's own outlives a killed run.
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 .snakemake.lock)
-# One process more than cores: many tests wait, for files, for what times out, for processes of their own.
-PYTEST := pytest --numprocesses $(shell expr $(CORES) + 1) --maxprocesses 4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -51,13 +49,13 @@ everything: ## all of the above but images-full, one after the other, and the wh
 		"controls PROFILE=images" patients comparison "controls PROFILE=comparison" comparison-as-published reproduce; do $(MAKE) --no-print-directory $$job || exit; done
 
 test: lint ## lint, unit tests, integration tests on profile smoke
-	$(PYTEST) -m "not long"
+	pytest --numprocesses $(CORES) --maxprocesses 4 -m "not long"
 
 test-all: lint ## all tests, those that take minutes, too
-	$(PYTEST)
+	pytest --numprocesses $(CORES) --maxprocesses 4
 
 test-unit: $(VENV)/ready ## unit tests only
-	$(PYTEST) --ignore tests/integration
+	pytest --numprocesses $(CORES) --maxprocesses 4 --ignore tests/integration
 
 lint: $(VENV)/ready ## ruff, mypy, import contract, notebooks without outputs
 	ruff check .

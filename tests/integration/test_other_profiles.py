@@ -52,6 +52,7 @@ def test_the_same_workflow_reads_real_data(profile, dataset, variants, project, 
     assert "tests count runs" in text
 
 
+@pytest.mark.long
 def test_autoencoders_and_transfer_have_their_pages(project, warm):
     profile = yaml.safe_load((project / "profiles/autoencoder.yaml").read_text(encoding="utf-8"))
     few = {"shape": [24, 27, 25], "people": {"AD": 5, "CN": 5}, "scans": {"T1w": {"AD": 6, "CN": 5}}}
