@@ -63,8 +63,8 @@ for part in ("contrast", "images", "comparison"):
         sys.exit(f"snakemake: profile {NAME} makes no page of {part}; `make {part}` takes one with `part: {part}`, such as {part}")
 PARTS = {"built-in": "demo", "real": "haxby", "structural": "autoencoder", "contrast": "contrast", "images": "images", "comparison": "comparison", "patients": "patients"}
 PARTS[PART] = PROFILE.name
-if PART == "patients" and (PROFILE.controls.groups is None or PROFILE.checkpoint is None):
-    sys.exit(f"snakemake: the page of profile {NAME}, a small study, needs controls.groups and a checkpoint to start from")
+if PART == "patients" and not (PROFILE.controls.groups and PROFILE.checkpoint and PROFILE.sweep.folds):
+    sys.exit(f"snakemake: the page of profile {NAME}, a small study, needs controls.groups, sweep.folds and a checkpoint to start from")
 RUNS = f"runs/{PROFILE.name}"
 BOOKS = f"{RUNS}/notebooks"
 INDEX = os.path.relpath(PROFILE.store / "index.parquet")

@@ -82,6 +82,8 @@ def test_folds_judge_where_there_are_folds() -> None:
     expected = statistics.compare_folds(folded, n_tests=2)
     pd.testing.assert_frame_equal(folds.drop(columns="significant"), expected)
     assert folds["significant"].tolist() == (expected["p_bonferroni"] < 0.05).tolist() == [False, False]
+    half = findings.fold_tests(profile, folded[folded["fraction"] == 0.1])
+    assert half["p_bonferroni"].tolist() == pytest.approx([min(1, 2 * half["p"].iloc[0])])
     tests = findings.planned_tests(profile, statistics.out_of_fold(folded))
     assert tests["significant"].any()
     said = findings.headline(profile, tests, folds)
