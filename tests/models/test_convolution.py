@@ -38,10 +38,12 @@ def test_small_maps_are_right_in_bfloat16(kind: type, shape: tuple[int, ...], st
         assert (found.float() - right).norm() < 0.02 * right.norm()
 
 
-def test_only_maps_that_a_kernel_covers_leave_bfloat16() -> None:
+def test_depthwise_convolutions_and_maps_that_a_kernel_covers_leave_bfloat16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert Conv2d(1, 1, 3, padding=1)(torch.ones(1, 1, 4, 3)).dtype == torch.float32
         assert Conv2d(1, 1, 3, padding=1)(torch.ones(1, 1, 4, 4)).dtype == torch.bfloat16
+        assert Conv2d(4, 4, 3, padding=1, groups=2)(torch.ones(1, 4, 9, 9)).dtype == torch.bfloat16
+        assert Conv2d(4, 4, 3, padding=1, groups=4)(torch.ones(1, 4, 9, 9)).dtype == torch.float32
         assert Conv3d(1, 1, 1)(torch.ones(1, 1, 1, 1, 1)).dtype == torch.bfloat16
         assert ConvTranspose3d(1, 1, 2)(torch.ones(1, 1, 2, 9, 9)).dtype == torch.float32
         halves = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
