@@ -467,9 +467,6 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     volumes = Volumes(store, train), Volumes(store, reported)
     if learner in ANY_TARGET:
         x, x_new = (features_of(training, store, learner, of) for of in volumes)
-        if learner == "probe":  # an encoder's features differ in size by orders of magnitude
-            sd = x.std(axis=0)
-            x, x_new = (np.divide(of, sd, out=np.zeros_like(of), where=sd > 1e-6) for of in (x, x_new))
         of_units = train.table["unit"].to_numpy()
         if described := data.phenotypes("target"):
             answers = _answers_of_columns(x, x_new, train.targets, of_units, described)

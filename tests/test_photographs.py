@@ -1,5 +1,6 @@
 """Decoders that start from published weights: through a whole training, on runs of fMRI."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,29 @@ def test_kept_features_are_those_of_the_encoder(profile: Profile) -> None:
     expected = cache.features(model.encoder, data)
     for _ in range(2):  # computed, and read
         np.testing.assert_allclose(frozen_features(model.encoder, data), expected, rtol=1e-5, atol=1e-6)
+    some = replace(data.examples, seen=np.arange(data.store.info["n_voxels"]) % 2 > 0)
+    half = Volumes(data.store, some)
+    expected = cache.features(model.encoder, half)
+    np.testing.assert_allclose(frozen_features(model.encoder, half), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_feature_that_hardly_anyone_has_decides_nothing(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divided by its own standard deviation, one such feature answered 900 years of age."""
+    experiment.pretrain(profile, 1, "images_resnet18")
+    plain = experiment.finetune(profile, "resnet18-frozen", 1.0, 1).predictions()
+    compute = experiment.frozen_features
+
+    def with_a_rare_one(encoder: Any, data: Volumes) -> np.ndarray:
+        found = compute(encoder, data)
+        rare = np.zeros((len(found), 1), np.float32)
+        rare[:9] = 2e-4 if len(found) == len(plain) else 2e-5  # the held-out volumes have much of it
+        return np.concatenate([found, rare], axis=1)
+
+    monkeypatch.setattr(experiment, "frozen_features", with_a_rare_one)
+    (experiment.finetuning(profile, "resnet18-frozen", 1.0, 1).folder / "scores.csv").unlink()
+    answers = experiment.finetune(profile, "resnet18-frozen", 1.0, 1).predictions()
+    shares = ["SOCIAL: interaction", "SOCIAL: no interaction"]
+    np.testing.assert_allclose(answers[shares], plain[shares], atol=0.05)
 
 
 def test_a_page_can_show_what_the_network_sees(people: Profile) -> None:

@@ -100,6 +100,10 @@ def test_glorot_normal_and_no_bias(head: type[Classes] | type[Numbers]) -> None:
     made.initialise()
     assert made.weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
     assert (made.bias == 0).all()
+    made = head(Same(300), [["t", "0"]], EXACT.model_copy(update={"hidden": 200}))
+    made.initialise()
+    assert made.hidden.weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.02)  # He's
+    assert (made.hidden.bias == 0).all()
 
 
 def test_places_are_pooled_and_a_hidden_layer_stands_before_the_output() -> None:
