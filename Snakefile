@@ -556,7 +556,7 @@ rule control_page:
     params:
         notebook=lambda w: f"controls_{w.name}",
         parameters="",
-        settings=lambda w: settings.digest([list(cell) for cell in planned(PROFILE, w.name)]),
+        settings=lambda w: settings.digest(PROFILE.finetuning, [list(cell) for cell in planned(PROFILE, w.name)]),
     shell:
         PAPERMILL
 

@@ -320,10 +320,11 @@ def seeds_note(profile: Profile, results: pd.DataFrame, model: pd.DataFrame) -> 
             f"The interval over both is {wider.min():.1f} to {wider.max():.1f} times as wide as that of seed "
             f"{results['seed'].min()} alone."
         )
-    said.append(
-        f"The SD from training to training is {model['sd_seed'].min():.1%} to {model['sd_seed'].max():.1%}, that of "
-        f"{unit}s {model['sd_subject'].min():.1%} to {model['sd_subject'].max():.1%}."
+    of_trainings, of_units = (
+        " to ".join(dict.fromkeys(f"{sd:.1%}" for sd in (model[name].min(), model[name].max())))
+        for name in ("sd_seed", "sd_subject")
     )
+    said.append(f"The SD from training to training is {of_trainings}, that of {unit}s {of_units}.")
     return " ".join(said)
 
 
