@@ -44,6 +44,8 @@ def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     assert "`make controls PROFILE=tiny`" in note
     assert "`scratch-0.1-seed2`" in note
     assert "`make reproduce PROFILE=tiny`" in findings.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
+    of_images = PROFILE.model_copy(update={"part": "images"})
+    assert "`make images PROFILE=tiny`" in findings.missing_note(of_images, "sweep", ["linear-1-seed1"])
     many = findings.missing_note(PROFILE, "seeds", [f"run{i}" for i in range(12)])
     assert "`run9` and 2 more." in many
     assert "`run10`" not in many

@@ -60,7 +60,8 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     n = len(planned(profile, name))
     if not missing:
         return f"All {n} trainings of this page have been run." if n else "This profile has no trainings for this page."
-    targets = {"sweep": "reproduce", "gain": "gain", "published": "comparison-as-published"}
+    own = profile.part if profile.part in ("contrast", "images", "comparison", "patients") else "reproduce"
+    targets = {"sweep": own, "gain": "gain", "published": "comparison-as-published"}
     command = make_command(targets.get(name, "controls"), profile.name)
     named = ", ".join(f"`{m}`" for m in missing[:_NAMED])
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
