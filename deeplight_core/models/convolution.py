@@ -6,16 +6,11 @@ instructions. They are off by any amount, or not finite. Such maps are little wo
 
 So do depthwise convolutions, which filter each channel on its own: at stride 2, oneDNN takes 10 to 20 times as long for
 their gradients in bfloat16 as in float32, which made a step of EfficientNet-Lite0 twice as long.
-
-In 2D, maps that give no more places than the kernel has are unfolded into patches, which one matrix product filters: on
-the last maps of ResNet-18, of 2 × 2 pixels, that is three times as fast, and right in bfloat16.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Conv2d", "Conv3d", "ConvTranspose2d", "ConvTranspose3d", "convolved"]
@@ -41,19 +36,7 @@ class _Exact(nn.modules.conv._ConvNd):
 
 
 class Conv2d(_Exact, nn.Conv2d):  # type: ignore[misc]  # its `forward` has fewer names
-    """`torch.nn.Conv2d`, right in bfloat16, and fast on small maps, which are a batch; padding is numbers."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H', W')."""
-        given = zip(maps.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        places = [(n + 2 * int(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in given]
-        few = 0 < math.prod(places) <= math.prod(self.kernel_size) > 1
-        if not (few and self.groups == 1 and maps.device.type == "cpu"):
-            found: Tensor = super().forward(maps)
-            return found
-        patches = F.unfold(maps, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
-        found = self.weight.flatten(1) @ patches
-        return (found if self.bias is None else found + self.bias[:, None].to(found.dtype)).unflatten(2, places)
+    """`torch.nn.Conv2d`, right in bfloat16."""
 
 
 class Conv3d(_Exact, nn.Conv3d):  # type: ignore[misc]  # its `forward` has fewer names
