@@ -198,13 +198,6 @@ def test_controls_run_and_their_pages_follow(project, warm):
     assert set(transfer["task"]) == {"WM", "MOTOR"}
     again = run(workflow("smoke", reference="no"), project)  # without asking for controls: what is there stays
     assert "Nothing to be done" in again.stdout
-    profile = project / "profiles/smoke.yaml"
-    own = profile.read_text(encoding="utf-8")
-    other = own.replace("finetuning:\n", "finetuning:\n  learning_rates: {scratch: 2.0e-3}\n")
-    profile.write_text(other, encoding="utf-8")
-    planned = run([*workflow("smoke", reference="no"), "--dry-run"], project)
-    profile.write_text(own, encoding="utf-8")  # the page of rates says which the profile has
-    assert "controls_rates.ipynb" in planned.stdout
 
 
 @pytest.mark.parametrize(
