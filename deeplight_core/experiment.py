@@ -467,9 +467,11 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     volumes = Volumes(store, train), Volumes(store, reported)
     if learner in ANY_TARGET:
         x, x_new = (features_of(training, store, learner, of) for of in volumes)
-        if learner == "probe":  # no feature is divided by less than a tenth of their typical standard deviation
+        if learner == "probe":
+            # By its own deviation, or the features' typical one: divided by its own, a rare feature would decide.
             sd = x.std(axis=0)
-            x, x_new = (of / np.maximum(sd, max(0.1 * np.sqrt((sd**2).mean()), 1e-12)) for of in (x, x_new))
+            sd = np.maximum(sd, max(np.sqrt((sd**2).mean()), 1e-12))
+            x, x_new = x / sd, x_new / sd
         of_units = train.table["unit"].to_numpy()
         if described := data.phenotypes("target"):
             answers = _answers_of_columns(x, x_new, train.targets, of_units, described)

@@ -324,6 +324,19 @@ def test_controls_that_change_the_data_have_stores_of_their_own(project):
     assert any("people-rate" in output for output in without)
 
 
+def test_the_page_of_rates_follows_those_of_the_profile(project):
+    page = "runs/smoke/notebooks/controls_rates.ipynb"
+    prepared(project)
+    snakemake(project, "--cores", "2", page, "--config", "profile=smoke", TOGETHER="1")
+    assert page not in plan(project, page)[1]
+    profile = project / "profiles/smoke.yaml"
+    own = profile.read_text(encoding="utf-8")
+    profile.write_text(
+        own.replace("finetuning:\n", "finetuning:\n  learning_rates: {scratch: 2.0e-3}\n"), encoding="utf-8"
+    )
+    assert page in plan(project, page)[1]
+
+
 def test_decoders_as_published_are_trained_if_asked_for(project):
     """Beside the comparison, from the profile's own pre-trainings; other conditions have theirs, and their own data."""
     asked = {
