@@ -90,6 +90,11 @@ def _channels_last(module: nn.Module) -> None:
             weight.data = weight.data.contiguous(memory_format=order)
 
 
+def _one_channel(images: Tensor) -> Tensor:
+    """(N, …) → (N, 1, …), for torch in that order, which `contiguous` does not bring about with one channel."""
+    return images[..., None].movedim(-1, 1)
+
+
 # ---- networks
 
 
@@ -320,10 +325,9 @@ class Natural(Encoder):
 
     def _resized(self, volumes: Tensor) -> Tensor:
         """(B, Z, Y, X) → (B, 1, Z', Y', X'), scaled."""
-        volumes = volumes[:, None]
         if self.settings.size is not None:
-            volumes = F.interpolate(volumes, self._new_size(volumes.shape[2:]), mode="trilinear")
-        return self._scaled(volumes).contiguous(memory_format=torch.channels_last_3d)
+            volumes = F.interpolate(volumes[:, None], self._new_size(volumes.shape[1:]), mode="trilinear")[:, 0]
+        return _one_channel(self._scaled(volumes))
 
 
 class _OfSlices(Natural):
@@ -359,8 +363,7 @@ class _OfSlices(Natural):
             return self.network(self._resized(volumes)).float()
         images = self.images(volumes)
         b, s = images.shape[:2]
-        images = images.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
-        features = self.network(images).view(b, s, -1)
+        features = self.network(_one_channel(images.flatten(0, 1))).view(b, s, -1)
         with torch.autocast(volumes.device.type, enabled=False):
             if isinstance(self.together, nn.Identity):
                 return features.float().mean(dim=1)

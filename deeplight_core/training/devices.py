@@ -21,6 +21,7 @@ from lightning_fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from deeplight_core.routes import TrainingSettings
 
@@ -72,8 +73,8 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic matrix products
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision on stderr
-    launcher = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
-    launcher.setLevel(logging.INFO)  # it says which process was lost before it ends the others
+    log = logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script")
+    log.setLevel(logging.INFO)  # it says which process was lost before it ends the others
     scheduled = any(group.rate > 0 and (group.from_epoch > 1 or group.until_epoch) for group in settings.groups)
     fabric = Fabric(
         accelerator="cuda" if gpu else "cpu",
@@ -87,6 +88,9 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
         _stop_with_parent()
     try:
         fabric.launch()
+        launcher = fabric.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher) and not gpu:
+            launcher.procs.clear()  # gloo tells each process; the launcher would kill this one, maybe before it is told
         torch.set_num_threads(settings.threads)  # Fabric sets its own number
         exact = settings.deterministic if settings.deterministic is not None else not gpu
         torch.use_deterministic_algorithms(exact)

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,38 @@ def test_small_maps_are_right_in_bfloat16(kind: type, shape: tuple[int, ...], st
     for found, right, expected in zip(low, exact, own, strict=True):
         assert torch.equal(right, expected)  # without autocast it is torch's own
         assert (found.float() - right).norm() < 0.02 * right.norm()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "shape"),
+    [
+        (3, 2, 1, 1, (4, 5)),
+        ((3, 2), (1, 2), (1, 0), 1, (2, 3)),
+        (3, 1, 2, 2, (2, 3)),
+        (5, 2, 2, 1, (9, 10)),
+        (3, 1, 0, 1, (3, 3)),
+        (2, (1, 2), 1, (2, 1), (3, 4)),
+    ],
+)
+def test_small_maps_of_many_channels_are_convolved_as_in_float64(
+    kernel: Any, stride: Any, padding: Any, dilation: Any, shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer: Any = Conv2d(64, 5, kernel, stride, padding, dilation)
+    maps = torch.randn(2, 64, *shape, requires_grad=True)
+    inputs = (maps, layer.weight, layer.bias)
+    exact = [one.double() for one in inputs]
+    expected = F.conv2d(exact[0], exact[1], exact[2], stride, padding, dilation)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(maps)
+    found, given = layer(maps), torch.randn_like(expected)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert low.dtype == torch.bfloat16  # which a convolution of maps that the kernel covers would leave
+    wanted = torch.autograd.grad(expected, inputs, given)
+    gradients, coarse = (torch.autograd.grad(result, inputs, given.to(result.dtype)) for result in (found, low))
+    for one, other, right in zip(gradients, coarse, wanted, strict=True):
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-5)
+        assert (other - right).norm() < 0.02 * right.norm()
 
 
 def test_depthwise_convolutions_and_maps_that_a_kernel_covers_leave_bfloat16() -> None:
