@@ -84,7 +84,7 @@ def test_controls_tell_features_from_conditioning() -> None:
     assert table["sex"].str.slice(0, 4).tolist() == ["0.90", "0.60", "0.65", "0.80"]
     said = findings.conditioning_note(own)
     assert "lead by +0.30, summed over the phenotypes" in said
-    assert "+0.05 remains with weights shuffled within layers" in said
+    assert "With weights shuffled within layers it is +0.05" in said
     assert "**Most of the lead is features, not conditioning.**" in said
     close = own.assign(value=own["value"].where(own["variant"] != "images-shuffled-frozen", own["value"] + 0.2))
     assert "**The lead cannot be said to be one of features.**" in findings.conditioning_note(close)

@@ -199,7 +199,7 @@ def conditioning_note(values: pd.DataFrame) -> str:
         return "The controls have not been run yet."
     said = [f"Over random features, those of photographs lead by {whole:+.2f}, summed over the phenotypes."]
     if parts:
-        said.append(f"Of this, {listed([f'{lead:+.2f} remains with {title}' for title, lead in parts.items()])}.")
+        said.append(f"With {listed([f'{title} it is {lead:+.2f}' for title, lead in parts.items()])}.")
     verdicts = {
         True: "**Most of the lead is features, not conditioning.**",
         False: "**The lead cannot be said to be one of features.**",
