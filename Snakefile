@@ -233,6 +233,8 @@ if str(config.get("by_subject", "no")).lower() in ("yes", "true", "1"):
         sys.exit(f"snakemake: {error}")
 
 MADE_OF_DATA = made_of_data(PROFILE)
+# Of commands and of their pages: a command that is stopped leaves nothing, which alone would not make a page anew.
+BY_THIS_CODE = settings.digest(code_hash(), PROFILE)
 BATCHES = batches() if PER_GPU > 1 and not GPUS else {}
 SLOTS = max(GPUS * PER_GPU, 1)  # a training takes one; without `gpus` there is no limit
 ON_A_GPU = ""
@@ -587,7 +589,7 @@ if PROFILE.transfers:
         wildcard_constraints:
             name="transfers|controls",
         params:
-            settings=settings.digest(code_hash(), PROFILE),
+            settings=BY_THIS_CODE,
             sweeps=lambda w: "--name sweep --name blocks --name faults" if w.name == "controls" else "--name sweep",
             transfers=" ".join(f"--transfer {name}" for name in TRANSFERS),
         threads: workflow.cores or 1
@@ -605,7 +607,7 @@ if PROFILE.transfers:
         params:
             notebook=lambda w: w.name,
             parameters="",
-            settings=settings.digest(PROFILE),
+            settings=BY_THIS_CODE,
         shell:
             PAPERMILL
 
@@ -664,7 +666,7 @@ if BY_COMMAND:
         wildcard_constraints:
             name="|".join(NAMES),
         params:
-            settings=settings.digest(code_hash(), PROFILE),
+            settings=BY_THIS_CODE,
             sweeps=lambda w: " ".join(f"--name {name}" for name in NAMES[w.name]),
         threads: workflow.cores or 1
         shell:
@@ -684,7 +686,7 @@ if PART == "images":
         params:
             notebook=lambda w: w.name,
             parameters="",
-            settings=settings.digest(PROFILE),
+            settings=BY_THIS_CODE,
         shell:
             PAPERMILL
 
@@ -725,7 +727,7 @@ if PART == "patients":
         output:
             RUNS + "/report.html",
         params:
-            settings=settings.digest(code_hash(), PROFILE),
+            settings=BY_THIS_CODE,
             explained=f"{RUNS}/finetuning-pretrained-{LARGEST:g}-seed{FIRST_SEED}-fold1-",
             # of every fold the newest: older ones may have other settings
             trained=" ".join(
@@ -747,7 +749,7 @@ if PART == "patients":
         params:
             notebook="10_patients",
             parameters="",
-            settings=settings.digest(PROFILE),
+            settings=BY_THIS_CODE,
         shell:
             PAPERMILL
 
@@ -762,7 +764,7 @@ rule comparison_page:
     params:
         notebook="09_comparison",
         parameters="",
-        settings=settings.digest(PROFILE.sweep),
+        settings=BY_THIS_CODE,
     shell:
         PAPERMILL
 

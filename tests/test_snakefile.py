@@ -361,3 +361,23 @@ def test_decoders_of_another_profiles_pre_training_are_compared_by_one_command(p
     assert counts["swept"] == counts["comparison_page"] == 1
     assert {"finetuning", "pretraining", "other_pretraining"}.isdisjoint(counts)
     assert "deeplight sweep runs/comparison-ixi/profile.yaml --name sweep" in jobs["runs/comparison-ixi/trained/sweep"]
+
+
+def test_a_page_waits_for_a_command_that_was_stopped_when_begun_anew(project):
+    """Snakemake removes what the command had made before; the page, made of that, is still there."""
+    own = ["--cores", "2", "--config", "profile=comparison-ixi", "comparison=yes", "data=data/ixi-t1"]
+    page = project / "runs/comparison-ixi/notebooks/09_comparison.ipynb"
+    for folder in ("data/ixi-t1", "runs/ixi/store"):
+        (project / folder).mkdir(parents=True)
+    (project / "runs/ixi/store/index.parquet").touch()
+    target = str(page.relative_to(project))
+    snakemake(project, target, *own, TOGETHER="1")
+    assert page.exists()
+    assert "Nothing to be done" in snakemake(project, "--dry-run", target, *own)
+    profile = project / "profiles/comparison-ixi.yaml"
+    profile.write_text(profile.read_text(encoding="utf-8").replace("epochs: 20", "epochs: 21"), encoding="utf-8")
+    (project.parent / "bin/deeplight").write_text("#!/bin/bash\nkill -TERM $$\n")
+    with pytest.raises(AssertionError, match="SIGTERM"):
+        snakemake(project, target, *own, TOGETHER="1")
+    assert page.exists()
+    assert "deeplight sweep" in snakemake(project, "--dry-run", "--printshellcmds", target, *own)
