@@ -23,7 +23,7 @@ __all__ = [
     "transfers_note",
 ]
 
-_BRIEF = {"cae-scratch": "scratch"}  # in the heads of tables
+_BRIEF = {"cae-scratch": "scratch", "images-scratch": "scratch"}  # in the heads of tables
 _MAIN = ("auc", "r")  # what decoders of classes and of numbers are compared by
 _BESIDE = ("balanced_accuracy", "absolute_error")
 
