@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,20 +75,34 @@ def test_it_says_what_can_be_decoded_and_where_photographs_help(values: pd.DataF
 
 
 def test_controls_tell_features_from_conditioning() -> None:
-    frozen = {"images-frozen": 0.9, "images-random-frozen": 0.6, "images-shuffled-frozen": 0.65}
+    frozen = {
+        "images-frozen": 0.9, "images-random-frozen": 0.6, "images-shuffled-frozen": 0.65,
+        "images-statistics-frozen": 0.5,
+    }  # fmt: skip
     own = values_of({(variant, "sex", 1.0): mean for variant, mean in frozen.items()})
     looks = values_of({("images-frozen", "sex", 1.0): 0.8}, "slices6")
     table = findings.conditioning_table(pd.concat([own, looks])).data
     assert table["features"].tolist() == [
         "photographs' features", "network for photographs, random features",
-        "photographs, weights shuffled, features", "photographs' features, 6 slices in each plane",
+        "photographs, weights shuffled, features", "photographs, statistics only, features",
+        "photographs' features, 6 slices in each plane",
     ]  # fmt: skip
-    assert table["sex"].str.slice(0, 4).tolist() == ["0.90", "0.60", "0.65", "0.80"]
-    said = findings.conditioning_note(own)
-    assert "lead by +0.30, summed over the phenotypes" in said
-    assert "With weights shuffled within layers it is +0.05" in said
+    assert table["sex"].str.slice(0, 4).tolist() == ["0.90", "0.60", "0.65", "0.50", "0.80"]
+    age = own.assign(target="age", measure="r", value=own["value"] - 0.2 * (own["variant"] == "images-frozen"))
+    said = findings.conditioning_note(pd.concat([own, age, looks]))
+    for lead in (
+        r"\+0.20 \[.*\] over random weights",
+        r"\+0.15 \[.*\] over weights shuffled within layers and \+0.30 ",
+    ):
+        assert re.search(lead, said)
     assert "**Most of the lead is features, not conditioning.**" in said
     close = own.assign(value=own["value"].where(own["variant"] != "images-shuffled-frozen", own["value"] + 0.2))
     assert "**The lead cannot be said to be one of features.**" in findings.conditioning_note(close)
+    noise = np.tile(0.4 * NOISE / NOISE.std(), len(frozen)) * (own["variant"] == "images-frozen")
+    wide = findings.conditioning_note(own.assign(value=own["value"] + noise))
+    assert "**The lead cannot be said to be one of features.**" in wide
+    without = findings.conditioning_note(own[own["variant"] != "images-statistics-frozen"])
+    assert without.endswith("over weights shuffled within layers.")
+    assert findings.conditioning_note(own[own["fold"] == 1]).endswith("over statistics only.")
     assert findings.conditioning_table(own[:0]) is None
     assert findings.conditioning_note(own[:0].assign(change="")) == "The controls have not been run yet."

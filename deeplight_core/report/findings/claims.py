@@ -27,7 +27,7 @@ from deeplight_core.report.findings.contrast import (
     converges_earlier,
     first_converged,
 )
-from deeplight_core.report.findings.images import leads_kept, photographs_gains
+from deeplight_core.report.findings.images import features_leads, is_of_features, listed_leads, photographs_gains
 from deeplight_core.report.findings.transfer import decoders_tests, fault_tests, main_values, transfer_title
 from deeplight_core.report.paper import VERDICTS, Row, rows_table
 from deeplight_core.routes import ROUTES
@@ -316,15 +316,15 @@ def malik_claims(values: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
         _several_row("a 3D network that learnt from video is, too", values, "video"),
     ]
     rows += [_phenotype_row(target, values, network) for target in ("sex", "age")]
-    whole, parts, features = leads_kept(controls)
-    left = [f"{lead:+.2f} with {title}" for title, lead in parts.items()]
-    kept = f"frozen features lead random ones by {whole:+.2f} over all phenotypes; left: {listed(left)}"
+    leads = features_leads(controls)
+    features = is_of_features(leads)
     most = f"at most {values['n_subjects'].max():.0f} people to train on" if len(values) else _lacking("no results")
     return rows_table([
         *rows, _small_row(values, network),
         Row("abstract", "what helps was learnt from the real world", "stated, no number",
-            _lacking("its controls are not run") if features is None else kept,
-            "shuffled weights, or statistics alone, each leave less than half of the lead (means, no interval)",
+            _lacking("its controls are not run") if features is None else f"{listed_leads(leads)}, over all phenotypes",
+            "frozen features lead those of random weights, of shuffled ones and of statistics alone (95% intervals "
+            "above 0), and the last two leads are more than half of the first",
             features),
         Row("abstract", "all this in around 40,000 participants of UK Biobank", "40,000 people", most,
             "UK Biobank is decoded (profile images-paper)"),

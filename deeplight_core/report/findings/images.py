@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
@@ -16,7 +15,9 @@ from deeplight_core.routes import VARIANTS
 __all__ = [
     "conditioning_note",
     "conditioning_table",
-    "leads_kept",
+    "features_leads",
+    "is_of_features",
+    "listed_leads",
     "phenotypes_note",
     "phenotypes_table",
     "photographs_gains",
@@ -176,32 +177,62 @@ def conditioning_table(values: pd.DataFrame) -> Styler | None:
     return table(rows, wrapped=True)
 
 
-def leads_kept(values: pd.DataFrame) -> tuple[float, dict[str, float], bool | None]:
-    """The lead of photographs' features over random ones, what each control leaves of it, and whether it is features.
+_OTHER_WEIGHTS = {
+    "images-random-frozen": "random weights",
+    "images-shuffled-frozen": "weights shuffled within layers",
+    "images-statistics-frozen": "statistics only",
+}
 
-    Leads are summed over the phenotypes, in AUC and correlation. They are features if there is a lead of which every
-    control leaves less than half; None without controls. The lead is NaN without its decoders.
+
+def features_leads(values: pd.DataFrame) -> pd.DataFrame:
+    """The lead of photographs' frozen features over those of other weights, averaged over the phenotypes.
+
+    Parameters
+    ----------
+    values : as `collect.fold_values` gives them for the control `conditioning`
+
+    Returns
+    -------
+    `over` (the other weights) and the columns of `statistics.compare_fold_values`, in AUC and correlation
     """
-    main = main_values(values)
-    means = main[main["change"] == ""].groupby(["variant", "target"])["value"].mean().unstack("target").sum(axis=1)
-    whole = float(means.get("images-frozen", np.nan) - means.get("images-random-frozen", np.nan))
-    names = {"images-shuffled-frozen": "weights shuffled within layers", "images-statistics-frozen": "statistics only"}
-    if np.isnan(whole):
-        return whole, {}, None
-    parts = {title: float(means[v] - means["images-random-frozen"]) for v, title in names.items() if v in means}
-    return whole, parts, (whole > 0 and max(parts.values()) < 0.5 * whole) if parts else None
+    own = main_values(values[values["change"] == ""])
+    means = own.groupby(["variant", "fraction", "fold"]).agg(
+        {"value": "mean", "n_subjects": "first", "n_test": "first"}
+    )
+    means, found = means.reset_index().assign(measure="auc", seed=1), []
+    for variant, title in _OTHER_WEIGHTS.items():
+        if {"images-frozen", variant} <= {*means["variant"]}:
+            found.append(statistics.compare_fold_values(means, "images-frozen", variant).assign(over=title))
+    return pd.concat(found) if found else pd.DataFrame(columns=["over", "difference", "low", "high"])
+
+
+def is_of_features(leads: pd.DataFrame) -> bool | None:
+    """Whether all `features_leads` have intervals above 0, and no control leaves half of the lead over random weights.
+
+    None without intervals, or without the controls.
+    """
+    tested = leads.dropna(subset=["low"]).set_index("over")
+    if {*tested.index} != {*_OTHER_WEIGHTS.values()}:
+        return None
+    leads_over = tested["difference"].to_dict()
+    return bool((tested["low"] > 0).all()) and min(leads_over.values()) > 0.5 * leads_over["random weights"]
+
+
+def listed_leads(leads: pd.DataFrame) -> str:
+    """Each of `features_leads` with its interval."""
+    rows = leads.to_dict("records")
+    return listed([f"{interval(r['difference'], r['low'], r['high'], '+.2f')} over {r['over']}" for r in rows])
 
 
 def conditioning_note(values: pd.DataFrame) -> str:
-    """How much of the lead of photographs' features over random ones remains when they are shuffled, and so on."""
-    whole, parts, features = leads_kept(values)
-    if np.isnan(whole):
+    """By how much photographs' features lead those of random, shuffled and statistics' weights, and what that says."""
+    leads = features_leads(values)
+    if leads.empty:
         return "The controls have not been run yet."
-    said = [f"Over random features, those of photographs lead by {whole:+.2f}, summed over the phenotypes."]
-    if parts:
-        said.append(f"With {listed([f'{title} it is {lead:+.2f}' for title, lead in parts.items()])}.")
     verdicts = {
-        True: "**Most of the lead is features, not conditioning.**",
-        False: "**The lead cannot be said to be one of features.**",
+        None: "",
+        True: " **Most of the lead is features, not conditioning.**",
+        False: " **The lead cannot be said to be one of features.**",
     }
-    return " ".join([*said, verdicts[features]] if features is not None else said)
+    said = f"Averaged over the phenotypes, photographs' features lead by {listed_leads(leads)}."
+    return said + verdicts[is_of_features(leads)]
