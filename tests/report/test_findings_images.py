@@ -80,14 +80,14 @@ def test_controls_tell_features_from_conditioning() -> None:
         "images-statistics-frozen": 0.5,
     }  # fmt: skip
     own = values_of({(variant, "sex", 1.0): mean for variant, mean in frozen.items()})
-    looks = values_of({("images-frozen", "sex", 1.0): 0.8}, "slices6")
+    looks = pd.concat([values_of({("images-frozen", "sex", 1.0): 0.8}, change) for change in ("slices1", "slices6")])
     table = findings.conditioning_table(pd.concat([own, looks])).data
     assert table["features"].tolist() == [
         "photographs' features", "network for photographs, random features",
         "photographs, weights shuffled, features", "photographs, statistics only, features",
-        "photographs' features, 6 slices in each plane",
+        "photographs' features, 1 slice in each plane", "photographs' features, 6 slices in each plane",
     ]  # fmt: skip
-    assert table["sex"].str.slice(0, 4).tolist() == ["0.90", "0.60", "0.65", "0.50", "0.80"]
+    assert table["sex"].str.slice(0, 4).tolist() == ["0.90", "0.60", "0.65", "0.50", "0.80", "0.80"]
     age = own.assign(target="age", measure="r", value=own["value"] - 0.2 * (own["variant"] == "images-frozen"))
     said = findings.conditioning_note(pd.concat([own, age, looks]))
     for lead in (

@@ -143,9 +143,9 @@ _LOOKS = {"inflated": "inflated to 3D"}
 
 def _look(change: str) -> str:
     """The name of a changed look at the volume."""
-    for start, unit in (("size", "pixels"), ("slices", "slices in each plane")):
+    for start, unit, where in (("size", "pixel", ""), ("slices", "slice", " in each plane")):
         if change.startswith(start):
-            return f"photographs' features, {change.removeprefix(start)} {unit}"
+            return f"photographs' features, {counted(float(change.removeprefix(start)), unit)}{where}"
     return f"photographs' features, {_LOOKS[change]}" if change else ""
 
 
