@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from deeplight_core.config import FinetuningSettings, Profile
 from deeplight_core.report import findings
@@ -38,6 +39,17 @@ def test_cells_that_longer_training_changes_are_named(lengths: pd.DataFrame) -> 
     small = lengths[lengths["variant"] == "pretrained"]
     assert "by 2% or more: none." in findings.length_note(small)
     assert findings.length_note(lengths[lengths["change"] == ""]) == "No decoder has been trained for longer yet."
+
+
+def test_decoders_that_longer_training_changes_on_average_are_told_with_an_interval() -> None:
+    planned, longer = (0.4, 0.5, 0.6), (0.43, 0.54, 0.65)
+    rows = [("", "scratch", f, 3, 1, score) for f, score in zip((0.1, 0.4, 1.0), planned, strict=True)]
+    rows += [("x3", "scratch", f, 3, 1, score) for f, score in zip((0.1, 0.4, 1.0), longer, strict=True)]
+    change = np.subtract(longer, planned)
+    reach = stats.t.ppf(0.975, 2) * stats.sem(change)
+    said = findings.length_note(table(rows))
+    expected = f"DeepLight, from scratch by +4.0% [{0.04 - reach:+.1%}, {0.04 + reach:+.1%}]."
+    assert said.endswith(f" Averaged over fractions (95% interval over them): {expected}")
 
 
 def test_the_table_of_lengths_has_a_row_for_each_cell(lengths: pd.DataFrame) -> None:

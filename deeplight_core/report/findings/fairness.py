@@ -5,8 +5,9 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from deeplight_core.analysis.statistics import t_interval
 from deeplight_core.config import Profile
-from deeplight_core.report.findings.cells import counted
+from deeplight_core.report.findings.cells import counted, interval, listed
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import LONGER
 
@@ -51,7 +52,10 @@ def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
 
 
 def length_note(results: pd.DataFrame) -> str:
-    """Whether three times the steps change a cell of the table by two points or more."""
+    """Whether three times the steps change a cell of the table by two points or more, and each decoder on average.
+
+    One cell also changes by chance, as from seed to seed; the average over fractions tells whether steps were missing.
+    """
     means = _by_length(results)
     if means.empty:
         return "No decoder has been trained for longer yet."
@@ -61,6 +65,13 @@ def length_note(results: pd.DataFrame) -> str:
     over = table[table["change"].abs() >= TOLERANCE].to_dict("records")
     named = ", ".join(f"{VARIANTS[r['variant']].title} with {r['n_subjects']} ({r['change']:+.1%})" for r in over)
     said += f"; by {TOLERANCE:.0%} or more: {named or 'none'}."
+    averages = [
+        f"{VARIANTS[str(variant)].title} by {interval(own.mean(), *t_interval(own.to_numpy(), 0.95), '+.1%')}"
+        for variant, own in table.groupby("variant")["change"]
+        if len(own) > 1
+    ]
+    if averages:
+        said += f" Averaged over fractions (95% interval over them): {listed(averages)}."
     if {"pretrained", "scratch"} <= set(means.index.get_level_values("variant")):
         planned, longer = ((gain[c]["pretrained"] - gain[c]["scratch"]).mean() for c in ("planned", "longer"))
         said += f" The gain from pre-training, averaged over fractions, goes from {planned:+.1%} to {longer:+.1%}."
