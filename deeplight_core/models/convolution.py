@@ -7,9 +7,10 @@ instructions. They are off by any amount, or not finite. Such maps are little wo
 So do depthwise convolutions, which filter each channel on its own: at stride 2, oneDNN takes 10 to 20 times as long for
 their gradients in bfloat16 as in float32, which made a step of EfficientNet-Lite0 twice as long.
 
-In 2D, maps of many channels that give at most twice as many places as the kernel has are unfolded into patches, which
-one matrix product filters: on ResNet-18's last maps, of 2 × 2 pixels, that is two to five times as fast, and right in
-bfloat16.
+In 2D training, maps of many channels that give at most twice as many places as the kernel has are unfolded into
+patches, which one matrix product filters: on ResNet-18's last maps, of 2 × 2 pixels, that is two to five times as fast,
+and right in bfloat16. Outside training a convolution stays one: rules of explanations tell it from a linear layer, and
+features do not depend on the batch, not even by a rounding.
 """
 
 import math
@@ -44,12 +45,13 @@ class _Exact(nn.modules.conv._ConvNd):
 
 
 class Conv2d(_Exact, nn.Conv2d):
-    """`torch.nn.Conv2d`, right in bfloat16, and fast on small maps."""
+    """`torch.nn.Conv2d`, right in bfloat16, and fast on small maps in training."""
 
     def forward(self, maps: Tensor, *rest: object, **named: object) -> Tensor:  # type: ignore[override]
         """(N, C, H, W) → (N, C', H', W')."""
         many = self.in_channels >= _MANY and self.groups == 1
-        if many and maps.device.type == "cpu" and not isinstance(self.padding, str):
+        zeros = self.padding_mode == "zeros"
+        if self.training and many and zeros and maps.device.type == "cpu" and not isinstance(self.padding, str):
             axes = list(zip(maps.shape[2:], self.padding, self.kernel_size, self.stride, self.dilation, strict=True))
             n_places = math.prod(len(range(0, n + 2 * p - d * (k - 1), s)) for n, p, k, s, d in axes)
             if 0 < n_places <= 2 * math.prod(self.kernel_size) > 2:

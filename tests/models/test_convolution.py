@@ -69,6 +69,15 @@ def test_small_maps_of_many_channels_are_convolved_as_in_float64(
     for one, other, right in zip(gradients, coarse, wanted, strict=True):
         torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-5)
         assert (other - right).norm() < 0.02 * right.norm()
+    assert torch.equal(layer.eval()(maps), F.conv2d(*inputs, stride, padding, dilation))  # one to be explained
+
+
+def test_padding_that_is_not_zeros_is_torchs() -> None:
+    torch.manual_seed(0)
+    own, other = (kind(64, 5, 3, padding=1, padding_mode="reflect") for kind in (Conv2d, nn.Conv2d))
+    other.load_state_dict(own.state_dict())
+    maps = torch.randn(2, 64, 3, 4)
+    assert torch.equal(own(maps), other(maps))
 
 
 def test_depthwise_convolutions_and_maps_that_a_kernel_covers_leave_bfloat16() -> None:

@@ -96,6 +96,8 @@ def test_controls_tell_features_from_conditioning() -> None:
     ):
         assert re.search(lead, said)
     assert "**Most of the lead is features, not conditioning.**" in said
+    constant = age.assign(value=age["value"].where(age["variant"] != "images-random-frozen"))
+    assert r"+0.30 [" in findings.conditioning_note(pd.concat([own, constant]))  # over random weights, by sex alone
     close = own.assign(value=own["value"].where(own["variant"] != "images-shuffled-frozen", own["value"] + 0.2))
     assert "**The lead cannot be said to be one of features.**" in findings.conditioning_note(close)
     noise = np.tile(0.4 * NOISE / NOISE.std(), len(frozen)) * (own["variant"] == "images-frozen")

@@ -195,13 +195,14 @@ def features_leads(values: pd.DataFrame) -> pd.DataFrame:
     -------
     `over` (the other weights) and the columns of `statistics.compare_fold_values`, in AUC and correlation
     """
-    own = main_values(values[values["change"] == ""])
-    means = own.groupby(["variant", "fraction", "fold"]).agg(
-        {"value": "mean", "n_subjects": "first", "n_test": "first"}
-    )
-    means, found = means.reset_index().assign(measure="auc", seed=1), []
+    own, found = main_values(values[values["change"] == ""]).dropna(subset=["value"]), []
     for variant, title in _OTHER_WEIGHTS.items():
-        if {"images-frozen", variant} <= {*means["variant"]}:
+        both = own[own["variant"].isin(["images-frozen", variant])]
+        cells = both.groupby(["fraction", "fold", "target"])["variant"]
+        both = both[cells.transform("nunique") == 2]  # an answer that is constant has no correlation
+        means = both.groupby(["variant", "fraction", "fold"])[["value", "n_subjects", "n_test"]].mean().reset_index()
+        if len(means):
+            means = means.assign(measure="auc", seed=1)
             found.append(statistics.compare_fold_values(means, "images-frozen", variant).assign(over=title))
     return pd.concat(found) if found else pd.DataFrame(columns=["over", "difference", "low", "high"])
 
