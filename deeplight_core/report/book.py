@@ -95,6 +95,7 @@ _OTHERS = {
 _OWN_PARAMETERS = ("transfer", "route", "target", "variant", "fraction", "seed", "fold")  # beside profile and overrides
 _TABLES = {
     "results.csv": "scores of every held-out subject in every training of the sweep, by volume and by block",
+    "curves.csv": "learning curves of the sweep, in training and validation",
     **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
     "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
     "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",

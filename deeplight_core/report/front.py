@@ -44,7 +44,7 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
     Parameters
     ----------
     folder : where the book includes it from
-    built_in, comparison : folders of the results of two profiles, of which both may be missing
+    built_in, comparison : folders of two profiles' `results.csv` and `curves.csv`; both may be missing
     """
     runs = {comparison: comparison_front, built_in: sweep_front}
     found = next((run for run in runs if (run / "results.csv").is_file()), None)
@@ -59,6 +59,8 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
         figure, said = runs[found](profile, pd.read_csv(found / "results.csv"))
         write_whole(folder / "front.png", lambda path: figure.savefig(path, format="png"))
         plt.close(figure)
+        if (curves := found / "curves.csv").is_file():  # not with the pages of earlier versions
+            said = f"{said} {findings.not_learnt_note(profile, pd.read_csv(curves))}"
         details = f"{_COMPARISON} has the details." if found == comparison else missing
         text = _BESIDE.format(unit=profile.data.split_unit, profile=profile.name, said=said, details=details)
     (folder / "front.md").write_text(text, encoding="utf-8")

@@ -44,6 +44,13 @@ def test_whether_more_than_the_shortcut_was_learnt_follows_the_interval() -> Non
     assert len(table) == 3
 
 
+@pytest.mark.parametrize(
+    ("learnt", "said"), [(0.4, "than by what was learnt.**"), (0.8, "finds +20.0% [+20.0%, +20.0%].")]
+)
+def test_likeness_without_learning_is_beside_what_was_learnt(learnt: float, said: str) -> None:
+    assert findings.shortcut_note(scores(learnt, 0.5)).endswith(said)
+
+
 def test_a_collapse_is_said() -> None:
     assert "collapsed" not in findings.quality_note(Quality(0.4, -2.0, 0.3, 7.0))
     assert "**They have collapsed" in findings.quality_note(Quality(0.0, 0.0, 0.999, 1.0))
@@ -89,6 +96,31 @@ def test_convergence_is_above_the_best_constant_answer_and_near_the_end() -> Non
 )
 def test_the_verdict_compares_where_both_converge(means: dict[str, list[float]], verdict: str) -> None:
     assert verdict in findings.convergence_note(findings.convergence(results(**means), ROWS))
+
+
+def test_what_contrast_adds_is_tested_at_every_size() -> None:
+    random = np.random.default_rng(0)
+    table = results(contrast=[0.6, 0.7, 0.8], scratch=[0.4, 0.7, 0.9], pretrained=[0.7, 0.7, 0.8])
+    table["score"] += 0.002 * random.normal(size=len(table))
+    gains = findings.contrast_gains(table)
+    assert (
+        list(zip(gains["a"], gains["b"], strict=True))
+        == [("contrast", "scratch")] * 3 + [("contrast", "pretrained")] * 3
+    )
+    pd.testing.assert_frame_equal(gains[:3].drop(columns=["a", "b"]), compare(table, "contrast", "scratch", n_tests=6))
+    said = findings.contrast_gains_note(gains)
+    assert "pre-trained by temporal contrast against from scratch: better at 1 of 3 sizes, worse at 1;" in said
+    assert "against pre-trained: better at 0 of 3 sizes, worse at 1." in said
+    shown = findings.contrast_gains_table(gains).data
+    assert shown["difference"].tolist() == [
+        "pre-trained by temporal contrast − from scratch", "pre-trained by temporal contrast − pre-trained",
+    ]  # fmt: skip
+    assert shown["1 subject"][0].startswith("+19.9% [")
+    assert [cell.endswith("★") for cell in shown["1 subject"]] == [True, True]
+    assert [cell.endswith("★") for cell in shown["4 subjects"]] == [False, False]
+    nothing = findings.contrast_gains(table[table["variant"] == "scratch"])
+    assert findings.contrast_gains_note(nothing) == ""
+    assert findings.contrast_gains_table(nothing) is None
 
 
 def test_without_trainings_there_is_a_sentence() -> None:

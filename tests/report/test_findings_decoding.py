@@ -197,6 +197,8 @@ def test_trainings_that_learnt_nothing_are_told() -> None:
     assert "pre-trained" not in note
     assert findings.not_learnt_note(HALVES, table[table["variant"] == "pretrained"]) == ""
     assert findings.not_learnt_note(HALVES, table[:0]) == ""
+    ages = HALVES.overridden({"data": {"target": {"column": "age", "tasks": ["WM"]}}})
+    assert findings.not_learnt_note(ages, table) == ""
 
 
 def test_the_largest_difference_is_named() -> None:

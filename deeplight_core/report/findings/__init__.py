@@ -44,6 +44,9 @@ from deeplight_core.report.findings.comparison import (
     ways_left_out_note,
 )
 from deeplight_core.report.findings.contrast import (
+    contrast_gains,
+    contrast_gains_note,
+    contrast_gains_table,
     contrast_speed,
     convergence,
     convergence_note,
@@ -261,6 +264,9 @@ __all__ = [
     "conditions_table",
     "confusion_note",
     "conservation_table",
+    "contrast_gains",
+    "contrast_gains_note",
+    "contrast_gains_table",
     "contrast_speed",
     "controls_cost",
     "convergence",

@@ -10,12 +10,15 @@ from deeplight_core.analysis import statistics
 from deeplight_core.analysis.scores import constant_answer
 from deeplight_core.config import Profile
 from deeplight_core.models.contrast import Quality
-from deeplight_core.report.findings.cells import counted, interval, listed, table
+from deeplight_core.report.findings.cells import change, counted, interval, listed, short_title, table
 from deeplight_core.routes import VARIANTS
 
 __all__ = [
     "beside_whole_brain",
     "beyond_shortcut",
+    "contrast_gains",
+    "contrast_gains_note",
+    "contrast_gains_table",
     "contrast_speed",
     "convergence",
     "convergence_note",
@@ -47,6 +50,7 @@ CHANGES = {
     "shortcut-run": "beginnings from another run",
     "shortcut-drift": "drift left in",
 }
+GAINS = (("contrast", "scratch"), ("contrast", "pretrained"), ("contrast-frozen", "random-frozen"))
 TOLERANCE = 0.02  # a decoder has converged within this of its accuracy with the most subjects
 
 
@@ -79,22 +83,26 @@ def ways_table(scores: pd.DataFrame) -> Styler:
     return table({"the neighbour is found by": list(rows), "of held-out series": list(rows.values())})
 
 
-def beyond_shortcut(scores: pd.DataFrame) -> tuple[float, float, float]:
-    """Share of series that contrast finds beyond the shortcut, with its 95% interval over held-out subjects."""
+def beyond_shortcut(scores: pd.DataFrame, way: str = "shortcut") -> tuple[float, float, float]:
+    """Share of series that contrast finds beyond another way, with its 95% interval over held-out subjects."""
     wide = scores.pivot(index="subject", columns="way", values="score")
-    beyond = (wide["learnt"] - wide["shortcut"]).to_numpy()
+    beyond = (wide["learnt"] - wide[way]).to_numpy()
     return float(beyond.mean()), *statistics.t_interval(beyond, 0.95)
 
 
 def shortcut_note(scores: pd.DataFrame) -> str:
-    """Whether contrast finds more than the shortcut does: chance is one half."""
+    """Whether contrast finds more than the shortcut does, and than similarity does: chance is one half."""
     mean, low, high = beyond_shortcut(scores)
+    plain = beyond_shortcut(scores, "voxels")
     said = f"Beyond the shortcut it finds {interval(mean, low, high, '+.1%')} of all series; chance is 50%."
-    if np.isnan(low):
-        return said
     if low > 0:
-        return f"{said} **It has learnt more than the runs' mean and slope.**"
-    return f"{said} **It cannot be shown to have learnt more than the runs' mean and slope.**"
+        said += " **It has learnt more than the runs' mean and slope.**"
+    elif not np.isnan(low):
+        said += " **It cannot be shown to have learnt more than the runs' mean and slope.**"
+    said += f" Beyond the similarity of mean volumes it finds {interval(*plain, '+.1%')}"
+    if plain[2] < 0:
+        return f"{said}: **windows tell their neighbours better as they are than by what was learnt.**"
+    return f"{said}."
 
 
 def seen_note(seen: dict[str, int]) -> str:
@@ -207,10 +215,52 @@ def convergence_note(found: pd.DataFrame, unit: str = "subject") -> str:
     verdicts = {True: " **The claim holds here.**", False: " **The claim does not hold here.**", None: ""}
     verdict = verdicts[converges_earlier(found)]
     return (
-        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Of {most} {unit}s at most: "
-        f"{listed(told)}. In the paper, the decoder pre-trained by contrast converges with 12 subjects and the one "
-        f"from scratch with 100.{verdict}"
+        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Of {most} {unit}s at most, with "
+        f"which every decoder above that has converged by definition: {listed(told)}. In the paper, the decoder "
+        f"pre-trained by contrast converges with 12 subjects and the one from scratch with 100.{verdict}"
     )
+
+
+def contrast_gains(results: pd.DataFrame) -> pd.DataFrame:
+    """What contrast adds to no pre-training, to supervised pre-training, and to random features, at every size.
+
+    Parameters
+    ----------
+    results : of one measure and level, as `statistics.only` takes them
+
+    Returns
+    -------
+    `a, b` (variants) and the columns of `statistics.compare`, corrected over the whole table
+    """
+    there = set(results["variant"])
+    pairs = [pair for pair in GAINS if set(pair) <= there]
+    n_tests = len(pairs) * results["fraction"].nunique()
+    tests = [statistics.compare(results, a, b, n_tests=n_tests).assign(a=a, b=b) for a, b in pairs]
+    return pd.concat(tests, ignore_index=True) if tests else pd.DataFrame(columns=["a", "b"])
+
+
+def contrast_gains_table(gains: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """Differences of `contrast_gains` by the number of units, with intervals; None without any."""
+    if gains.empty:
+        return None
+    cells = gains.assign(cell=[f"{change(r)}{' ★' if r['significant'] else ''}" for r in gains.to_dict("records")])
+    wide = cells.pivot(index=["a", "b"], columns="n_subjects", values="cell").fillna("–")
+    wide = wide.loc[[pair for pair in GAINS if pair in wide.index]]
+    titles = [f"{short_title(a)} − {short_title(b)}" for a, b in wide.index]
+    return table({"difference": titles, **{counted(n, unit): wide[n].tolist() for n in wide}}, wrapped=True)
+
+
+def contrast_gains_note(gains: pd.DataFrame) -> str:
+    """At how many sizes contrast is significantly better or worse than each decoder beside it; empty without any."""
+    told = []
+    for a, b in dict.fromkeys(zip(gains["a"], gains["b"], strict=True)):
+        own = gains[(gains["a"] == a) & (gains["b"] == b)]
+        better, worse = (int((own["significant"] & (own["better"] == ahead)).sum()) for ahead in (True, False))
+        n = counted(len(own), "size")
+        told.append(f"{short_title(a)} against {short_title(b)}: better at {better} of {n}, worse at {worse}")
+    if not told:
+        return ""
+    return f"Significant differences (★; over held-out subjects, Bonferroni over the table): {'; '.join(told)}."
 
 
 def unprepared_note(profile: Profile, found: pd.DataFrame, tests: pd.DataFrame) -> str:

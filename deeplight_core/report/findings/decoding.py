@@ -199,9 +199,12 @@ def not_learnt_note(profile: Profile, curves: pd.DataFrame) -> str:
 
     Parameters
     ----------
-    curves : of `collect.sweep_curves`
+    curves : of `collect.sweep_curves`; decoders of numbers have no chance, and none is named
     """
-    own, bound = ["variant", "n_subjects"], 1 / len(profile.data.states("target")) + _LEARNT
+    states = profile.data.states("target")
+    if not states:
+        return ""
+    own, bound = ["variant", "n_subjects"], 1 / len(states) + _LEARNT
     ends = curves["step"] == curves.groupby("training")["step"].transform("max")
     trained = curves[ends & (curves["split"] == "train")]
     last = trained.groupby([*own, "training"], sort=False, as_index=False)["score"].mean()
