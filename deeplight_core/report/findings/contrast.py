@@ -247,7 +247,8 @@ def contrast_gains_table(gains: pd.DataFrame, unit: str = "subject") -> Styler |
     wide = cells.pivot(index=["a", "b"], columns="n_subjects", values="cell").fillna("–")
     wide = wide.loc[[pair for pair in GAINS if pair in wide.index]]
     titles = [f"{short_title(a)} − {short_title(b)}" for a, b in wide.index]
-    return table({"difference": titles, **{counted(n, unit): wide[n].tolist() for n in wide}}, wrapped=True)
+    columns = {counted(n, unit): wide[n].tolist() for n in sorted(gains["n_subjects"].unique())}
+    return table({"difference": titles, **columns}, wrapped=True)
 
 
 def contrast_gains_note(gains: pd.DataFrame) -> str:
