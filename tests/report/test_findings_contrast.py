@@ -81,8 +81,9 @@ def test_convergence_is_above_the_best_constant_answer_and_near_the_end() -> Non
     table = findings.convergence_table(found).data
     assert table["4 subjects"].tolist() == ["50.0%", "79.0% ✓"]  # in the order of all variants: scratch first
     said = findings.convergence_note(found)
-    assert "converges with 4 subjects" in said
-    assert "converges with 12 subjects" in said
+    assert (
+        "converge with 4 subjects: pre-trained by temporal contrast; only with all 12: from scratch. With all" in said
+    )
     assert "**The claim holds here.**" in said
 
 
@@ -192,7 +193,7 @@ def test_classified_tasks_are_counted() -> None:
     table = pd.DataFrame(rows, columns=["task", "state", "subject", "score"])
     tests = {"contrast": recalled(table, 1 / 3), "scratch": recalled(table.assign(score=table["score"] - 0.3), 1 / 3)}
     said = findings.recalls_note(tests)
-    assert "Of 3 tasks, classified are by DeepLight, from scratch 1 and" in said
+    assert "Of 3 tasks, each decoder classifies: from scratch 1 and" in said
     assert "contrast 2" in said
     shown = findings.recalls_table(tests).data
     assert shown["task"].tolist() == ["x", "y", "z"]

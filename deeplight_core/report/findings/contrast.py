@@ -193,7 +193,7 @@ def converges_earlier(found: pd.DataFrame) -> bool | None:
 def convergence_table(found: pd.DataFrame, unit: str = "subject") -> Styler:
     """Accuracy of each decoder (rows) by the number of units (columns); ✓ where it has converged."""
     order = [variant for variant in VARIANTS if variant in set(found["variant"])]
-    columns: dict[str, list[Any]] = {"decoder": [VARIANTS[variant].title for variant in order]}
+    columns: dict[str, list[Any]] = {"decoder": [short_title(variant) for variant in order]}
     for n in sorted(found["n_subjects"].unique()):
         of_size = found[found["n_subjects"] == n].set_index("variant")
         columns[counted(n, unit)] = [
@@ -207,17 +207,18 @@ def convergence_note(found: pd.DataFrame, unit: str = "subject") -> str:
     """The paper's claim beside this run: from how many units on a decoder converges."""
     if found.empty:
         return "No decoder has been trained yet."
-    most = int(found["n_subjects"].max())
+    most, first = int(found["n_subjects"].max()), first_converged(found)
     told = []
-    for variant, n in first_converged(found).items():
-        end = f"converges with {counted(n, unit)}" if np.isfinite(n) else "does not converge"
-        told.append(f"{VARIANTS[variant].title} {end}")
+    for n in sorted(set(first.values())):
+        size = f"only with all {most}" if n == most else f"with {counted(n, unit)}" if np.isfinite(n) else "never"
+        told.append(f"{size}: {listed([short_title(variant) for variant in first if first[variant] == n])}")
     verdicts = {True: " **The claim holds here.**", False: " **The claim does not hold here.**", None: ""}
     verdict = verdicts[converges_earlier(found)]
     return (
-        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Of {most} {unit}s at most, with "
-        f"which every decoder above that has converged by definition: {listed(told)}. In the paper, the decoder "
-        f"pre-trained by contrast converges with 12 subjects and the one from scratch with 100.{verdict}"
+        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Decoders converge "
+        f"{'; '.join(told)}. With all, every decoder that is better than a constant answer has converged by "
+        "definition. In the paper, the decoder pre-trained by contrast converges with 12 subjects and the one from "
+        f"scratch with 100.{verdict}"
     )
 
 
@@ -315,10 +316,10 @@ def recalls_note(tests: dict[str, pd.DataFrame]) -> str:
     """How many tasks each decoder classifies: recall above chance, corrected over tasks."""
     order = [variant for variant in VARIANTS if variant in tests]
     n = len(tests[order[0]])
-    told = [f"{VARIANTS[v].title} {int(tests[v]['above'].sum())}" for v in order]
+    told = [f"{short_title(v)} {int(tests[v]['above'].sum())}" for v in order]
     return (
         f"*Classified* means recalled above chance (1 in {n}) by a one-sided t-test over held-out people, Holm over "
-        f"tasks. Of {n} tasks, classified are by {listed(told)}. In the paper 11 of 13 are."
+        f"tasks. Of {n} tasks, each decoder classifies: {listed(told)}. The paper's classifies 11 of 13."
     )
 
 

@@ -1,5 +1,7 @@
 """Figures on temporal contrast."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ def way_bars(scores: pd.DataFrame) -> Figure:
     """
     measure = MEASURES["contrast_accuracy"]
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    titles = {way: title.replace(", ", ",\n") for way, title in WAYS.items()}
+    titles = {way: textwrap.fill(title, 17) for way, title in WAYS.items()}
     colours = dict(zip(titles.values(), OKABE_ITO, strict=False))
     bars(axes, scores.assign(way=scores["way"].map(titles)), "way", "score", colours)
     mark_chance(axes, measure.chance(), named=True)
