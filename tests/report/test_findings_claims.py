@@ -179,8 +179,12 @@ def sizes(**means: list[float]) -> pd.DataFrame:
          "subject": f"s{i}", "level": "volume", "measure": "accuracy", "score": mean + 0.01 * (i - 2.5)}
         for variant, of in means.items() for n, mean in zip((4, 12, 50), of, strict=False) for i in range(6)
     ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def converged(scored: pd.DataFrame) -> pd.DataFrame:
     answers = pd.DataFrame({"task": "WM", "state": ["a", "b", "c", "c"] * 3, "unit": [f"s{i // 4}" for i in range(12)]})
-    return findings.convergence(pd.DataFrame(rows), answers)
+    return findings.convergence(scored, answers)
 
 
 def tasks(n_above: int) -> dict[str, pd.DataFrame]:
@@ -207,7 +211,10 @@ def shi(**changed: Any) -> pd.DataFrame:
         "recalls": tasks(11),
         "networks": networks(whole=0.8, Visual=0.8, Limbic=0.3),
     }
-    return findings.shi_claims(**of | changed)
+    of |= changed
+    scored = of["raw"].assign(score=of["raw"]["score"] + 0.001 * np.random.default_rng(0).normal(size=len(of["raw"])))
+    of |= {"found": converged(of["found"]), "raw": converged(of["raw"]), "raw_gains": findings.contrast_gains(scored)}
+    return findings.shi_claims(**of)
 
 
 def test_a_run_like_that_of_temporal_contrast() -> None:
@@ -227,6 +234,7 @@ def test_a_run_like_that_of_temporal_contrast() -> None:
         ("fewer subjects", {"found": sizes(contrast=[0.3, 0.3, 0.3], scratch=[0.3, 0.3, 0.3])}),
         ("unpreprocessed data works", {"raw": sizes(contrast=[0.5], scratch=[0.45])}),
         ("it does not", {"raw": sizes(contrast=[0.8], scratch=[0.7])}),
+        ("it does not", {"raw": sizes(contrast=[0.44], scratch=[0.45])}),
         ("most tasks", {"recalls": tasks(10)}),
         ("visual", {"networks": networks(whole=0.8, Visual=0.7, Limbic=0.3)}),
         ("limbic", {"networks": networks(whole=0.8, Visual=0.8, Limbic=0.6)}),
@@ -256,7 +264,7 @@ def test_what_temporal_contrast_lacks_is_said(words: str, changed: dict[str, Any
 
 def test_without_trainings_no_claim_on_temporal_contrast_can_be_tested() -> None:
     empty = findings.convergence(pd.DataFrame(), pd.DataFrame())
-    found = findings.shi_claims(pd.DataFrame(), empty, empty, {}, networks())
+    found = findings.shi_claims(pd.DataFrame(), empty, empty, findings.contrast_gains(pd.DataFrame()), {}, networks())
     assert set(found["verdict"]) == {UNTESTED}
     assert len(found) == len(shi())
 

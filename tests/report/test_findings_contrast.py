@@ -177,8 +177,11 @@ def test_the_claim_on_unprepared_data_needs_one_above_and_one_at_a_constant_answ
         ({"contrast": [0.5, 0.6, 0.8], "scratch": [0.3, 0.4, 0.45]}, "**That claim holds here.**"),
         ({"contrast": [0.5, 0.6, 0.8], "scratch": [0.3, 0.4, 0.75]}, "**That claim does not hold here.**"),
         ({"contrast": [0.3, 0.3, 0.3], "scratch": [0.3, 0.3, 0.3]}, "**That claim does not hold here.**"),
+        # Above and not above a constant answer, and yet no difference between the two:
+        ({"contrast": [0.5, 0.6, 0.53], "scratch": [0.3, 0.4, 0.51]}, "**That claim does not hold here.**"),
     ):
         table = results(**means).query("fraction == 0.12")
+        table.loc[table["variant"] == "scratch", "score"] += np.linspace(-0.05, 0.05, 6)[[3, 0, 5, 1, 4, 2]]
         tests = compare(table, "contrast", "scratch")
         said = findings.unprepared_note(RAW, findings.convergence(table, ROWS), tests)
         assert verdict in said
