@@ -65,13 +65,17 @@ def of_controls(profile: Profile) -> pd.DataFrame:
     """What contrast finds as it is and in each finished control: `change, contrast, shortcut, probe`.
 
     Means over held-out units: of neighbours found by contrast and by the shortcut, and of the target's volumes decoded
-    by a linear probe of the encoder's features.
+    by a linear probe of the encoder's features. The change "random" is the probe of an encoder without training.
     """
-    rows = []
-    for cell, decoder in finished_trainings(profile, planned(profile, "shortcuts")).items():
+    cells, rows = planned(profile, "shortcuts"), []
+    untrained = [cell._replace(variant="random-frozen") for cell in cells if not cell.change]
+    for cell, decoder in finished_trainings(profile, [*cells, *untrained]).items():
+        probe = decoder.results().query("level == 'volume'").groupby("subject")["score"].mean().mean()
+        if cell in untrained:
+            rows.append({"change": "random", "contrast": np.nan, "shortcut": np.nan, "probe": probe})
+            continue
         training = start_of(decoder.profile, cell.variant, cell.seed, cell.fold)
         means = contrast_scores(training).groupby("way")["score"].mean()
-        probe = decoder.results().query("level == 'volume'").groupby("subject")["score"].mean().mean()
         rows.append({"change": cell.change, "contrast": means["learnt"], "shortcut": means["shortcut"], "probe": probe})
     return pd.DataFrame(rows, columns=["change", "contrast", "shortcut", "probe"])
 

@@ -73,6 +73,12 @@ def test_contrast_pretrains_without_labels_and_decoders_start_from_it(profile: P
         assert set(results["level"]) == {"volume", "block"}
     start = experiment.finetuning(profile, "contrast", 1.0, 1).checkpoint
     assert start == pretrained.folder
+    asked = profile.overridden({"controls": {"shortcuts": ["order"]}, "sweep": {"fractions": [1.0]}})
+    found = contrasts.of_controls(asked).set_index("change")
+    assert found.index.tolist() == ["", "random"]
+    assert found.loc["random", ["contrast", "shortcut"]].isna().all()
+    untrained = results.query("level == 'volume'").groupby("subject")["score"].mean().mean()
+    assert found.loc["random", "probe"] == pytest.approx(untrained)
 
 
 def test_the_papers_claims_have_a_page_with_and_without_trainings(

@@ -142,6 +142,11 @@ def test_controls_have_their_sentences() -> None:
         "as it is", "windows in random order", "drift left in",
     ]  # fmt: skip
     assert "have not been run" in findings.shortcuts_note(values[:1])
+    untrained = pd.DataFrame([("random", np.nan, np.nan, 0.6)], columns=values.columns)
+    assert "have not been run" in findings.shortcuts_note(pd.concat([values[:1], untrained]))
+    both = pd.concat([values, untrained])
+    assert findings.shortcuts_note(both).endswith("as it is (50.0%); from random weights it decodes 60.0%.")
+    assert findings.shortcuts_table(both).data.iloc[-1].tolist() == ["no contrast, random weights", "–", "–", "60.0%"]
 
 
 def test_the_ways_are_drawn_with_chance() -> None:

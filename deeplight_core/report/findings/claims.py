@@ -269,7 +269,8 @@ def _raw_rows(raw: pd.DataFrame, gains: pd.DataFrame) -> list[Row]:
     return [
         Row("results", "after contrast, a decoder of unpreprocessed data works", "80.2 ± 4.7% (30 people)",
             said["contrast"], f"the 95% interval lies above {constant}", above["contrast"]),
-        Row("results", "from scratch, it does not", "does not converge", said["scratch"],
+        Row("results", "from scratch, a decoder of unpreprocessed data does not work", "does not converge",
+            said["scratch"],
             f"the 95% interval does not lie above {constant}, and that of contrast's lead lies above 0", fails),
     ]  # fmt: skip
 

@@ -49,6 +49,7 @@ CHANGES = {
     "shortcut-order": "windows in random order",
     "shortcut-run": "beginnings from another run",
     "shortcut-drift": "drift left in",
+    "random": "no contrast, random weights",
 }
 GAINS = (("contrast", "scratch"), ("contrast", "pretrained"), ("contrast-frozen", "random-frozen"))
 TOLERANCE = 0.02  # a decoder has converged within this of its accuracy with the most subjects
@@ -400,14 +401,15 @@ def shortcuts_table(values: pd.DataFrame) -> Styler | None:
     titles = {"contrast": "neighbours found", "shortcut": "by the shortcut", "probe": "linear probe of the target"}
     for column, title in titles.items():
         columns[title] = [f"{value:.1%}" if np.isfinite(value) else "–" for value in values[column]]
-    return table(columns)
+    return table(columns, wrapped=True)
 
 
 def shortcuts_note(values: pd.DataFrame) -> str:
     """What the controls say; they differ from the route in one thing each."""
-    if len(values) < 2:
-        return "The controls of temporal contrast have not been run: `make controls PROFILE=contrast`."
     own = {row["change"]: row for row in values.to_dict("records")}
+    untrained = own.pop("random", None)
+    if len(own) < 2:
+        return "The controls of temporal contrast have not been run: `make controls PROFILE=contrast`."
     said = []
     if "shortcut-order" in own:
         share = own["shortcut-order"]["contrast"]
@@ -419,5 +421,6 @@ def shortcuts_note(values: pd.DataFrame) -> str:
             f"{drift['contrast']:.1%}."
         )
     best = max(own.values(), key=lambda row: row["probe"])
-    said.append(f"The probe decodes best from the encoder {CHANGES[best['change']]} ({best['probe']:.1%}).")
+    beside = f"; from random weights it decodes {untrained['probe']:.1%}" if untrained else ""
+    said.append(f"The probe decodes best from the encoder {CHANGES[best['change']]} ({best['probe']:.1%}){beside}.")
     return " ".join(said)
