@@ -129,7 +129,7 @@ def test_temporal_contrast_has_its_page(project, warm):
         "Beyond the shortcut",
         "encoded in pre-training",
         "Heads lie 5 mm",
-        "Of 13 tasks, classified are",
+        "Of 13 tasks, each decoder classifies",
     ):
         assert said in text, said
     assert "have not been run" not in text
