@@ -41,7 +41,7 @@ reproduce controls gain autoencoders contrast images images-full comparison comp
 	@$(LOCK) snakemake --nolock --rerun-incomplete --cores $(CORES) --quiet rules host \
 		--config target=$@ profile=$(PROFILE) controls=$(if $(filter controls,$@),yes,no) gain=$(if $(filter gain,$@),yes,no) transfers=$(if $(filter autoencoders,$@),yes,no) contrast=$(if $(filter contrast,$@),yes,no) comparison=$(if $(filter comparison%,$@),yes,no) published=$(if $(filter %as-published,$@),yes,no) images=$(if $(filter images%,$@),yes,no) full=$(if $(filter images-full,$@),yes,no) $(if $(DATA),data="$(DATA)") \
 		|| { status=$$?; [ $$status = 75 ] && echo "make: another run is going on in this folder" >&2 \
-		|| echo "make: stopped; the same command goes on where it was" >&2; exit $$status; }
+		|| echo "make: stopped; the same command continues where it stopped" >&2; exit $$status; }
 	@echo "The book is at $(CURDIR)/runs/$(notdir $(basename $(PROFILE)))/book/_build/html/index.html"
 
 everything: ## all of the above but images-full, one after the other, and the whole book

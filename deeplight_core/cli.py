@@ -49,7 +49,7 @@ def main() -> None:
         print(f"deeplight{f' (process {rank()})' if rank() else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("deeplight: interrupted; the same command goes on where it was", file=sys.stderr)
+        print("deeplight: interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -88,9 +88,9 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
 
     Returns
     -------
-    Variant → map of the first state (none where it is never answered rightly, or LRP is not defined), and how well the
-    maps of all states find what was planted (see `explanations.planted_scores`; its `way` is the variant), empty where
-    the truth is unknown
+    Variant → map of the first state (none where it is never answered correctly, or LRP is not defined), and how well
+    the maps of all states find what was planted (see `explanations.planted_scores`; its `way` is the variant), empty
+    where the truth is unknown
     """
     first, largest = profile.sweep.seeds[0], max(profile.sweep.fractions)
     deep = [
@@ -101,7 +101,7 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
     store, maps, question = open_store(profile.store), {}, None
     for cell, training in finished_trainings(profile, deep).items():
         question = asked(training.folder, store, each=each)
-        with suppress(ValueError):  # nothing is answered rightly, or LRP is not defined for the network
+        with suppress(ValueError):  # nothing is answered correctly, or LRP is not defined for the network
             maps[cell.variant] = explained(question, METHODS["lrp-epsilon"]).group()
     state = question.names[0] if question else ""
     images = {variant: store.unmask(of[state]) for variant, of in maps.items() if np.any(of.get(state, 0))}

@@ -9,7 +9,7 @@ A folder of explanations holds::
     regions.csv                       the largest places of the group's maps, with coordinates
     planted.csv                       simulated data only: how well the maps find what was planted
 
-Examples are explained that the decoder answers rightly, or, if asked so, all with whatever it answers; relevance is
+Examples are explained that the decoder answers correctly, or, if asked so, all with whatever it answers; relevance is
 that of the answer's logit, in its units: a map's sum is how much of the logit the voxels explain. `subject` is the unit
 of the splits, as everywhere.
 
@@ -75,7 +75,7 @@ class Asked:
 
     names : of the S states or columns
     data : N examples of some units; numbers have the label 0, and several columns have as many examples
-    right : numbers of those that it answers rightly; all of them where it answers numbers, or it is asked for what it
+    right : numbers of those that it answers correctly; all of them where it answers numbers, or it is asked for what it
         answers
     predicted : whether the states are those that it answers, not those of the events
     """
@@ -255,11 +255,11 @@ def explained(question: Asked, method: Method, double: bool = False, model: Mode
     Raises
     ------
     ValueError
-        If no example was answered rightly, or LRP is not defined for the decoder.
+        If no example was answered correctly, or LRP is not defined for the decoder.
     """
     if not len(question.right):
         raise ValueError(
-            f"{question.checkpoint} answers none of {len(question.data)} examples rightly; --predicted explains what "
+            f"{question.checkpoint} answers none of {len(question.data)} examples correctly; --predicted explains what "
             "it answers"
         )
     model = copy.deepcopy(model or question.model)
@@ -478,7 +478,7 @@ def sentences(found: Explained) -> list[str]:
         "gradient": "gradient × input", "integrated": f"integrated gradients ({method.steps} steps)",
     }[method.kind]  # fmt: skip
     means, residual = table[["logit", "voxels", "outside", "biases"]].mean(), (table["residual"] / table["logit"]).abs()
-    which = "answers rightly" if not question.predicted else "answers in some way, whether rightly or not"
+    which = "answers correctly" if not question.predicted else "answers, whether correctly or not"
     return [
         f"{len(table)} of {len(question.data)} examples of {len(found.units)} subjects, those that "
         f"{question.checkpoint.name} {which}, explained by {how}.",

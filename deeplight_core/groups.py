@@ -55,7 +55,7 @@ class People:
 
 
 def seen_of_people(profile: Profile, each: int | None = EACH) -> People:
-    """Everybody's voxels and, where they are to be had, the features of the checkpoint and relevance.
+    """Everybody's voxels and, where they are available, the features of the checkpoint and relevance.
 
     Relevance is that of the decoders of the largest fraction and the first seed, once all folds are trained: LRP, ε.
 

@@ -45,7 +45,7 @@ def question(store: Store, tmp_path: Path) -> explanations.Asked:
     return explanations.asked(decoder(tmp_path / "decoder", store), store)
 
 
-def test_examples_are_those_of_the_reported_split_that_are_answered_rightly(store, tmp_path, question):
+def test_examples_are_those_of_the_reported_split_that_are_answered_correctly(store, tmp_path, question):
     model, _ = load_model(tmp_path / "decoder")
     data = question.data
     assert set(data.examples.table["unit"]) == {"s5", "s6"}
@@ -202,7 +202,7 @@ def test_what_is_answered_is_explained_without_events(store, tmp_path):
     found = explanations.explained(question, METHODS["gradient"])
     logits = model(question.data.batch(np.arange(len(table)))["volumes"]).amax(dim=1).detach()
     np.testing.assert_allclose(found.examples["logit"], logits, rtol=1e-4)
-    assert "whether rightly or not" in explanations.sentences(found)[0]
+    assert "whether correctly or not" in explanations.sentences(found)[0]
 
 
 def test_random_weights_give_other_maps(question):
@@ -233,7 +233,7 @@ def test_wrong_input_is_told(store, tmp_path, question):
         explanations.asked(decoder(tmp_path / "cae", store, "reconstruction", []), store)
     with pytest.raises(ValueError, match="decodes age, iq at once; explain a decoder of one"):
         explanations.asked(decoder(tmp_path / "numbers", store, "numbers", ["age", "iq"]), store)
-    with pytest.raises(ValueError, match="answers none of 36 examples rightly"):
+    with pytest.raises(ValueError, match="answers none of 36 examples correctly"):
         explanations.explained(replace(question, right=np.array([], int)), METHODS["gradient"])
     silent = replace(store, index=store.index.assign(state=""))
     with pytest.raises(

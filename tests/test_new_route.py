@@ -1,6 +1,6 @@
 """A fifth route, added as CONTRIBUTING says: an encoder, a head and an entry; from unlabelled windows to a decoder.
 
-And one that is added by the page *A new way to pre-train*, word by word.
+And one that is added by the page *A new way to pre-train*, word for word.
 """
 
 import json
@@ -263,4 +263,4 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     seen = {row["variant"]: row["pretraining_volumes"] for row in costs}
     assert seen["masked"] == seen["reconstruction"] == 2 * 8
     for name, least in ((title, 2), (title.removeprefix("DeepLight, "), 1), ("masked reconstruction", 1)):
-        assert sum(name in texts for texts in figures) >= least  # a brain is drawn where one is answered rightly
+        assert sum(name in texts for texts in figures) >= least  # a brain is drawn where one is answered correctly

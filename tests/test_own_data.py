@@ -1,4 +1,4 @@
-"""The page *Your own data* is followed word by word, on a small study as fMRIPrep leaves it."""
+"""The page *Your own data* is followed word for word, on a small study as fMRIPrep leaves it."""
 
 import json
 import re

@@ -209,7 +209,7 @@ def test_the_papers_claims_have_a_page_with_and_without_trainings(
     assert "No claim can be tested yet.** 7 claims cannot be tested here." in empty
     experiment.train_all([own], jobs=1)
     page = page_of("08_claims", own, monkeypatch)
-    assert " of 3 claims hold in this run.** 4 claims cannot be tested here." in page
+    assert " of 3.** 4 claims cannot be tested here." in page
     table = pd.read_csv(own.folder / "claims.csv").set_index("quantity")["this run"]
     assert table.iloc[0].endswith("; ResNet-18, pre-trained on photographs")
     assert table.iloc[-1] == "at most 3 people to train on"

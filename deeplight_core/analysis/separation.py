@@ -19,7 +19,7 @@ class Separation(NamedTuple):
     """How well two groups are told apart.
 
     held_out : (N,) the classifier's value of everybody when held out; above zero means the second group
-    accuracy, low, high : share of people told rightly, with Wilson's 95% interval
+    accuracy, low, high : share of people told correctly, with Wilson's 95% interval
     auc : chance that somebody of the second group has the larger value
     p : of the accuracy, from permuted groups
     """

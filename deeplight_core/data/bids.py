@@ -170,7 +170,8 @@ def _misplaced(file: _File, subject: str) -> str:
         return f"labels hold no _: rename ses-{session} and its files, e.g. to ses-{session.replace('_', '')}"
     if (own := file.entities.get("ses", "")) != session:
         said = f"names the session {own}" if own else "names no session"
-        return f"its name {said}, and its folder is {f'ses-{session}' if session else 'in none'}; correct one of them"
+        folder = f"is ses-{session}" if session else "is in no session"
+        return f"its name {said}, and its folder {folder}; correct one of them"
     return ""
 
 
@@ -332,7 +333,7 @@ def _other_files(subjects: list[Any], asked: _Asked) -> str:
     places = [p for f in subjects for p in (*f.glob(asked.kind), *f.glob(f"ses-*/{asked.kind}")) if p.is_dir()]
     names = [path.name for place in places for path in visible(place)]
     if loud := [n for n in names if n.lower().endswith((".nii", ".nii.gz")) and not n.endswith((".nii", ".nii.gz"))]:
-        return f"found {len(loud)} images named as {loud[0]}: names end in .nii or .nii.gz, in small letters"
+        return f"found {len(loud)} images named as {loud[0]}: names end in .nii or .nii.gz, in lower case"
     old = [n for n in names if "_bold_space-" in n and n.split(".")[0].endswith("_preproc")]
     if old:
         space = old[0].split("_bold_space-")[1].split("_")[0]

@@ -95,7 +95,7 @@ def read_confounds(
         there = f"{len(tables)} of them: {', '.join(tables)}" if tables else "none"
         raise ValueError(
             f"{image}: preprocessing.confounds needs one file of fMRIPrep's confounds beside it "
-            f"(…_desc-confounds_timeseries.tsv, with the image's sub, ses, task and run), and there is {there}; take "
+            f"(…_desc-confounds_timeseries.tsv, with the image's sub, ses, task and run), and finds {there}; take "
             "the images of `deeplight manifest --derivatives`, or name no strategy"
         )
     path = folder / tables[0]

@@ -84,7 +84,7 @@ def draft_profile(path: Path, name: str, target: str = "") -> tuple[str, list[st
     unit = notes["split_unit"]
     seconds = _seconds(manifest, whole, table, decoded, sources, counts, n_train)
     lines = [
-        f"# {name}: drafted from {path.name}: {len(manifest)} runs, {n_train} {unit}s of {decoded} to train on.",
+        f"# {name}: drafted from {path.name}: {len(manifest)} runs, {n_train} training {unit}(s) for {decoded}.",
         "# What is not stated is the recipe of Thomas et al. (2019); the page on your own data explains the settings.",
         "# An unknown key or a wrong value is reported before anything runs.",
         f"name: {name}", "data:", *(f"  {key}: {_yaml(value)}" for key, value in data.items()),
@@ -106,7 +106,7 @@ def draft_profile(path: Path, name: str, target: str = "") -> tuple[str, list[st
         f"    pretraining: {{epochs: {_EPOCHS}, min_steps: {_MIN_STEPS}, learning_rate: 5.0e-4, schedule: cosine}}",
         "finetuning:",
         f"  epochs: {_EPOCHS}               # passes over the training volumes,",
-        f"  min_steps: {_MIN_STEPS}           # but at least so many steps, however few {unit}s there are",
+        f"  min_steps: {_MIN_STEPS}           # but at least this many steps, however few {unit}s there are",
         "  learning_rate: 5.0e-4", "  schedule: cosine",
         "sweep:",
         f"  variants: [{', '.join(variants)}]",

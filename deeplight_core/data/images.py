@@ -130,7 +130,7 @@ def _facts(image: Any) -> Header:
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(f"it is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
     if image.get_data_dtype().kind not in "iuf":
-        raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers, as of colours; make it grey")
+        raise ValueError(f"its values are {image.get_data_dtype()}, not plain numbers (colours, perhaps); make it grey")
     shape = _plain(tuple(image.shape))
     try:
         zooms, unit = image.header.get_zooms(), image.header.get_xyzt_units()[1]

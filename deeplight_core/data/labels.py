@@ -243,7 +243,7 @@ def check_labels(manifest: pd.DataFrame, profile: Profile, keep_going: bool = Fa
             (task, state), others = states[0], counts[(counts["task"] == states[0][0]) & (counts["state"] == "")]
             listed = ", ".join(f"{name} ({n})" for name, n in others.groupby("name")["events"].sum().items())
             problems.append(
-                f"data.{which} has a single state, {state} of {task}, which there is nothing to tell from; name "
+                f"data.{which} has a single state, {state} of {task}, and nothing to tell it from; name "
                 f"another (other events of {task}: {listed or 'none'})"
             )
     if wanted and table["events"].sum() and not volumes_of_all and settings.keep == "labelled":

@@ -104,7 +104,7 @@ def _cell_problems(table: pd.DataFrame) -> list[tuple[int, str]]:
             "mask": pa.Column(str, relative),
             "tr_s": pa.Column(str, seconds),
             "n_volumes": pa.Column(
-                str, pa.Check.str_matches(r"[1-9][0-9]{0,6}\Z", error="must be a whole number from 1")
+                str, pa.Check.str_matches(r"[1-9][0-9]{0,6}\Z", error="must be a whole number, at least 1")
             ),
             "split": pa.Column(str, pa.Check.isin(SPLITS, error=f"must be one of {', '.join(SPLITS)}")),
             "family": pa.Column(str),
@@ -214,7 +214,7 @@ def select(table: pd.DataFrame, data: DataSettings) -> pd.DataFrame:
     """The rows that an experiment uses: its tasks, and the first `max_units` units of each split."""
     tasks = {*data.tasks()}
     if not tasks:
-        raise ValueError("neither data.source nor data.target names a task; name the states of one at least")
+        raise ValueError("neither data.source nor data.target names a task; name the states of at least one")
     if missing := sorted(tasks - set(table["task"])):
         there = ", ".join(sorted(set(table["task"])))
         message = f"the manifest has no runs of {', '.join(missing)}; it has {there}"

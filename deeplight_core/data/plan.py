@@ -209,7 +209,7 @@ def misfit(row: pd.Series, header: Header, grid: Grid, tr_s: float, settings: Pr
     own = settings.structural
     if settings.named_grid or (structural and (own.zoom_to or own.resolution_mm)) or same_grid(header.grid, grid):
         return ""
-    remedy = "name the grid to resample all to in preprocessing.resample_to"
+    remedy = "name one grid for all in preprocessing.resample_to"
     if structural:
         remedy += ", the shape to zoom all to in preprocessing.structural.zoom_to, or register them"
     return (

@@ -129,8 +129,8 @@ def prepare(
         unsteady = own[own["unsteady_volumes"] > profile.preprocessing.drop_volumes]
         if len(unsteady):
             print(
-                f"warning: the confounds of {len(unsteady)} runs name up to {unsteady['unsteady_volumes'].max():.0f} "
-                "first volumes from before the steady state, which are kept; leave them out with --drop-volumes (or "
+                f"warning: the confounds of {len(unsteady)} run(s) mark up to {unsteady['unsteady_volumes'].max():.0f} "
+                "volumes as before the steady state, which are kept; leave them out with --drop-volumes (or "
                 "--confounds non_steady_state)",
                 flush=True,
             )
@@ -172,7 +172,7 @@ def _forget_changed(store: Store, root: Any) -> bool:
     if is_remote(root) or not (changed := changed_sources(store, root)):
         return False
     some = ", ".join(name for names in list(changed.values())[:3] for name in names[:1])
-    print(f"{len(changed)} runs' files have changed since the store was made; made anew: {some} …", flush=True)
+    print(f"files have changed since the store was made; {len(changed)} run(s) made anew: {some} …", flush=True)
     (store.path / "index.parquet").unlink()
     if any(name.endswith((".nii", ".nii.gz")) for names in changed.values() for name in names):
         (store.path / "mask.nii.gz").unlink()

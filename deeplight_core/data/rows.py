@@ -202,8 +202,8 @@ def _on_first_volumes(sidecar: str, facts: dict[str, Any]) -> list[str]:
     """What a sidecar says of volumes before the scanner's steady state, in words."""
     counts = {key: n for key, n in facts.items() if isinstance(n, int) and not isinstance(n, bool) and n > 0}
     notes = [
-        f"kept, but {sidecar} says that {n} first volumes were discarded ({key}); check that the seconds of the events "
-        "count from the first volume that is left"
+        f"kept, but {sidecar} says that the first {n} volumes were discarded ({key}); check that the seconds of the "
+        "events count from the first volume that is left"
         for key, n in counts.items() if key in _DISCARDED
     ]  # fmt: skip
     return notes + [

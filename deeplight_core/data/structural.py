@@ -51,7 +51,7 @@ def scaled(volume: np.ndarray, mask: np.ndarray, path: Path) -> np.ndarray:
         raise ValueError(f"{path} holds NaN or infinite values in its mask; repair or leave out the image")
     values = volume[mask] if mask.any() else inside
     if (only := values.min()) == values.max():
-        raise ValueError(f"{path} holds the value {only:g} only; leave out the image")
+        raise ValueError(f"{path} holds only the value {only:g}; leave out the image")
     low, high = inside.min(), inside.max()
     return (inside - low) / (high - low)
 

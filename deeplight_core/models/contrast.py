@@ -1,6 +1,6 @@
 """Temporal contrast (Shi et al. 2023): in a run, the end resembles the middle more than the beginning.
 
-Only the paper's abstract is to be had. It says that a series is cut into beginning, middle and end, that (end, middle)
+Only the paper's abstract is available. It says that a series is cut into beginning, middle and end, that (end, middle)
 is the positive pair and (beginning, end) the negative one; a thesis by the same author says that negatives come from
 inside the same series. The projection, the similarity (cosine), the loss, and negatives from other series are choices
 made here, after SimCLR (Chen et al. 2020) and FaceNet (Schroff et al. 2015).

@@ -1,6 +1,6 @@
 """Networks for photographs and video that read brain volumes (after Malik & Bzdok 2022).
 
-Only the paper's abstract is to be had: 2D and 3D ResNet-18, pre-trained on ImageNet and Kinetics. Planes, slices, how
+Only the paper's abstract is available: 2D and 3D ResNet-18, pre-trained on ImageNet and Kinetics. Planes, slices, how
 they are put together, sizes and scaling are choices made here. Layers are those of torchvision (`resnet18`, `r3d_18`;
 BSD-3) and of EfficientNet-Lite0, so that published weights fit (see `training.published`); they are written out here
 because batch statistics are shared over processes, and because they then need nothing beyond torch.

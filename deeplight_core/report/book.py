@@ -60,7 +60,7 @@ _OTHERS = {
         {
             "06_autoencoder": "Autoencoders of structural images",
             "06_transfer": "Transfer between cohorts",
-            "06_faults": "Why theirs did not converge",
+            "06_faults": "Why the report's transfers did not converge",
             "06_claims": "Atanaszov & Ritter (2019) and this run",
             "01_data": "Structural images",
             "data/none": "The cohorts",

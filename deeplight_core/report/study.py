@@ -89,7 +89,7 @@ def study_page(folders: Sequence[Path], maps: Path | None = None, title: str = "
             raise ValueError(f"{folder} tells neither states nor numbers alone; a report is about decoders of these")
         if other.columns != first.columns:
             told = [", ".join(t.columns) or "states" for t in (other, first)]
-            raise ValueError(f"{folder} tells {told[0]}, {folders[0]} {told[1]}; give trainings with the same target")
+            raise ValueError(f"{folder} decodes {told[0]}, {folders[0]} {told[1]}; give trainings with the same target")
         same = (*other.key, other.config["seed"], other.config["fold"])
         if same in given:
             raise ValueError(
@@ -164,7 +164,7 @@ def _subjects(profile: Profile, own: list[_Training]) -> Part:
         u: " and ".join(w for w, of in (("training", trained), ("test", tested)) if u in of) for u in trained | tested
     }
     both = " In a cross-validation everybody is in both, in different folds." if trained & tested else ""
-    text = [f"{len(trained)} {profile.data.split_unit}s were trained on, {len(tested)} tested.{both}"]
+    text = [f"{profile.data.split_unit.capitalize()}s trained on: {len(trained)}; tested: {len(tested)}.{both}"]
     try:
         store = open_store(profile.store)
     except ValueError:
@@ -279,7 +279,7 @@ def _comparison(trainings: list[_Training], results: pd.DataFrame, column: str |
             "decoder": VARIANTS[row["variant"]].title, "fraction": f"{row['fraction']:.0%}",
             "volumes right" if column is None else measure.title: measure.format(row["mean"]),
             "95% interval": f"{measure.format(row['low'])} to {measure.format(row['high'])}",
-            "the study's minus this": "–" if test is None else f"{test['difference']:{signed}}",
+            "study's decoder minus this one": "–" if test is None else f"{test['difference']:{signed}}",
             "paired t-test": "–" if test is None else f"p = {test['p']:.2g}",
         })  # fmt: skip
     linear = any(VARIANTS[t.key[0]].learner != "deep" for t in trainings)
@@ -330,7 +330,7 @@ def _methods(profile: Profile, own: list[_Training]) -> Part:
     ]
     if after:
         references.append(f"{paper}. {_TITLES.get(paper.split(')')[0] + ')', '')}".rstrip())
-    return Part("Methods, to be pasted", quotable=" ".join(filter(None, sentences)) + "\n\n" + "\n".join(references))
+    return Part("Methods text to paste", quotable=" ".join(filter(None, sentences)) + "\n\n" + "\n".join(references))
 
 
 def _steps(own: list[_Training]) -> str:
@@ -346,7 +346,7 @@ def _measured(columns: list[str], unit: str) -> str:
     compared = "Decoders were compared by paired t-tests."
     if columns:
         return (
-            f"A {unit}'s answer is the mean over what was measured of it, its error the absolute difference from the "
+            f"A {unit}'s answer is the mean over its volumes, its error the absolute difference from the "
             f"truth, averaged over {unit}s, the unit of all statistics. The error's interval is Student's t, the "
             f"correlation's a percentile bootstrap over {unit}s; p values come from {PERMUTATIONS} permutations of the "
             f"truths among {unit}s that were held out together. {compared}"

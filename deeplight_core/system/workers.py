@@ -43,7 +43,7 @@ def in_processes(
                 worker.kill()
             raise ChildProcessError(
                 "a worker process was killed, perhaps because memory ran out (fewer --jobs need less); "
-                "the same command goes on where it was"
+                "the same command continues where it stopped"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -147,7 +147,7 @@ def test_clocks_that_cannot_be(bids: Path, sidecar: dict[str, object], message: 
     [
         (
             {"NumberOfVolumesDiscardedByUser": 4},
-            "4 first volumes were discarded .* count from the first volume that is",
+            "the first 4 volumes were discarded .* count from the first volume that is",
         ),
         ({"NonSteadyStateVolumes": 3}, "NonSteadyStateVolumes: 3; .* leave them out with --drop-volumes 3"),
         ({"DummyScans": 2, "NumberOfVolumesDiscardedByUser": 0}, "says DummyScans: 2"),
@@ -230,7 +230,7 @@ def test_a_name_that_is_of_another_session_than_its_folder(bids: Path) -> None:
         "its name names no session, and its folder is ses-1; correct one of them",
         "its name names the session 1, and its folder is ses-2; correct one of them",
         "labels hold no _: rename ses-pre_1 and its files, e.g. to ses-pre1",
-        "its name names the session 1, and its folder is in none; correct one of them",
+        "its name names the session 1, and its folder is in no session; correct one of them",
     ]
 
 

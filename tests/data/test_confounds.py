@@ -225,11 +225,11 @@ def test_values_not_stated_in_censored_volumes_do_not_count(tmp_path: Path) -> N
 
 def test_a_strategy_needs_one_file(tmp_path: Path) -> None:
     settings = ConfoundSettings(strategy=["motion"])
-    with pytest.raises(ValueError, match=r"desc-preproc_bold.nii.gz: .* beside it .*, and there is none; take the im"):
+    with pytest.raises(ValueError, match=r"desc-preproc_bold.nii.gz: .* beside it .*, and finds none; take the im"):
         read_confounds(tmp_path, [], IMAGE, T, settings)
     written(tmp_path, confounds())
     both = written(tmp_path, confounds(), "regressors")
-    with pytest.raises(ValueError, match=r"there is 2 of them: .*regressors.tsv, .*timeseries.tsv"):
+    with pytest.raises(ValueError, match=r"finds 2 of them: .*regressors.tsv, .*timeseries.tsv"):
         read_confounds(tmp_path, both, IMAGE, T, settings)
 
 

@@ -544,7 +544,7 @@ def test_a_run_of_another_orientation_comes_out_the_same_and_is_noted(
     turn(root / IMAGE)
     turn(root / MASK)
     profile = with_root(tiny_profile, root)
-    with pytest.raises(ValueError, match=rf"(?s){IMAGE}: grid .* name the grid .* in preprocessing.resample_to"):
+    with pytest.raises(ValueError, match=rf"(?s){IMAGE}: grid .* name one grid .* in preprocessing.resample_to"):
         prepare(manifest, profile, jobs=1)
     turned = prepare(manifest, resampling(profile, "first"), jobs=1)
     np.testing.assert_array_equal(turned.mask, store.mask)
@@ -707,7 +707,7 @@ def test_a_changed_source_is_noticed_and_its_run_made_anew(
         f"{EVS}/{name}" for name in ("mental.txt", "rnd.txt")
     ]
     made = prepare(manifest, profile, jobs=1)
-    assert f"1 runs' files have changed since the store was made; made anew: {EVS}" in capsys.readouterr().out
+    assert f"files have changed since the store was made; 1 run(s) made anew: {EVS}" in capsys.readouterr().out
     of_run = made.index["file"] == RUN_FILE
     before = first.index.set_index(["file", "frame"])["state"]
     after = made.index.set_index(["file", "frame"])["state"]

@@ -259,7 +259,7 @@ def test_pages_know_trials_and_motion(project: Path, study: tuple[pd.DataFrame, 
     moved = quality.motion_by_unit(store)
     assert moved["unit"].tolist() == [*PEOPLE]
     assert (moved["mean_fd_mm"] == store.runs["mean_fd_mm"]).all()
-    assert "is known of 4 subjects" in findings.motion_note(settings, store)
+    assert "is known for 4 subjects" in findings.motion_note(settings, store)
     assert f"of {len(PEOPLE) * N_TRIALS} trials" in findings.kept_note(store)
     results = statistics.only(experiment.finetune(settings, "linear", 1.0, 1).results())
     scored = scores_and_motion(statistics.out_of_fold(results), moved)

@@ -110,9 +110,9 @@ def two_volumes(root: Path) -> None:
     ("spoil", "message"),
     [
         (nan_in_the_mask, "holds NaN or infinite values in its mask; repair or leave out the image"),
-        (constant_everywhere, "holds the value 7 only; leave out the image"),
-        (constant_in_the_mask, "holds the value 7 only; leave out the image"),
-        (zero_in_the_mask, "holds the value 0 only; leave out the image"),
+        (constant_everywhere, "holds only the value 7; leave out the image"),
+        (constant_in_the_mask, "holds only the value 7; leave out the image"),
+        (zero_in_the_mask, "holds only the value 0; leave out the image"),
         (two_volumes, r"shape \(7, 8, 9, 2\), but the manifest says 1 volumes"),
     ],
 )
@@ -279,7 +279,7 @@ def test_an_image_in_colours_is_named(heads: Dataset) -> None:
     manifest, root = heads
     colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, AFFINE), root / "h3.nii.gz")
-    with pytest.raises(ValueError, match=r"h3\.nii\.gz .*not plain numbers, as of colours; make it grey"):
+    with pytest.raises(ValueError, match=r"h3\.nii\.gz .*not plain numbers \(colours, perhaps\); make it grey"):
         prepare(manifest, of_heads(root), jobs=1)
 
 

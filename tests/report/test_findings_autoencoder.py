@@ -84,7 +84,7 @@ def test_equally_well_is_tested() -> None:
     noisy = errors().assign(autoencoder=lambda t: t["autoencoder"] + random.normal(0, 0.003, len(t)))
     assert "**no difference can be shown**" in findings.equal_note({"one": errors(), "other": noisy})
     better = noisy.assign(autoencoder=lambda t: t["autoencoder"] + 0.02)
-    assert "**the one one is better**" in findings.equal_note({"one": errors(), "other": better})
+    assert "**one is better**" in findings.equal_note({"one": errors(), "other": better})
     assert findings.equal_note({"one": errors()}) == ""
 
 

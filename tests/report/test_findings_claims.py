@@ -32,12 +32,12 @@ def claims(*holds: bool | None) -> pd.DataFrame:
 
 def test_claims_are_counted_and_failed_ones_named() -> None:
     note = findings.claims_note(SIMULATED, claims(True, False, None, True, False))
-    assert note.startswith("**2 of 4 claims hold in this run.** 1 claim cannot be tested here. Not reproduced")
+    assert note.startswith("**Claims that hold in this run: 2 of 4.** 1 claim cannot be tested here. Not reproduced")
     assert "Not reproduced (✗): q1; q4. " in note
     assert "simulated data" in note
     assert "one seed" in note
     seeds = Profile.model_validate({"sweep": {"seeds": [1, 2]}})
-    assert findings.claims_note(seeds, claims(True)) == "**1 of 1 claims hold in this run.**"
+    assert findings.claims_note(seeds, claims(True)) == "**Claims that hold in this run: 1 of 1.**"
     assert findings.claims_note(seeds, claims(None, None)).endswith(
         "can be tested yet.** 2 claims cannot be tested here."
     )

@@ -45,7 +45,7 @@ def test_whether_more_than_the_shortcut_was_learnt_follows_the_interval() -> Non
 
 
 @pytest.mark.parametrize(
-    ("learnt", "said"), [(0.4, "than by what was learnt.**"), (0.8, "finds +20.0% [+20.0%, +20.0%].")]
+    ("learnt", "said"), [(0.4, "than what was learnt.**"), (0.8, "finds +20.0% [+20.0%, +20.0%].")]
 )
 def test_likeness_without_learning_is_beside_what_was_learnt(learnt: float, said: str) -> None:
     assert findings.shortcut_note(scores(learnt, 0.5)).endswith(said)
@@ -137,7 +137,7 @@ def test_controls_have_their_sentences() -> None:
     said = findings.shortcuts_note(values)
     assert "50.0% are found (chance 50%)" in said
     assert "the shortcut alone finds 90.0%, and contrast 95.0%" in said
-    assert "best from the encoder as it is (50.0%)" in said
+    assert "best from this encoder: *as it is* (50.0%)" in said
     assert findings.shortcuts_table(values).data["contrast"].tolist() == [
         "as it is", "windows in random order", "drift left in",
     ]  # fmt: skip
@@ -145,7 +145,7 @@ def test_controls_have_their_sentences() -> None:
     untrained = pd.DataFrame([("random", np.nan, np.nan, 0.6)], columns=values.columns)
     assert "have not been run" in findings.shortcuts_note(pd.concat([values[:1], untrained]))
     both = pd.concat([values, untrained])
-    assert findings.shortcuts_note(both).endswith("as it is (50.0%); from random weights it decodes 60.0%.")
+    assert findings.shortcuts_note(both).endswith("as it is* (50.0%); from random weights it decodes 60.0%.")
     assert findings.shortcuts_table(both).data.iloc[-1].tolist() == ["no contrast, random weights", "–", "–", "60.0%"]
 
 

@@ -113,7 +113,7 @@ def test_decoders_off_chance_are_named() -> None:
     scores = table.loc[(table["fraction"] == 0.5), "score"]
     assert shown["p"].iloc[2] == f"{stats.ttest_1samp(scores, 0.25).pvalue:.2g}"
     note = findings.chance_note(PROFILE, tests, 0.25)
-    assert "The best constant answer is right for 25%. **1 of the 3 decoders lie significantly above it**" in note
+    assert "The best constant answer is right for 25%: **1 of the 3 decoders significantly above it**" in note
     assert f"Above: {VARIANTS['scratch-permuted'].title} at 10% (30.0%)." in note
     assert f"Below: {VARIANTS['scratch-permuted'].title} at 50% (20.0%)." in note
     assert "Not tested" not in note

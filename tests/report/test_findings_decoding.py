@@ -40,7 +40,7 @@ def cells(table: Styler | None) -> pd.DataFrame:
 
 def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     note = findings.missing_note(PROFILE, "seeds", ["scratch-0.1-seed2"])
-    assert note.startswith("**1 of the 30 trainings of this page have not been run**")
+    assert note.startswith("**1 of the 30 trainings of this page has not been run**")
     assert "`make controls PROFILE=tiny`" in note
     assert "`scratch-0.1-seed2`" in note
     assert "`make reproduce PROFILE=tiny`" in findings.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
@@ -268,7 +268,7 @@ def test_saved_subjects_are_bounded_where_no_size_reaches() -> None:
          "high": [14.0, np.inf, np.inf], "at_most": [False, True, False]}
     )  # fmt: skip
     assert findings.saved_note(PROFILE, saved) == (
-        "In subjects: 1 pre-trained equal 9.0 from scratch (95% interval 5.0 to 14.0); "
+        "In subjects: 1 pre-trained equals 9.0 from scratch (95% interval 5.0 to 14.0); "
         "3 pre-trained equal at most 1.0 from scratch (95% interval 1.0 to more than 30); "
         "30 pre-trained equal more than 30 from scratch."
     )

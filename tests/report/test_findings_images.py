@@ -64,8 +64,8 @@ def test_phenotypes_are_told_with_what_is_known_and_planted() -> None:
 
 def test_it_says_what_can_be_decoded_and_where_photographs_help(values: pd.DataFrame) -> None:
     said = findings.phenotypes_note(values)
-    assert "Better than chance with the whole interval: sex (" in said
-    assert "with the best decoder of each: household (pre-trained on photographs, 0.00)." in said
+    assert "Decoded (the whole interval lies above chance): sex (" in said
+    assert "even by the best decoder: household (pre-trained on photographs, 0.00)." in said
     assert findings.phenotypes_note(values[:0]) == "Nothing has been run yet."
     gain = findings.photographs_note(values)
     assert "Of 3 comparisons with the same network from scratch, a significant gain in 1 (sex with 19 people)." in gain
@@ -99,10 +99,10 @@ def test_controls_tell_features_from_conditioning() -> None:
     constant = age.assign(value=age["value"].where(age["variant"] != "images-random-frozen"))
     assert r"+0.30 [" in findings.conditioning_note(pd.concat([own, constant]))  # over random weights, by sex alone
     close = own.assign(value=own["value"].where(own["variant"] != "images-shuffled-frozen", own["value"] + 0.2))
-    assert "**The lead cannot be said to be one of features.**" in findings.conditioning_note(close)
+    assert "**The lead cannot be attributed to features.**" in findings.conditioning_note(close)
     noise = np.tile(0.4 * NOISE / NOISE.std(), len(frozen)) * (own["variant"] == "images-frozen")
     wide = findings.conditioning_note(own.assign(value=own["value"] + noise))
-    assert "**The lead cannot be said to be one of features.**" in wide
+    assert "**The lead cannot be attributed to features.**" in wide
     without = findings.conditioning_note(own[own["variant"] != "images-statistics-frozen"])
     assert without.endswith("over weights shuffled within layers.")
     assert findings.conditioning_note(own[own["fold"] == 1]).endswith("over statistics only.")

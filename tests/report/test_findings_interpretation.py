@@ -64,5 +64,6 @@ def test_where_logits_went_and_the_largest_places() -> None:
 
 
 def test_what_is_explained() -> None:
-    assert "the 7 of 9 volumes" in findings.asked_note(7, 9, 3)
+    assert "Of 9 volumes, evenly spaced over 3 held-out subjects" in findings.asked_note(7, 9, 3)
+    assert "the 7 that the decoder answers correctly" in findings.asked_note(7, 9, 3)
     assert "answers none of 9" in findings.asked_note(0, 9, 3)

@@ -36,9 +36,9 @@ def test_motion_of_a_unit_is_the_mean_over_its_runs() -> None:
 def test_motion_that_nothing_was_done_about_is_told() -> None:
     said = findings.motion_note(PROFILE, store())
     assert said == (
-        "The mean framewise displacement is known of 2 subjects: 0.45 mm in the median subject, 0.70 mm in s2, who "
-        "moved most; 1 moved more than 0.5 mm from one volume to the next on average. Nothing was done about motion. 3 "
-        "volumes from before the scanner's steady state are kept. Name strategies in `preprocessing.confounds` to "
+        "The mean framewise displacement is known for 2 subjects: 0.45 mm in the median subject, 0.70 mm in s2, who "
+        "moved most; 1 moved more than 0.5 mm from one volume to the next on average. Nothing was done about motion. "
+        "Kept from before the scanner's steady state: 3 volumes. Name strategies in `preprocessing.confounds` to "
         "regress it out."
     )
     unknown = findings.motion_note(PROFILE, store(RUNS.drop(columns="mean_fd_mm")))

@@ -20,7 +20,7 @@ def test_what_was_planted_is_said_of_simulated_people_only() -> None:
     said = findings.study_note(load_profile(Path(__file__).parents[2] / "profiles/patients.yaml"))
     assert "Nobody was scanned. 12 simulated patients differ from 12 simulated controls in one way" in said
     assert "response to *face* is 40% weaker" in said
-    assert "2 s, voxels have 8 mm" in said
+    assert "2 s, voxels measure 8 mm" in said
     assert findings.study_note(Profile()) == ""
 
 
@@ -29,7 +29,7 @@ def test_people_and_differences_are_counted() -> None:
     said = findings.people_note(groups, ["tr_s 2.16 there, 2.0 here"])
     assert said.startswith("5 people: 3 of group *control* and 2 of group *patient*.")
     assert said.endswith("training data: tr_s 2.16 there, 2.0 here.")
-    assert "Nothing else differs" in findings.people_note(groups, [])
+    assert "Nothing but the grid differs" in findings.people_note(groups, [])
 
 
 def test_groups_are_compared_with_the_linear_model_of_voxels() -> None:
@@ -56,7 +56,7 @@ def test_accuracy_is_told_for_each_group() -> None:
     ]
     results = pd.DataFrame(rows, columns=["variant", "fraction", "n_subjects", "subject", "score"])
     said = findings.by_group_note(results, {"a": "control", "b": "control", "c": "patient", "d": "patient"})
-    assert said.startswith("Of volumes, the pre-trained decoder on 20 people gets right 30.0% [")
+    assert said.startswith("Trained on 20 people, the pre-trained decoder is right for 30.0% [")
     assert "in group *control* and 70.0% [" in said
     assert findings.by_group_note(results.assign(variant="linear"), {}) == ""
 

@@ -142,7 +142,7 @@ def test_folds_and_several_numbers_are_put_together(tiny_profile: Profile, tmp_p
     folds = [training(tmp_path / f"f{k}", tiny_profile, "cae", 4.0, PEOPLE[3 * k - 3 : 3 * k], k) for k in (1, 2)]
     assert "tells age of 6 subjects" in Read(study_page(folds)).text
     other = training(tmp_path / "other", tiny_profile, "voxels", 4.0, PEOPLE[:3], 1, "iq")
-    with pytest.raises(ValueError, match=r"other tells iq, .*f1 age; give trainings with the same target"):
+    with pytest.raises(ValueError, match=r"other decodes iq, .*f1 age; give trainings with the same target"):
         study_page([folds[0], other])
 
 

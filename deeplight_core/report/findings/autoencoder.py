@@ -208,7 +208,7 @@ def equal_note(errors: dict[str, pd.DataFrame]) -> str:
         return ""
     one, other = errors
     mean, low, high = difference_of_errors(errors)
-    verdict = "no difference can be shown" if low <= 0 <= high else f"the {one if mean < 0 else other} one is better"
+    verdict = "no difference can be shown" if low <= 0 <= high else f"{one if mean < 0 else other} is better"
     return (
         f'The report says that the two "performed equally well". Here the difference of their errors, {one} − {other}, '
         f"is {interval(mean, low, high, '+.2g')} over {len(errors[one])} held-out people: **{verdict}**."

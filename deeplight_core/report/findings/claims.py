@@ -59,11 +59,11 @@ def claims_note(profile: Profile, claims: pd.DataFrame) -> str:
     untested = f"{counted(len(which[None]), 'claim')} cannot be tested here." if which[None] else ""
     if n == 0:
         return f"**No claim can be tested yet.** {untested}".strip()
-    said = [f"**{len(which[True])} of {n} claims hold in this run.**", untested]
+    said = [f"**Claims that hold in this run: {len(which[True])} of {n}.**", untested]
     if which[False]:
         said.append(f"Not reproduced (✗): {'; '.join(row['quantity'] for row in which[False])}.")
     if len(profile.sweep.seeds) == 1:
-        said.append("Trainings were made with one seed: what another would change is in no interval.")
+        said.append("Trainings were made with one seed: no interval covers what another seed would change.")
     if profile.simulated:
         said.append(
             "A claim that holds on simulated data shows that the pipeline can find the effect where it was planted, "
@@ -136,15 +136,15 @@ def _autoencoder_rows(
     fewer = more <= -FEWER / 2
     return [
         Row("2.2.2", "the strided residual autoencoder is smaller", f"around {FEWER:.0%} fewer weights",
-            both if np.isnan(more) else f"{more:+.0%} weights", f"at least half as much smaller as stated "
+            both if np.isnan(more) else f"{more:+.0%} weights", f"at least half of the stated reduction "
             f"({FEWER / 2:.0%})", None if np.isnan(more) else fewer),
-        Row("2.2.2", "it reconstructs as well as the convolutional one", "equally well",
+        Row("2.2.2", "the residual autoencoder reconstructs as well as the convolutional one", "equally well",
             both if np.isnan(mean) else apart, "the difference's 95% interval over people includes 0",
             None if np.isnan(low) else low <= 0 <= high),
         Row("3.1.1, Fig. 3.1", "an L1 penalty on the weights makes the code sparse", "a sparse histogram", sparse,
             "more units are silent with the penalty (one training each, no interval)",
             found and found.silent_with > found.silent_without),
-        Row("3.1.1", "the penalty makes room for a larger code", "stated, no numbers", room,
+        Row("3.1.1", "an L1 penalty makes room for a larger code", "stated, no numbers", room,
             "of all codes, a wide one with a penalty has the lowest held-out error (no interval)",
             found and found.room),
     ]  # fmt: skip
@@ -324,7 +324,7 @@ def malik_claims(values: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     network = "resnet18" if {"resnet18", "resnet18-scratch"} <= there else "images"
     rows = [
         _several_row("a network that learnt from photographs is better on several phenotypes", values, network),
-        _several_row("a 3D network that learnt from video is, too", values, "video"),
+        _several_row("a 3D network that learnt from video is better on several phenotypes", values, "video"),
     ]
     rows += [_phenotype_row(target, values, network) for target in ("sex", "age")]
     leads = features_leads(controls)
@@ -390,10 +390,10 @@ def _small_row(values: pd.DataFrame, network: str) -> Row:
         test = statistics.compare_fold_values(ends, "few", "most").iloc[0]
         n = ends.groupby("variant")["n_subjects"].mean()
         ours = (
-            f"{interval(test['difference'], test['low'], test['high'], '+.2f')} with {n['few']:.0f} people more than "
+            f"{interval(test['difference'], test['low'], test['high'], '+.2f')} more with {n['few']:.0f} people than "
         )
         ours += f"with {n['most']:.0f}"
         holds = None if np.isnan(test["p"]) else bool(test["low"] > 0)
-    return Row("abstract", "they help especially with small samples", "stated, no number", ours,
+    return Row("abstract", "photographs help especially with small samples", "stated, no number", ours,
                "the mean lead over all phenotypes is larger with the fewest people than with all: the difference's 95% "
                "interval lies above 0", holds)  # fmt: skip

@@ -107,7 +107,7 @@ def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
 def effects_note(effects: pd.DataFrame) -> str:
     """Whether ways differ, and differ by size (of `crossed.effects`)."""
     if effects.empty:
-        return "With one seed there is no analysis of variance: another training could come out otherwise."
+        return "With one seed there is no analysis of variance: another training could end differently."
     said = [
         f"{row['effect']}: F({row['dof_effect']:.1f}, {row['dof_error']:.1f}) = {row['f']:.2f}, p = {number(row['p'])}"
         if np.isfinite(row["f"])
@@ -156,7 +156,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
         if lost:
             said.append(f"{title} is worse than from scratch with {listed(lost)}.")
         if not won and not lost and "scratch" in variants:
-            said.append(f"{title} cannot be told apart from scratch at any size.")
+            said.append(f"{title} and from scratch cannot be told apart at any size.")
     if linear and ways:
         rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
         deep = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
@@ -195,7 +195,7 @@ def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
             f"{VARIANTS[v].title} {share:.0%}" for v, share in zip(likely["variant"], likely["share"], strict=True)
         ]
         said.append(f"with {counted(float(n), unit)}: {', '.join(named)}")  # type: ignore[arg-type]
-    return f"Best when subjects and seeds are drawn again, {'; '.join(said)}." if said else ""
+    return f"Share of resamples of subjects and seeds in which each is best, {'; '.join(said)}." if said else ""
 
 
 def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
@@ -262,7 +262,7 @@ def conditions_table(profile: Profile, tests: pd.DataFrame) -> Styler | None:
     own = tests.set_index(["variant", "change"])
     first = tests.drop_duplicates("variant").set_index("variant")["mean_b"]
     columns: dict[str, list[str]] = {"decoder": [VARIANTS[v].title for v in variants]}
-    columns["as everywhere"] = [f"{first[v]:.1%}" for v in variants]
+    columns["unchanged"] = [f"{first[v]:.1%}" for v in variants]
     for name in tests["change"].unique():
         rows = [own.loc[(v, name)] if (v, name) in own.index else None for v in variants]
         columns[titles[name]] = [
@@ -290,7 +290,7 @@ def conditions_note(profile: Profile, tests: pd.DataFrame) -> str:
     n = counted(tests["n_subjects"].iloc[0], profile.data.split_unit)
     return (
         f"With {n} to train on (paired t-tests over held-out {profile.data.split_unit}s, Holm over all cells; "
-        f"{counted(tests['n_seeds'].max(), 'seed')}, so another training may come out otherwise): {'. '.join(said)}."
+        f"{counted(tests['n_seeds'].max(), 'seed')}, so another training may end differently): {'. '.join(said)}."
     )
 
 

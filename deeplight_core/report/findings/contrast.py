@@ -95,14 +95,14 @@ def shortcut_note(scores: pd.DataFrame) -> str:
     """Whether contrast finds more than the shortcut does, and than similarity does: chance is one half."""
     mean, low, high = beyond_shortcut(scores)
     plain = beyond_shortcut(scores, "voxels")
-    said = f"Beyond the shortcut it finds {interval(mean, low, high, '+.1%')} of all series; chance is 50%."
+    said = f"Beyond the shortcut, contrast finds {interval(mean, low, high, '+.1%')} of all series; chance is 50%."
     if low > 0:
         said += " **It has learnt more than the runs' mean and slope.**"
     elif not np.isnan(low):
         said += " **It cannot be shown to have learnt more than the runs' mean and slope.**"
     said += f" Beyond the similarity of mean volumes it finds {interval(*plain, '+.1%')}"
     if plain[2] < 0:
-        return f"{said}: **windows tell their neighbours better as they are than by what was learnt.**"
+        return f"{said}: **the windows as they are show their neighbours better than what was learnt.**"
     return f"{said}."
 
 
@@ -216,7 +216,7 @@ def convergence_note(found: pd.DataFrame, unit: str = "subject") -> str:
     verdicts = {True: " **The claim holds here.**", False: " **The claim does not hold here.**", None: ""}
     verdict = verdicts[converges_earlier(found)]
     return (
-        f"Constant answers are right for at most {found['constant'].iloc[0]:.1%}. Decoders converge "
+        f"The best constant answer is right for {found['constant'].iloc[0]:.1%}. Decoders converge "
         f"{'; '.join(told)}. With all, every decoder that is better than a constant answer has converged by "
         "definition. In the paper, the decoder pre-trained by contrast converges with 12 subjects and the one from "
         f"scratch with 100.{verdict}"
@@ -293,7 +293,7 @@ def unprepared_note(profile: Profile, found: pd.DataFrame, tests: pd.DataFrame) 
         "contrast reaches 80.2 ± 4.7% with 30 people and the one from scratch does not converge: in the terms of this "
         "page, the first is better than a constant answer and than the second, which is no better than a constant "
         f"answer. **That claim {verdict}.** Real raw runs go through the same "
-        "commands (profile `haxby-slice`); they are of one person, who cannot test it."
+        "commands (profile `haxby-slice`); they are of one person and cannot test it."
     )
 
 
@@ -422,5 +422,5 @@ def shortcuts_note(values: pd.DataFrame) -> str:
         )
     best = max(own.values(), key=lambda row: row["probe"])
     beside = f"; from random weights it decodes {untrained['probe']:.1%}" if untrained else ""
-    said.append(f"The probe decodes best from the encoder {CHANGES[best['change']]} ({best['probe']:.1%}){beside}.")
+    said.append(f"The probe decodes best from this encoder: *{CHANGES[best['change']]}* ({best['probe']:.1%}){beside}.")
     return " ".join(said)

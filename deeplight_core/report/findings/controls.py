@@ -178,11 +178,9 @@ def chance_note(profile: Profile, tests: pd.DataFrame, constant: float) -> str:
         return ""
     away, unit = tests[tests["p_bonferroni"] < 0.05], profile.data.split_unit
     sides = {"above": away[away["mean"] > constant], "below": away[away["mean"] < constant]}
-    counts = [
-        f"**{len(rows)} of the {len(tests)} decoders lie significantly {side} it**" for side, rows in sides.items()
-    ]
+    counts = [f"**{len(rows)} of the {len(tests)} decoders significantly {side} it**" for side, rows in sides.items()]
     said = [
-        f"The best constant answer is right for {constant:.0%}. {'; '.join(counts)} (two-sided t-tests over held-out "
+        f"The best constant answer is right for {constant:.0%}: {'; '.join(counts)} (two-sided t-tests over held-out "
         f"{unit}s, Bonferroni)."
     ]
     said += [f"{side.capitalize()}: {_named(rows)}." for side, rows in sides.items() if len(rows)]
@@ -248,7 +246,7 @@ def transfer_note(profile: Profile, tests: pd.DataFrame) -> str:
     if not profile.tasks_to_leave_out:
         return (
             "This profile has no task that could be the target while all others are the source: it has too few tasks, "
-            "or one is both."
+            "or a task is both."
         )
     if tests.empty:
         return ""

@@ -160,11 +160,11 @@ def kept_note(store: Store) -> str:
         f"Events with unknown names: {_listed(runs['unknown_events'])}.",
     ]
     if lost := losses(store.labels()):
-        sentences.append(f"**Much is lost of some states:** {'; '.join(lost)}.")
+        sentences.append(f"**Some states lose many events:** {'; '.join(lost)}.")
     if runs["resampled"].any() and (named := settings.named_grid):
         sentences.append(
             f"**{runs['resampled'].sum()} of {len(runs)} runs had another grid** (orientations "
-            f"{', '.join(sorted(runs['orientation'].unique()))}) and were resampled: `preprocessing.{named}` is "
+            f"{', '.join(sorted(runs['orientation'].unique()))}) and had to be resampled: `preprocessing.{named}` is "
             f"`{getattr(settings, named)}`."
         )
     if settings.storage == "int8":

@@ -67,8 +67,8 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     others = "; the page shows the others" if len(missing) < n else ""
     return (
-        f"**{len(missing)} of the {n} trainings of this page have not been run**{others}. `{command}` runs the missing "
-        f"ones: {named}{more}. Decoders are compared over their common seeds."
+        f"**{len(missing)} of the {n} trainings of this page {'has' if len(missing) == 1 else 'have'} not been run**"
+        f"{others}. `{command}` runs the missing ones: {named}{more}. Decoders are compared over their common seeds."
     )
 
 
@@ -81,7 +81,7 @@ def fold_note(profile: Profile, comparison: pd.DataFrame) -> str:
     """
     unit = profile.data.split_unit
     said = [
-        f"- {row['n_subjects']:g} {unit}s ({100 * row['fraction']:g}%): {change(row)}, "
+        f"- {counted(row['n_subjects'], unit)} ({100 * row['fraction']:g}%): {change(row)}, "
         + (
             "no variance, no test"
             if np.isnan(row["t"])
@@ -189,7 +189,7 @@ def linear_note(tests: pd.DataFrame, details: bool = True) -> str:
             "fractions"
             for r in rows.to_dict("records")
         ]
-        said.append(f"Against {VARIANTS[str(baseline)].title} on the same volumes, {', '.join(each)}.")
+        said.append(f"Against {VARIANTS[str(baseline)].title} on the same volumes, {'; '.join(each)}.")
     where = ["The page *Linear baselines* has the details."] if said and details else []
     return " ".join([*said, *where])
 
@@ -218,7 +218,7 @@ def not_learnt_note(profile: Profile, curves: pd.DataFrame) -> str:
         return ""
     return (
         f"**Not learnt:** {'; '.join(said)} ended with less than {bound:.0%} right on the data that they were trained "
-        "on. They had learnt nothing when they stopped, be it for their learning rate, their number of steps or their "
+        "on. They had learnt nothing when they stopped, because of their learning rate, their number of steps or their "
         "data; a comparison with them says little."
     )
 
@@ -342,7 +342,8 @@ def saved_note(profile: Profile, saved: pd.DataFrame) -> str:
         equal, high = (more if np.isinf(row[name]) else f"{row[name]:.1f}" for name in ("equivalent", "high"))
         least = "at most " if row["at_most"] else ""
         within = "" if np.isinf(row["equivalent"]) else f" (95% interval {row['low']:.1f} to {high})"
-        worth.append(f"{row['n_subjects']} pre-trained equal {least}{equal} from scratch{within}")
+        equals = "equals" if row["n_subjects"] == 1 else "equal"
+        worth.append(f"{row['n_subjects']} pre-trained {equals} {least}{equal} from scratch{within}")
     return f"In {profile.data.split_unit}s: {'; '.join(worth)}."
 
 

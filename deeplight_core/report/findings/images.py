@@ -92,9 +92,9 @@ def phenotypes_note(values: pd.DataFrame) -> str:
         (decoded if best["low"] > chance else not_decoded).append(name)
     if not decoded and not not_decoded:
         return "Nothing has been run yet."
-    said = [f"Better than chance with the whole interval: {listed(decoded) or 'none'}."]
+    said = [f"Decoded (the whole interval lies above chance): {listed(decoded) or 'none'}."]
     if not_decoded:
-        said.append(f"Not so, with the best decoder of each: {listed(not_decoded)}.")
+        said.append(f"Not decoded, even by the best decoder: {listed(not_decoded)}.")
     return " ".join(said)
 
 
@@ -233,7 +233,7 @@ def conditioning_note(values: pd.DataFrame) -> str:
     verdicts = {
         None: "",
         True: " **Most of the lead is features, not conditioning.**",
-        False: " **The lead cannot be said to be one of features.**",
+        False: " **The lead cannot be attributed to features.**",
     }
     said = f"Averaged over the phenotypes, photographs' features lead by {listed_leads(leads)}."
     return said + verdicts[is_of_features(leads)]

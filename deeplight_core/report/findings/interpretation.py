@@ -20,10 +20,10 @@ _TITLES = {"mass": "relevance mass", "rank": "rank accuracy", "pointing": "point
 def asked_note(n_right: int, n: int, n_subjects: int) -> str:
     """Which examples are explained."""
     if not n_right:
-        return f"The decoder answers none of {n} held-out volumes rightly, so there is nothing to explain."
+        return f"The decoder answers none of {n} held-out volumes correctly, so there is nothing to explain."
     return (
-        f"Explained are the {n_right} of {n} volumes, evenly spaced over {n_subjects} held-out subjects and the "
-        "states, that the decoder answers rightly."
+        f"Of {n} volumes, evenly spaced over {n_subjects} held-out subjects and the states, the {n_right} that the "
+        "decoder answers correctly are explained."
     )
 
 

@@ -29,7 +29,7 @@ def motion_note(profile: Profile, store: Store) -> str:
     fd = table["mean_fd_mm"]
     worst = table.iloc[int(fd.argmax())]
     said = [
-        f"The mean framewise displacement is known of {counted(len(table), unit)}: {fd.median():.2f} mm in the median "
+        f"The mean framewise displacement is known for {counted(len(table), unit)}: {fd.median():.2f} mm in the median "
         f"{unit}, {worst['mean_fd_mm']:.2f} mm in {worst['unit']}, who moved most; {(fd > _MOVED_MM).sum()} moved more "
         f"than {_MOVED_MM:g} mm from one volume to the next on average."
     ]
@@ -38,7 +38,7 @@ def motion_note(profile: Profile, store: Store) -> str:
         said.append(f"Medians of the splits: {listed([f'{split} {mm:.2f} mm' for split, mm in by_split.items()])}.")
     unsteady = int(runs["unsteady_volumes"].fillna(0).sum())
     if not store.preprocessing.confounds.strategy:
-        kept = f" {counted(unsteady, 'volume')} from before the scanner's steady state are kept." if unsteady else ""
+        kept = f" Kept from before the scanner's steady state: {counted(unsteady, 'volume')}." if unsteady else ""
         said.append(
             f"Nothing was done about motion.{kept} Name strategies in `preprocessing.confounds` to regress it out."
         )
@@ -66,7 +66,7 @@ def motion_score_note(profile: Profile, scored: pd.DataFrame) -> str:
     if found["r"].isna().all():
         return (
             f"The motion of fewer than four held-out {unit}s is known, or they have the same scores: there is no "
-            "correlation to tell. Images of fMRIPrep have their confounds beside them."
+            "correlation to report. Images of fMRIPrep have their confounds beside them."
         )
     each = [
         f"{row['r']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] for {short_title(str(row['variant']))} "

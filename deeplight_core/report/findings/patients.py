@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 from deeplight_core.analysis import statistics
 from deeplight_core.analysis.separation import Separation, least_accuracy, which_is_better
 from deeplight_core.config import Profile
-from deeplight_core.report.findings.cells import counted, interval, listed, number, table
+from deeplight_core.report.findings.cells import interval, listed, number, table
 
 __all__ = [
     "by_group_note",
@@ -40,9 +40,9 @@ def study_note(profile: Profile) -> str:
     ]
     return (
         f"Nobody was scanned. {made.patients.n} simulated patients differ from {_others(profile)} simulated controls "
-        f"in one way: {listed(changes)}. A volume takes {made.subjects.tr_s:g} s, voxels have {made.resolution_mm:g} "
-        f"mm, the largest responses {made.contrast:g}% of the baseline, and noise is {made.patients.noise:g} times "
-        "that of the simulated data in the other parts of this book."
+        f"in one way: {listed(changes)}. A volume takes {made.subjects.tr_s:g} s, voxels measure "
+        f"{made.resolution_mm:g} mm, the largest responses {made.contrast:g}% of the baseline, and noise is "
+        f"{made.patients.noise:g} times that of the simulated data in the other parts of this book."
     )
 
 
@@ -65,7 +65,7 @@ def people_note(groups: pd.Series, differences: Sequence[str]) -> str:
     counts = listed([f"{n} of group *{name}*" for name, n in groups.value_counts().sort_index().items()])
     said = f"{len(groups)} people: {counts}. "
     if not differences:
-        return said + "Nothing else differs from the data that the given decoder was trained on."
+        return said + "Nothing but the grid differs from the data that the given decoder was trained on."
     return said + f"Beyond the grid, these differ from the given decoder's training data: {'; '.join(differences)}."
 
 
@@ -85,11 +85,11 @@ def by_group_note(results: pd.DataFrame, groups: Mapping[str, str]) -> str:
     for name, rows in of.groupby(of["subject"].map(groups)):
         values = rows["score"].to_numpy()
         told.append(f"{interval(values.mean(), *statistics.t_interval(values, 0.95))} in group *{name}*")
-    return f"Of volumes, the pre-trained decoder on {of['n_subjects'].iloc[0]} people gets right {listed(told)}."
+    return f"Trained on {of['n_subjects'].iloc[0]} people, the pre-trained decoder is right for {listed(told)}."
 
 
 def groups_rows(found: Mapping[str, Separation], second: np.ndarray) -> pd.DataFrame:
-    """A row for each way: people told rightly with interval, AUC, p, and whether others than with voxels are right.
+    """A row for each way: people told correctly with interval, AUC, p, and whether others than with voxels are right.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def groups_note(found: Mapping[str, Separation], second: np.ndarray) -> str:
         else "No view of the network differs from the linear model of voxels by more than chance."
     )
     return (
-        f"**The interval is the message.** With {counted((~second).sum(), 'person')} in one group and "
+        f"**The interval is the message.** With {(~second).sum()} people in one group and "
         f"{second.sum()} in the other, an accuracy's interval is up to {100 * widest:.0f} points wide, and a coin "
         f"reaches {least:.0%} in one of twenty studies. Groups are told apart better than by chance (p < 0.05, not "
         f"corrected) by {ways}; the best accuracy, {best.accuracy:.0%}, could be anything from {best.low:.0%} to "
