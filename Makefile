@@ -15,9 +15,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## list the targets, and how long each took here
 	@awk -F '\t' '$$4 ~ /^(done|stopped)$$/ { so_far[$$1, $$2] += $$3; if ($$4 == "done") { \
-			if (!(($$1, $$2) in took)) profiles[$$1] = profiles[$$1] " " $$2; took[$$1, $$2] = so_far[$$1, $$2]; so_far[$$1, $$2] = 0 } } \
+			if (!(($$1, $$2) in took)) profiles[$$1] = profiles[$$1] " " $$2; \
+			if (so_far[$$1, $$2] > took[$$1, $$2]) took[$$1, $$2] = so_far[$$1, $$2]; so_far[$$1, $$2] = 0 } } \
 		/^[a-z-]+:.*## / { split($$0, of, /:.*## /); printf "  make %-23s %s", of[1], of[2]; n = split(profiles[of[1]], own, " "); \
-			for (i = 1; i <= n; i++) printf " [%s took %.0f min]", own[i], took[of[1], own[i]] / 60; print "" }' \
+			for (i = 1; i <= n; i++) printf " [%s took up to %.0f min]", own[i], took[of[1], own[i]] / 60; print "" }' \
 		$(wildcard runs/times.tsv) $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=demo|smoke|haxby|haxby-slice or a YAML file (now: $(PROFILE)), DATA=folder of a BIDS profile, CORES=$(CORES)"
