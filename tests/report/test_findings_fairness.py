@@ -52,6 +52,22 @@ def test_decoders_that_longer_training_changes_on_average_are_told_with_an_inter
     assert said.endswith(f" Averaged over fractions (95% interval over them): {expected}")
 
 
+def test_the_gain_is_compared_where_all_four_trainings_are_there() -> None:
+    """At 10% and 40%; at 100% the decoder from scratch has not been trained for longer yet."""
+    scores = {("", "pretrained"): (0.7, 0.8, 0.9), ("", "scratch"): (0.4, 0.6, 0.9)}
+    scores |= {("x3", "pretrained"): (0.7, 0.82, 0.1), ("x3", "scratch"): (0.45, 0.63)}
+    rows = [(c, v, f, 3, 1, s) for (c, v), own in scores.items() for f, s in zip((0.1, 0.4, 1.0), own, strict=False)]
+    said = findings.length_note(table(rows))
+    change = np.array([-0.05, -0.01])
+    reach = stats.t.ppf(0.975, 1) * stats.sem(change)
+    assert said.endswith(
+        "goes from +25.0% to +22.0%, a change of "
+        f"{change.mean():+.1%} [{change.mean() - reach:+.1%}, {change.mean() + reach:+.1%}]."
+    )
+    none = [row for row in rows if row[:2] != ("x3", "scratch")]
+    assert "gain from pre-training" not in findings.length_note(table(none))
+
+
 def test_the_table_of_lengths_has_a_row_for_each_cell(lengths: pd.DataFrame) -> None:
     assert findings.length_table(lengths[lengths["change"] == ""]) is None
     shown = findings.length_table(lengths).data  # type: ignore[union-attr]

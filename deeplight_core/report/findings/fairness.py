@@ -60,7 +60,6 @@ def length_note(results: pd.DataFrame) -> str:
     if means.empty:
         return "No decoder has been trained for longer yet."
     table = means.assign(change=means["longer"] - means["planned"]).reset_index()
-    gain = means.unstack("variant")
     said = f"With {LONGER} times the steps, {len(table)} cells change by {table['change'].abs().mean():.1%} on average"
     over = table[table["change"].abs() >= TOLERANCE].to_dict("records")
     named = ", ".join(f"{VARIANTS[r['variant']].title} with {r['n_subjects']} ({r['change']:+.1%})" for r in over)
@@ -72,9 +71,17 @@ def length_note(results: pd.DataFrame) -> str:
     ]
     if averages:
         said += f" Averaged over fractions (95% interval over them): {listed(averages)}."
-    if {"pretrained", "scratch"} <= set(means.index.get_level_values("variant")):
-        planned, longer = ((gain[c]["pretrained"] - gain[c]["scratch"]).mean() for c in ("planned", "longer"))
-        said += f" The gain from pre-training, averaged over fractions, goes from {planned:+.1%} to {longer:+.1%}."
+    if {"pretrained", "scratch"} <= set(table["variant"]):
+        of = means.unstack("variant")
+        gains = {c: of[c]["pretrained"] - of[c]["scratch"] for c in ("planned", "longer")}
+        gain = pd.DataFrame(gains).dropna()  # fractions where all four are there
+        if len(gain):
+            planned, longer = gain["planned"].mean(), gain["longer"].mean()
+            said += f" The gain from pre-training, averaged over fractions, goes from {planned:+.1%} to {longer:+.1%}"
+            change = (gain["longer"] - gain["planned"]).to_numpy()
+            if len(gain) > 1:
+                said += f", a change of {interval(change.mean(), *t_interval(change, 0.95), '+.1%')}"
+            said += "."
     return said
 
 
