@@ -40,6 +40,15 @@ def test_a_way_that_is_better_is_named_with_its_sizes() -> None:
     assert "Better than a linear model at some size: DeepLight, pre-trained and DeepLight, pre-trained by temp" in said
 
 
+def test_a_frozen_way_counts_where_none_of_its_kind_is_fine_tuned() -> None:
+    table = results(pretrained=(0.7, 0.8), scratch=(0.5, 0.6), linear=(0.7, 0.8), **{"images-frozen": (0.2, 0.3)})
+    said = verdict(table)
+    assert "**Ways to pre-train differ** in 2 of 2 pairs." in said
+    assert "photographs' features, linear is worse than from scratch with 3 subjects and 30 subjects." in said
+    assert "linear model wins" not in said
+    assert said.endswith(" Worse than a linear model at some size: photographs' features, linear.")
+
+
 def test_ways_that_change_places_change_the_verdict() -> None:
     said = verdict(results(pretrained=(0.5, 0.8), contrast=(0.7, 0.8), scratch=(0.5, 0.8)))
     assert "DeepLight, pre-trained by temporal contrast is better than from scratch with 3 subjects." in said
@@ -57,8 +66,8 @@ def test_that_nothing_can_be_shown_is_said() -> None:
 
 def test_that_a_linear_model_wins_is_said() -> None:
     said = verdict(results(pretrained=(0.5, 0.8), scratch=(0.4, 0.8), linear=(0.7, 0.8)))
-    assert "**A linear model wins**: no pre-trained decoder is better than one at any size, and some are worse" in said
-    assert "worse with 3 subjects." in said
+    assert "**A linear model wins**: no pre-trained decoder is better than one at any size, and all are worse" in said
+    assert said.endswith(", and all are worse at some (3 subjects).")
 
 
 def test_pairs_and_effects_are_told_with_their_numbers() -> None:

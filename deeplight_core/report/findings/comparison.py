@@ -140,7 +140,9 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if pairs.empty or means.empty:
         return ""
     variants = list(means["variant"].unique())
-    ways, linear = _pretrained(variants), [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
+    compared = {*pairs["a"], *pairs["b"]}  # of frozen encoders those that are not fine-tuned, too
+    ways = [v for v in variants if v in compared and VARIANTS[v].start == "checkpoint"]
+    linear = [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
     among = pairs[pairs["a"].isin(ways) & pairs["b"].isin(ways)]
     said = []
     if len(among) and not among["differ"].any():
@@ -159,16 +161,18 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
             said.append(f"{title} and from scratch cannot be told apart at any size.")
     if linear and ways:
         rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
-        deep = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
+        better = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
+        worse = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and not row["first_better"]}
         plain = {_n(row, unit) for row, _, _ in rows if row["differ"] and not row["first_better"]}
-        if not deep and plain:
+        if not better and len(worse) == len(ways):
             said.append(
-                f"**A linear model wins**: no pre-trained decoder is better than one at any size, and some are worse "
-                f"with {listed(sorted(plain, key=lambda text: int(text.split()[0])))}."
+                f"**A linear model wins**: no pre-trained decoder is better than one at any size, and all are worse at "
+                f"some ({listed(sorted(plain, key=lambda text: int(text.split()[0])))})."
             )
-        elif deep:
-            said.append(f"Better than a linear model at some size: {listed(sorted(deep))}.")
         else:
+            said += [f"Better than a linear model at some size: {listed(sorted(better))}."] if better else []
+            said += [f"Worse than a linear model at some size: {listed(sorted(worse))}."] if worse else []
+        if not better and not worse:
             said.append("No pre-trained decoder can be told apart from the linear models.")
     return " ".join(said)
 
