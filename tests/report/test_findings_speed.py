@@ -190,7 +190,7 @@ def test_what_has_not_been_measured_says_how() -> None:
     assert findings.not_measured({"training": gpu, "loader": gpu}) == ""
     note = findings.not_measured({"training": [{"kind": "cpu"}], "loader": []})
     assert "**Not measured:** run `python benchmarks/loader.py`." in note
-    assert "**No GPU has been measured**" in note
+    assert "**No training step has been measured on a GPU.**" in note
 
 
 def test_training_speed_has_a_line_per_grid() -> None:
@@ -204,7 +204,7 @@ def test_training_speed_has_a_line_per_grid() -> None:
 
 
 def test_decoding_is_compared_with_training() -> None:
-    assert findings.decoding_speed(STEPS).endswith("this package decodes 4.0 at 8 mm, 4.0 at 2 mm.")
+    assert findings.decoding_speed(STEPS).endswith("this package decodes 4.0 at 8 mm, 4.0 at 2 mm on A.")
     assert findings.decoding_speed(STEPS[:0]) == ""
 
 
@@ -226,7 +226,7 @@ def test_the_same_learning_is_a_gap_between_means_beside_that_of_two_seeds() -> 
 
 def test_loading_stands_beside_what_training_asks_for() -> None:
     result = {
-        "device": "A", "bytes_per_volume": 500_000, "volumes": 600,
+        "device": "A", "kind": "cpu", "bytes_per_volume": 500_000, "volumes": 600,
         "volumes_per_s": {
             "memory": {"warm": 1863.0, "held_mb": 280.0}, "single": {"cold": 1.0, "held_mb": 175.0},
             "by_run": {"cold": 1468.0, "held_mb": 0.1},
@@ -237,6 +237,9 @@ def test_loading_stands_beside_what_training_asks_for() -> None:
     assert "training on the same grid needs 12." in note
     assert "the 300 MB of the store take 280 MB; streamed, they take 175 MB at most" in note
     assert "training on the same grid" not in findings.loading_speed([result], STEPS[:3])
+    assert "the 300 MB of the store take memory of the GPU; streamed" in findings.loading_speed(
+        [result | {"kind": "cuda"}], STEPS
+    )
 
 
 def test_the_sweep_is_in_minutes() -> None:

@@ -336,7 +336,7 @@ def controls_cost(controls: costs.Controls, passes: pd.DataFrame) -> str:
 
 
 def not_measured(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Which scripts have no result, and whether a GPU has been measured.
+    """Which scripts have no result, and whether a GPU's training step has been measured.
 
     Parameters
     ----------
@@ -345,8 +345,8 @@ def not_measured(results: dict[str, list[dict[str, Any]]]) -> str:
     said = [f"**Not measured:** run `python benchmarks/{script}.py`." for script, found in results.items() if not found]
     if not any(result["kind"] == "cuda" for result in results["training"]):
         said.append(
-            "**No GPU has been measured**: everything below is about CPUs. `python benchmarks/training.py --device "
-            "cuda` and `python benchmarks/loader.py --device cuda` measure one, and their results will appear here."
+            "**No training step has been measured on a GPU.** `python benchmarks/training.py --device cuda` measures "
+            "one, and its result will appear here."
         )
     return " ".join(said)
 
@@ -406,8 +406,12 @@ def decoding_speed(steps: pd.DataFrame) -> str:
     ours = steps[steps["way"] == "ours"]
     if ours.empty:
         return ""
-    n = [f"{row['training'] / row['decoding']:.1f} at {row['mm']} mm" for row in ours.to_dict("records")]
-    return f"In the time that it takes to train on one volume, this package decodes {', '.join(n)}."
+    n = [
+        ", ".join(f"{row['training'] / row['decoding']:.1f} at {row['mm']} mm" for row in rows.to_dict("records"))
+        + f" on {device}"
+        for device, rows in ours.groupby("device", sort=False)
+    ]
+    return f"In the time that it takes to train on one volume, this package decodes {'; '.join(n)}."
 
 
 def loading_speed(results: list[dict[str, Any]], steps: pd.DataFrame) -> str:
@@ -420,11 +424,12 @@ def loading_speed(results: list[dict[str, Any]], steps: pd.DataFrame) -> str:
         ]
         asked = f"; training on the same grid needs {1e3 / of_grid['training'].min():,.0f}" if len(of_grid) else ""
         streamed = max(speed[way]["held_mb"] for way in ("single", "by_run"))
+        held = "memory of the GPU" if result["kind"] == "cuda" else f"{speed['memory']['held_mb']:,.0f} MB"
         said.append(
             f"On {result['device']}, one core gives {speed['memory']['warm']:,.0f} volumes per second from memory and "
             f"{speed['by_run']['cold']:,.0f} ({speed['by_run']['cold'] * mb / 1e3:.1f} GB/s) run by run from a cold "
             f"disk{asked}. In memory, the {result['volumes'] * mb:,.0f} MB of the store take "
-            f"{speed['memory']['held_mb']:,.0f} MB; streamed, they take {streamed:,.0f} MB at most, and more volumes "
+            f"{held}; streamed, they take {streamed:,.0f} MB at most, and more volumes "
             "would take no more."
         )
     return " ".join(said)
