@@ -14,10 +14,11 @@ from conftest import use_threads
 from deeplight_core import comparisons, experiment
 from deeplight_core.config import Profile
 from deeplight_core.data.manifest import write_manifest
+from deeplight_core.data.store import open_store
 from deeplight_core.training.checkpoint import load_model
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/09_comparison.ipynb"
-WAYS = ["pretrained", "contrast", "scratch", "linear", "supervised-frozen", "contrast-frozen"]
+WAYS = ["pretrained", "contrast", "scratch", "linear", "linear-pretrained", "supervised-frozen", "contrast-frozen"]
 TRAINING = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 1e-3, "threads": 1}
 
 
@@ -78,12 +79,19 @@ def there(compared: Profile, tmp_path_factory: pytest.TempPathFactory, monkeypat
 
 
 def test_costs_are_those_of_the_records(compared: Profile) -> None:
-    costs = comparisons.costs(compared).set_index("variant")
+    costs = comparisons.costs(compared, 1.0).set_index("variant")
     assert set(costs.index) == set(WAYS)
     assert costs.loc["pretrained", "pretraining_volumes"] == 2 * 8
     assert costs.loc["contrast", "pretraining_volumes"] == 2 * 8 * 6
     assert costs.loc["scratch", "pretraining_volumes"] == 0
     assert costs.loc["scratch", "finetuning_volumes"] == 2 * 8
+    index = open_store(compared.store).index
+    source = index[
+        index["split"].eq("train") & index["task"].isin(compared.data.tasks("source")) & index["state"].ne("")
+    ]
+    assert costs.loc["linear-pretrained", "pretraining_volumes"] == len(source) > 0
+    own = experiment.finetuning(compared, "linear", 0.5, 1).results()["seen_volumes"].iloc[0]
+    assert comparisons.costs(compared, 0.5).set_index("variant").loc["linear", "finetuning_volumes"] == own
     start = experiment.start_of(compared, "pretrained", 1).folder
     n = sum(p.numel() for p in load_model(start)[0].encoder.parameters())
     assert (costs.loc[["pretrained", "scratch", "contrast-frozen"], "n_parameters"] == n).all()
@@ -114,10 +122,10 @@ def test_the_page_says_and_shows_what_the_trainings_found(
             if "parameters" in cell["metadata"].get("tags", []):
                 names["profile"] = "compared"
     text = "\n".join(said)
-    assert "All 24 trainings of this page have been run." in text
+    assert "All 28 trainings of this page have been run." in text
     assert "Every seed also repeats the pre-training: supervised on other tasks" in text
     assert "random effects: way: " in text
-    assert "of 12 pairs can be told apart" in text  # of four decoders, two sizes
+    assert "of 20 tests tell two decoders apart" in text  # of five decoders, two sizes
     assert "temporal contrast" in text
     assert "Left out: reconstruction (not in this profile) and photographs (not in this profile)." not in text
     assert "Left out: photographs (not in this profile)." in text

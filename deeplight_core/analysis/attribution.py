@@ -28,7 +28,11 @@ from torch.overrides import TorchFunctionMode
 
 from deeplight_core.routes import Section
 
-__all__ = ["METHODS", "Method", "Relevance", "explain"]
+__all__ = ["METHODS", "Method", "Relevance", "UndefinedError", "explain"]
+
+
+class UndefinedError(ValueError):
+    """LRP has no rule for a function of the model."""
 
 
 class Method(Section):
@@ -89,7 +93,7 @@ def explain(model: nn.Module, volumes: Tensor, targets: Tensor, method: Method) 
 
     Raises
     ------
-    ValueError
+    UndefinedError
         If the model uses a function that LRP has no rule for.
     """
     chosen = torch.arange(len(volumes), device=volumes.device), targets.to(volumes.device)
@@ -375,8 +379,8 @@ class _Rules(_KeepsPrecision):
             raise self._undefined(name)
         return found
 
-    def _undefined(self, what: str) -> ValueError:
-        return ValueError(
+    def _undefined(self, what: str) -> UndefinedError:
+        return UndefinedError(
             f"LRP is not defined for the function {what} that this model uses; take gradient or integrated-gradients"
         )
 

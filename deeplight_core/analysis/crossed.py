@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from deeplight_core.analysis.statistics import compare_folds, corrected, fixed_split, is_better, t_interval
+from deeplight_core.analysis.statistics import (
+    compare_folds,
+    corrected,
+    fixed_split,
+    fold_intervals,
+    is_better,
+    t_interval,
+)
 
 __all__ = ["best_shares", "complete_variants", "crossed_means", "effects", "of_complete_seeds", "pairs", "seed_model"]
 
@@ -103,24 +110,30 @@ def _crossed_variances(table: np.ndarray) -> dict[str, float]:
 
 
 def complete_variants(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the variants that have every fraction and seed of the table; in an unfinished sweep, some do not."""
-    cells = results[["variant", "fraction", "seed"]].drop_duplicates().groupby("variant").size()
-    n = len(results[["fraction", "seed"]].drop_duplicates())
+    """The rows of the variants that have every fraction, seed and fold; in an unfinished sweep, some do not."""
+    cell = [name for name in ("fraction", "seed", "fold") if name in results]
+    cells = results[["variant", *cell]].drop_duplicates().groupby("variant").size()
+    n = len(results[cell].drop_duplicates())
     return results[results["variant"].isin(cells.index[cells == n])]
 
 
 def crossed_means(results: pd.DataFrame) -> pd.DataFrame:
     """Mean score per variant and fraction, with its 95% interval over subjects and seeds, which ends where scores do.
 
+    Results of a cross-validation have `fold_intervals` instead, since folds share training subjects.
+
     Returns
     -------
-    `variant, fraction, n_subjects, n_seeds, n, mean, low, high`; with a single seed the interval is over subjects only
+    `variant, fraction, n_subjects, n_seeds, n, mean, low, high`, or as `fold_intervals`; with a single seed (subject)
+    the interval is over subjects (seeds) only
     """
+    if _is_cross_validation(results):
+        return _fold_means(results)
     (results, measure), rows = fixed_split(results), []
     for (variant, fraction), group in results.groupby(["variant", "fraction"], sort=False):
         table = group.groupby(["subject", "seed"])["score"].mean().unstack().to_numpy()
-        if table.shape[1] == 1:
-            low, high = t_interval(table[:, 0], 0.95)
+        if min(table.shape) == 1:
+            low, high = t_interval(table.ravel(), 0.95)
         else:
             half = _mean(table)["half"]
             low, high = table.mean() - half, table.mean() + half
@@ -129,6 +142,22 @@ def crossed_means(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["variant", "fraction", "n_subjects", "n_seeds", "n", "mean", "low", "high"]
     )  # fmt: skip
+
+
+def _is_cross_validation(results: pd.DataFrame) -> bool:
+    return len(results) > 0 and "fold" in results and bool((results["fold"] > 0).all())
+
+
+def _fold_means(results: pd.DataFrame) -> pd.DataFrame:
+    """`fold_intervals` of the folds' means over subjects, each of which is a mean over seeds."""
+    cell = ["variant", "fraction", "fold"]
+    subjects = results.groupby([*cell, "subject"], sort=False)[["score", "n_subjects"]].mean().reset_index()
+    folds = subjects.groupby(cell, sort=False).agg(
+        value=("score", "mean"), n_subjects=("n_subjects", "mean"), n_test=("subject", "size")
+    )
+    if "measure" in results:
+        folds["measure"] = results["measure"].iloc[0]
+    return fold_intervals(folds.reset_index())
 
 
 def pairs(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
@@ -141,7 +170,7 @@ def pairs(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     `a, b`, the columns of `seed_model` or `compare_folds`, `p_bonferroni, p_holm`, `differ` (p_holm < alpha)
     """
     variants = list(results["variant"].unique())
-    tested = compare_folds if len(results) and "fold" in results and (results["fold"] > 0).all() else seed_model
+    tested = compare_folds if _is_cross_validation(results) else seed_model
     tables = [tested(results, a, b).assign(a=a, b=b) for a, b in combinations(variants, 2)]
     table = pd.concat(tables, ignore_index=True) if tables else seed_model(results).assign(a="", b="")
     table = corrected(table[["a", "b", *table.columns.drop(["a", "b"])]], len(table))
@@ -157,12 +186,14 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     `effect` (way, size, way × size), `f, dof_effect, dof_error, p` (NaN where nothing differs); no rows with one seed,
-    subject, way or size only
+    subject, way or size only, or of a cross-validation, whose subjects are not independent
     """
     order = ["variant", "fraction", "subject", "seed"]
+    columns = ["effect", "f", "dof_effect", "dof_error", "p"]
+    if _is_cross_validation(results):
+        return pd.DataFrame(columns=columns)
     means = fixed_split(results)[0].groupby(order)["score"].mean()
     shape = [len(means.index.unique(level)) for level in order]
-    columns = ["effect", "f", "dof_effect", "dof_error", "p"]
     if min(shape, default=0) < 2:
         return pd.DataFrame(columns=columns)
     if len(means) != np.prod(shape):
@@ -199,16 +230,21 @@ def best_shares(results: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
 
     Returns
     -------
-    `fraction, n_subjects, variant, share`; shares of a fraction sum to 1
+    `fraction, n_subjects, n_seeds, variant, share`; shares of a fraction sum to 1, and equally good variants share; no
+    rows of a cross-validation, whose subjects are not independent
     """
-    (results, measure), rows, random = fixed_split(results), [], np.random.default_rng(0)
+    columns, rows = ["fraction", "n_subjects", "n_seeds", "variant", "share"], []
+    if _is_cross_validation(results):
+        return pd.DataFrame(columns=columns)
+    (results, measure), random = fixed_split(results), np.random.default_rng(0)
     for fraction, group in results.groupby("fraction"):
         wide = group.groupby(["variant", "subject", "seed"])["score"].mean().unstack(["subject", "seed"])
         n, seeds = group["subject"].nunique(), group["seed"].nunique()
         table = wide.to_numpy().reshape(len(wide), n, seeds) * (1 if measure.higher_is_better else -1)
         subjects, drawn = random.integers(0, n, (n_resamples, n)), random.integers(0, seeds, (n_resamples, seeds))
-        best = [table[:, s][:, :, r].mean(axis=(1, 2)).argmax() for s, r in zip(subjects, drawn, strict=True)]
-        shares = np.bincount(best, minlength=len(wide)) / n_resamples
-        size = group["n_subjects"].iloc[0]
-        rows += [(fraction, size, variant, share) for variant, share in zip(wide.index, shares, strict=True)]
-    return pd.DataFrame(rows, columns=["fraction", "n_subjects", "variant", "share"])
+        means = np.array([table[:, s][:, :, r].mean(axis=(1, 2)) for s, r in zip(subjects, drawn, strict=True)])
+        best = means >= means.max(axis=1, keepdims=True) - 1e-12
+        shares = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
+        cell = fraction, group["n_subjects"].iloc[0], seeds
+        rows += [(*cell, variant, share) for variant, share in zip(wide.index, shares, strict=True)]
+    return pd.DataFrame(rows, columns=columns)

@@ -75,7 +75,7 @@ def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, s
     """
     results = crossed.complete_variants(statistics.only(results))
     ways = findings.fine_tuned_ways(results)
-    means = crossed.crossed_means(statistics.out_of_fold(results))
+    means = crossed.crossed_means(results)
     drawn = [v for v in ways["variant"].unique() if VARIANTS[v].learner in _DRAWN and VARIANTS[v].start != "shuffled"]
     figure = _figure(profile, means[means["variant"].isin(drawn)])
     verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit)

@@ -11,6 +11,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.anova import anova_lm
 
 from deeplight_core.analysis.crossed import (
+    _mean,
     best_shares,
     complete_variants,
     crossed_means,
@@ -19,7 +20,7 @@ from deeplight_core.analysis.crossed import (
     pairs,
     seed_model,
 )
-from deeplight_core.analysis.statistics import compare_folds, mean_intervals
+from deeplight_core.analysis.statistics import compare_folds, fold_intervals, mean_intervals
 
 
 def crossed(random, subjects=10, seeds=5, sd_subject=0.05, sd_seed=0.03, noise=0.03, effect=0.1):
@@ -149,6 +150,8 @@ def test_variants_that_lack_a_training_are_left_out():
     lacks = (table["variant"] == "contrast") & (table["seed"] == 2) & (table["fraction"] == 1.0)
     assert set(complete_variants(table[~lacks])["variant"]) == {"pretrained", "scratch"}
     assert set(complete_variants(table)["variant"]) == {"pretrained", "contrast", "scratch"}
+    folds = pd.concat([table.assign(fold=1), table[table["variant"] != "contrast"].assign(fold=2)])
+    assert set(complete_variants(folds)["variant"]) == {"pretrained", "scratch"}
 
 
 def test_effects_are_those_of_the_mean_squares_of_statsmodels():
@@ -239,6 +242,40 @@ def test_means_of_all_seeds_have_wider_intervals_than_over_subjects_alone():
     )
 
 
+def test_means_of_a_cross_validation_are_those_of_its_folds():
+    """They count what folds share; folds, whose subjects are not independent, have no effects and no resamples."""
+    table, _ = ways(np.random.default_rng(1))
+    table["fold"] = table["subject"].map({f"s{i}": 1 + i % 3 for i in range(6)})
+    cell = ["variant", "fraction", "fold"]
+    values = table.groupby([*cell, "n_subjects"])["score"].mean().rename("value").reset_index().assign(n_test=2)
+    keys = ["variant", "fraction"]
+    expected = fold_intervals(values).set_index(keys).sort_index()
+    pd.testing.assert_frame_equal(crossed_means(table).set_index(keys).sort_index(), expected)
+    assert effects(table).empty
+    assert best_shares(table).empty
+
+
+def test_one_subject_has_an_interval_over_seeds():
+    table, score = ways(np.random.default_rng(1), subjects=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = crossed_means(table).set_index(["variant", "fraction"]).loc[("scratch", 1.0)]
+    half = stats.t.ppf(0.975, 2) * score[2, 2, 0].std(ddof=1) / np.sqrt(3)
+    assert found["high"] - found["mean"] == pytest.approx(half)
+
+
+def test_a_small_p_is_as_rare_as_it_says_where_trainings_differ_no_more_than_people():
+    """Corrections over many pairs read the tail; where trainings differ more, a small p comes too often."""
+    random, n = np.random.default_rng(9), 10_000
+    rare = {}
+    for sd_seed in (0.03, 0.12):
+        shared = 0.03 * random.normal(size=(n, 10, 1)) + sd_seed * random.normal(size=(n, 1, 3))
+        tables = shared + 0.03 * random.normal(size=(n, 10, 3))
+        rare[sd_seed] = np.mean([_mean(table)["p"] < 0.001 for table in tables])
+    assert rare[0.03] < 0.001 + 3 * np.sqrt(0.001 / n)
+    assert rare[0.12] > 2 * rare[0.03]
+
+
 def test_shares_of_being_best_follow_the_means():
     table, _ = ways(np.random.default_rng(3), way=0.5)
     shares = best_shares(table, 200)
@@ -251,6 +288,8 @@ def test_shares_of_being_best_follow_the_means():
     rows = [(v, 1.0, 10, seed, "WM", s, x) for (v, s), x in score.items() for seed in (1, 2, 3)]
     found = best_shares(pd.DataFrame(rows, columns=table.columns), 4000).set_index("variant")["share"]
     assert found["a"] == pytest.approx(0.25, abs=0.03)
+    same = pd.concat([table.query("variant == 'scratch'").assign(variant=v) for v in ("a", "b")])
+    assert best_shares(same, 50)["share"].to_numpy() == pytest.approx(0.5)
     alike, _ = ways(np.random.default_rng(5), ("pretrained", "scratch"))
     found = best_shares(alike, 500)["share"]
     assert ((found > 0) & (found < 1)).any()

@@ -42,6 +42,7 @@ from deeplight_core.report.findings.comparison import (
     sizes_table,
     verdict_note,
     ways_left_out_note,
+    ways_to_pretrain,
 )
 from deeplight_core.report.findings.contrast import (
     contrast_gains,
@@ -422,6 +423,7 @@ __all__ = [
     "ways_cost_table",
     "ways_left_out_note",
     "ways_table",
+    "ways_to_pretrain",
     "weights_note",
     "widest",
     "windows_note",

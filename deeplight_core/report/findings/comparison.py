@@ -29,10 +29,12 @@ __all__ = [
     "sizes_table",
     "verdict_note",
     "ways_left_out_note",
+    "ways_to_pretrain",
 ]
 
 _WAYS = ("supervision", "reconstruction", "temporal contrast", "photographs")
 _BASES = ("scratch", "shuffled")  # decoders that have not been pre-trained, or only in name
+_FEW_SEEDS = 5  # with fewer, Holm's correction needs trainings to differ no more than people do
 
 
 def protocol_note(profile: Profile) -> str:
@@ -90,6 +92,11 @@ def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
     return results[~results["variant"].isin(left_out)]
 
 
+def ways_to_pretrain(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of decoders that start from a pre-training."""
+    return results[[VARIANTS[v].start == "checkpoint" for v in results["variant"]]]
+
+
 def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
     """Mean scores with their intervals (of `crossed.crossed_means`): a row per way, a column per size."""
     if means.empty:
@@ -105,16 +112,21 @@ def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
 
 
 def effects_note(effects: pd.DataFrame) -> str:
-    """Whether ways differ, and differ by size (of `crossed.effects`)."""
+    """Whether ways to pre-train differ, and differ by size (of `crossed.effects`)."""
     if effects.empty:
-        return "With one seed there is no analysis of variance: another training could end differently."
+        return (
+            "No analysis of variance of the ways to pre-train: it takes two or more of them, of the sizes, of the "
+            "seeds, and of people whom no training has seen."
+        )
     said = [
         f"{row['effect']}: F({row['dof_effect']:.1f}, {row['dof_error']:.1f}) = {row['f']:.2f}, p = {number(row['p'])}"
         if np.isfinite(row["f"])
         else f"{row['effect']}: no test, since nothing differs"
         for row in effects.to_dict("records")
     ]
-    return f"Analysis of variance with subjects and seeds as random effects: {'; '.join(said)}."
+    return (
+        f"Analysis of variance of the ways to pre-train with subjects and seeds as random effects: {'; '.join(said)}."
+    )
 
 
 def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
@@ -131,8 +143,21 @@ def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
         if named:
             said.append(f"- {counted(float(n), unit)}: {'; '.join(named)}")  # type: ignore[arg-type]
     n = int(pairs["differ"].sum())
-    start = f"{n} of {len(pairs)} pairs can be told apart (Holm over all pairs and sizes)"
-    return start + (":\n\n" + "\n".join(said) if said else ".")
+    start = f"{n} of {len(pairs)} tests tell two decoders apart (Holm over all pairs and sizes)"
+    return start + (":\n\n" + "\n".join(said) if said else ".") + _luck_note(pairs)
+
+
+def _luck_note(pairs: pd.DataFrame) -> str:
+    """What the tests suppose where seeds are few, and whether it holds here; nothing for a cross-validation."""
+    if "sd_seed" not in pairs or (n := pairs["n_seeds"].min()) >= _FEW_SEEDS:
+        return ""
+    trainings, people = (np.sqrt((pairs[name] ** 2).mean()) for name in ("sd_seed", "sd_subject"))
+    holds = "it does" if trainings <= people else "**it does not: doubt the stars**"
+    return (
+        f"\n\nWith {counted(n, 'seed')} the tests suppose that a difference varies less from training to training than "
+        f"from person to person. Here {holds}: it has a standard deviation of {trainings:.1%} over trainings and of "
+        f"{people:.1%} over people (root mean square over all tests)."
+    )
 
 
 def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject") -> str:
@@ -148,26 +173,31 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if len(among) and not among["differ"].any():
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
-        said.append(f"**Ways to pre-train differ** in {among['differ'].sum()} of {len(among)} pairs.")
+        said.append(f"**Ways to pre-train differ** in {among['differ'].sum()} of {len(among)} tests of two ways.")
     for way in ways:
-        won = [_n(row, unit) for row in _against(pairs, way, "scratch") if row["differ"] and row["first_better"]]
-        lost = [_n(row, unit) for row in _against(pairs, way, "scratch") if row["differ"] and not row["first_better"]]
-        title = VARIANTS[way].title
+        if not (base := _baseline(way, variants)):
+            continue
+        tests, title = _against(pairs, way, base), VARIANTS[way].title
+        beside = "from scratch" if _encoder(way) == _encoder(base) else VARIANTS[base].title
+        won = [_n(row, unit) for row in tests if row["differ"] and row["first_better"]]
+        lost = [_n(row, unit) for row in tests if row["differ"] and not row["first_better"]]
         if won:
-            said.append(f"{title} is better than from scratch with {listed(won)}.")
+            said.append(f"{title} is better than {beside} with {listed(won)}.")
         if lost:
-            said.append(f"{title} is worse than from scratch with {listed(lost)}.")
-        if not won and not lost and "scratch" in variants:
-            said.append(f"{title} and from scratch cannot be told apart at any size.")
+            said.append(f"{title} is worse than {beside} with {listed(lost)}.")
+        if not won and not lost:
+            said.append(f"{title} and {beside} cannot be told apart at any size.")
     if linear and ways:
         rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
         better = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
-        worse = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and not row["first_better"]}
-        plain = {_n(row, unit) for row, _, _ in rows if row["differ"] and not row["first_better"]}
+        beaten = [(row, way, model) for row, way, model in rows if row["differ"] and not row["first_better"]]
+        worse = {VARIANTS[way].title for _, way, _ in beaten}
         if not better and len(worse) == len(ways):
+            sizes = sorted({_n(row, unit) for row, _, _ in beaten}, key=lambda text: int(text.split()[0]))
+            winners = sorted({VARIANTS[model].title for _, _, model in beaten})
             said.append(
-                f"**A linear model wins**: no pre-trained decoder is better than one at any size, and all are worse at "
-                f"some ({listed(sorted(plain, key=lambda text: int(text.split()[0])))})."
+                "**A linear model wins**: no pre-trained decoder is better than one at any size, and all are worse "
+                f"than {listed(winners)} at some ({listed(sizes)})."
             )
         else:
             said += [f"Better than a linear model at some size: {listed(sorted(better))}."] if better else []
@@ -175,6 +205,17 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
         if not better and not worse:
             said.append("No pre-trained decoder can be told apart from the linear models.")
     return " ".join(said)
+
+
+def _baseline(way: str, variants: list[str]) -> str:
+    """The decoder from scratch beside a way to pre-train: the same encoder's, else DeepLight's; empty without one."""
+    untrained = [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "random"]
+    same = [v for v in untrained if _encoder(v) == _encoder(way)]
+    return next(iter([*same, *[v for v in untrained if v == "scratch"]]), "")
+
+
+def _encoder(variant: str) -> str:
+    return ROUTES[VARIANTS[variant].route].encoder
 
 
 def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, object]]:
@@ -191,7 +232,9 @@ def _n(row: dict[str, object], unit: str) -> str:
 
 
 def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
-    """How likely each decoder is the best one at each size (of `crossed.best_shares`)."""
+    """How often each decoder is the best one at each size (of `crossed.best_shares`)."""
+    if shares.empty:
+        return "Nothing is drawn again: in a cross-validation, held-out people are not independent."
     said = []
     for n, of_size in shares.groupby("n_subjects"):
         likely = of_size[of_size["share"] >= 0.05].sort_values("share", ascending=False)
@@ -199,7 +242,8 @@ def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
             f"{VARIANTS[v].title} {share:.0%}" for v, share in zip(likely["variant"], likely["share"], strict=True)
         ]
         said.append(f"with {counted(float(n), unit)}: {', '.join(named)}")  # type: ignore[arg-type]
-    return f"Share of resamples of subjects and seeds in which each is best, {'; '.join(said)}." if said else ""
+    drawn = f"{unit}s and seeds" if shares["n_seeds"].max() > 1 else f"{unit}s"
+    return f"Share of resamples of {drawn} in which each is best, {'; '.join(said)}."
 
 
 def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
@@ -217,9 +261,8 @@ def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler 
 
 def _equivalent(row: pd.Series) -> str:
     low, high = (f"{value:.0f}" if np.isfinite(value) else "more than all" for value in row[["low", "high"]])
-    if row["at_most"]:
-        return f"{row['equivalent']:.0f} or fewer"
     here = f"{row['equivalent']:.0f}" if np.isfinite(row["equivalent"]) else "more than all"
+    here += " or fewer" if row["at_most"] else ""
     return f"{here} [{low}, {high}]"
 
 
@@ -321,7 +364,8 @@ def published_note(profile: Profile, pairs: pd.DataFrame) -> str:
 
 def similarity_note(similar: pd.DataFrame) -> str:
     """How alike encoders are (of `comparisons.similarity`), beside those of one way that differ in their seed only."""
-    same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"])]
+    seeded = similar["a"].map(lambda v: _way(v) != "photographs")  # published weights have no seed
+    same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"]) & seeded]
     others = similar[similar["a"] < similar["b"]]
     if others.empty:
         return ""
