@@ -2,7 +2,8 @@
 
     pip install -r benchmarks/peers/requirements-keras.txt    # in an environment of its own
     python benchmarks/training.py --keras-python /path/to/that/python      # two cores, about 15 minutes
-    python benchmarks/training.py --device cuda                            # a GPU
+    python benchmarks/training.py --device cuda                            # a GPU, about 20 minutes
+    python benchmarks/training.py --device cuda --batch 24 --rounds 1 --steps 30 --curve-steps 0    # about three
 
 All read the same random brain volumes with a pattern per state, train the same network by Adam on batches of the same
 size, and wait for their data themselves. Each runs in its own process, after uncounted steps:

@@ -7,6 +7,7 @@ seeds are few.
 """
 
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,21 +61,27 @@ def seed_model(results: pd.DataFrame, a: str = "pretrained", b: str = "scratch")
 
 def _mean(table: np.ndarray) -> dict[str, float]:
     """The mean of a complete table (subjects, seeds), half its 95% interval, its test against 0, and the deviations."""
-    n, seeds = table.shape
-    variances = _crossed_variances(table)
-    squares = {
-        "subject": (seeds * variances["subject"] + variances["rest"], n - 1),
-        "seed": (n * variances["seed"] + variances["rest"], seeds - 1),
-        "rest": (-variances["rest"], (n - 1) * (seeds - 1)),
-    }
-    total = sum(square for square, _ in squares.values())
-    mean, dof, half, p = table.mean(), np.nan, 0.0, np.nan
-    if np.ptp(table) > 1e-12:
-        dof = total**2 / sum(square**2 / k for square, k in squares.values())
-        error = np.sqrt(total / (n * seeds))
-        half, p = stats.t.ppf(0.975, dof) * error, 2 * stats.t.sf(abs(mean) / error, dof)
+    variances, dofs = _crossed_variances(table[None], 1)
+    mean = table.mean()
+    error, dof = _error(variances, dofs, table.shape)
+    half, p = _tested(mean, error, dof) if np.ptp(table) > 1e-12 else (0.0, np.nan)
     sd = {f"sd_{name}": np.sqrt(variance) for name, variance in variances.items()}
-    return {"mean": mean, "half": half, "dof": dof, "p": p, **sd}
+    return {"mean": mean, "half": half, "dof": dof if np.isfinite(p) else np.nan, "p": p, **sd}
+
+
+def _error(variances: dict[str, float], dofs: dict[str, int], shape: tuple[int, ...]) -> tuple[float, float]:
+    """Standard error of the mean of a table (subjects, seeds), and Satterthwaite's degrees of freedom."""
+    n, seeds = shape
+    rest = variances["rest"]
+    squares = {"subject": seeds * variances["subject"] + rest, "seed": n * variances["seed"] + rest, "rest": -rest}
+    total = sum(squares.values())
+    below = sum(square**2 / dofs[name] for name, square in squares.items())
+    return float(np.sqrt(total / (n * seeds))), float(total**2 / below) if below > 0 else np.nan
+
+
+def _tested(mean: float, error: float, dof: float) -> tuple[float, float]:
+    """Half the 95% interval, and p against 0."""
+    return float(stats.t.ppf(0.975, dof) * error), float(2 * stats.t.sf(abs(mean) / error, dof))
 
 
 def of_complete_seeds(
@@ -86,27 +93,33 @@ def of_complete_seeds(
     return chosen[chosen["seed"].isin(cells.index[cells == 2 * len(fractions)])]
 
 
-def _crossed_variances(table: np.ndarray) -> dict[str, float]:
-    """REML variances of subject, seed and rest of a complete table (subjects, seeds).
+def _crossed_variances(tables: np.ndarray, k: int) -> tuple[dict[str, float], dict[str, int]]:
+    """REML variances of subject, seed and rest of complete tables (subjects, seeds), and degrees of freedom.
 
     Inside the boundary they follow from the mean squares (Searle, Casella & McCulloch 1992, chapter 4); where a mean
     square is smaller than the rest's, that variance is zero and the two are pooled (Thompson 1962).
+
+    Parameters
+    ----------
+    tables : (tables, subjects, seeds)
+    k : how many of the tables are independent: one less than there are if they sum to zero
     """
-    n, seeds = table.shape
-    by_subject, by_seed = table.mean(axis=1), table.mean(axis=0)
-    rest = table - by_subject[:, None] - by_seed + table.mean()
-    dof = {"subject": n - 1, "seed": seeds - 1, "rest": (n - 1) * (seeds - 1)}
+    n, seeds = tables.shape[1:]
+    means, by_subject, by_seed = tables.mean(axis=(1, 2)), tables.mean(axis=2), tables.mean(axis=1)
+    rest = tables - by_subject[:, :, None] - by_seed[:, None] + means[:, None, None]
+    dof = {"subject": k * (n - 1), "seed": k * (seeds - 1), "rest": k * (n - 1) * (seeds - 1)}
     square = {
-        "subject": seeds * by_subject.var(ddof=1), "seed": n * by_seed.var(ddof=1),
+        "subject": seeds * ((by_subject - means[:, None]) ** 2).sum() / dof["subject"],
+        "seed": n * ((by_seed - means[:, None]) ** 2).sum() / dof["seed"],
         "rest": (rest**2).sum() / dof["rest"],
-    }  # fmt: skip
+    }
     pooled, weight = square["rest"], dof["rest"]
     for name in sorted(("subject", "seed"), key=lambda name: square[name]):
         if square[name] < pooled:
             pooled = (weight * pooled + dof[name] * square[name]) / (weight + dof[name])
             weight += dof[name]
     each = {"subject": seeds, "seed": n}
-    return {name: max(0.0, square[name] - pooled) / k for name, k in each.items()} | {"rest": pooled}
+    return {name: max(0.0, square[name] - pooled) / m for name, m in each.items()} | {"rest": pooled}, dof
 
 
 def complete_variants(results: pd.DataFrame) -> pd.DataFrame:
@@ -161,20 +174,64 @@ def _fold_means(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """`seed_model` of every pair of variants, corrected over all pairs and fractions.
+    """Tests of every pair of variants at every fraction, corrected over all of them.
 
-    Results of a cross-validation have `compare_folds` in its place: folds share training subjects.
+    With three seeds, a pair's own few numbers say little about the luck of trainings, and small p come too often. So
+    luck is estimated twice: from all variants at this fraction, and from this pair at all fractions. The larger p
+    counts, because variants and fractions may differ in their luck. Results of a cross-validation have `compare_folds`
+    instead, since folds share training subjects.
 
     Returns
     -------
-    `a, b`, the columns of `seed_model` or `compare_folds`, `p_bonferroni, p_holm`, `differ` (p_holm < alpha)
+    `a, b, fraction, n_subjects, n_seeds, n, difference, low, high, better, dof, p` (or the columns of `compare_folds`),
+    `p_bonferroni, p_holm`, `differ` (p_holm < alpha); no rows with one seed or subject only
+
+    Raises
+    ------
+    ValueError
+        If a variant lacks a fraction, seed or subject.
     """
-    variants = list(results["variant"].unique())
-    tested = compare_folds if _is_cross_validation(results) else seed_model
-    tables = [tested(results, a, b).assign(a=a, b=b) for a, b in combinations(variants, 2)]
-    table = pd.concat(tables, ignore_index=True) if tables else seed_model(results).assign(a="", b="")
+    if _is_cross_validation(results):
+        variants = list(results["variant"].unique())
+        tables = [compare_folds(results, a, b).assign(a=a, b=b) for a, b in combinations(variants, 2)]
+        table = pd.concat(tables, ignore_index=True) if tables else _pair_tests(results.iloc[:0])
+    else:
+        table = _pair_tests(results)
     table = corrected(table[["a", "b", *table.columns.drop(["a", "b"])]], len(table))
     return table.assign(differ=table["p_holm"] < alpha)
+
+
+def _pair_tests(results: pd.DataFrame) -> pd.DataFrame:
+    """The tests of `pairs` for a fixed split."""
+    (results, measure), rows = fixed_split(results), []
+    scores, levels = _complete(results)
+    if min(scores.shape[2:], default=0) > 1:
+        of_fractions = [_crossed_variances(of - of.mean(axis=0), len(of) - 1) for of in np.moveaxis(scores, 1, 0)]
+        sizes, variants = results.groupby("fraction")["n_subjects"].first(), list(results["variant"].unique())
+        for a, b in combinations(variants, 2):
+            difference = scores[levels[0].index(a)] - scores[levels[0].index(b)]  # (fractions, subjects, seeds)
+            of_pair = _error(*_crossed_variances(difference, len(difference)), difference.shape[1:])
+            for fraction, table, of_fraction in zip(levels[1], difference, of_fractions, strict=True):
+                error, dof = _error(*of_fraction, table.shape)
+                errors = [each for each in ((np.sqrt(2) * error, dof), of_pair) if each[0] > 1e-12]
+                mean = table.mean()
+                tests = [(*_tested(mean, *each), each[1]) for each in errors] or [(0.0, np.nan, np.nan)]
+                half, p, dof = max(tests, key=lambda test: test[1])
+                own = a, b, fraction, sizes[fraction], *table.shape[::-1], mean, mean - half, mean + half
+                rows.append((*own, is_better(measure, mean), dof, p))
+    names = ["a", "b", "fraction", "n_subjects", "n_seeds", "n", "difference", "low", "high", "better", "dof", "p"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _complete(results: pd.DataFrame) -> tuple[np.ndarray, list[list[Any]]]:
+    """Mean scores (variants, fractions, subjects, seeds), and the names along each axis."""
+    order = ["variant", "fraction", "subject", "seed"]
+    means = results.groupby(order)["score"].mean()
+    levels = [means.index.unique(level).tolist() for level in order]
+    shape = [len(level) for level in levels]
+    if len(means) != np.prod(shape):
+        raise ValueError("the table is not complete: take the variants that have all fractions and seeds")
+    return means.to_numpy().reshape(shape), levels
 
 
 def effects(results: pd.DataFrame) -> pd.DataFrame:
@@ -188,17 +245,12 @@ def effects(results: pd.DataFrame) -> pd.DataFrame:
     `effect` (way, size, way × size), `f, dof_effect, dof_error, p` (NaN where nothing differs); no rows with one seed,
     subject, way or size only, or of a cross-validation, whose subjects are not independent
     """
-    order = ["variant", "fraction", "subject", "seed"]
-    columns = ["effect", "f", "dof_effect", "dof_error", "p"]
+    columns, rows = ["effect", "f", "dof_effect", "dof_error", "p"], []
     if _is_cross_validation(results):
         return pd.DataFrame(columns=columns)
-    means = fixed_split(results)[0].groupby(order)["score"].mean()
-    shape = [len(means.index.unique(level)) for level in order]
-    if min(shape, default=0) < 2:
+    table, _ = _complete(fixed_split(results)[0])
+    if min(table.shape) < 2:
         return pd.DataFrame(columns=columns)
-    if len(means) != np.prod(shape):
-        raise ValueError("the table is not complete: take the variants that have all fractions and seeds")
-    table, rows = means.to_numpy().reshape(shape), []
     for name, axes in (("way", (0,)), ("size", (1,)), ("way × size", (0, 1))):
         parts = [_mean_square(table, (*axes, *random)) for random in ((), (2,), (3,), (2, 3))]
         (effect, k), (of_subjects, k_subjects), (of_seeds, k_seeds), (rest, k_rest) = parts

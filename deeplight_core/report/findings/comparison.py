@@ -34,7 +34,6 @@ __all__ = [
 
 _WAYS = ("supervision", "reconstruction", "temporal contrast", "photographs")
 _BASES = ("scratch", "shuffled")  # decoders that have not been pre-trained, or only in name
-_FEW_SEEDS = 5  # with fewer, Holm's correction needs trainings to differ no more than people do
 
 
 def protocol_note(profile: Profile) -> str:
@@ -130,34 +129,13 @@ def effects_note(effects: pd.DataFrame) -> str:
 
 
 def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
-    """Which pairs of decoders differ (of `crossed.pairs`), size by size."""
+    """How many pairs of decoders differ (of `crossed.pairs`), by size."""
     if pairs.empty:
         return ""
-    said = []
-    for n, of_size in pairs.groupby("n_subjects"):
-        named = [
-            f"{VARIANTS[better].title} above {VARIANTS[worse].title} ({abs(row['difference']):.1%})"
-            for row in of_size[of_size["differ"]].sort_values("difference", key=abs, ascending=False).to_dict("records")
-            for better, worse in [(row["a"], row["b"]) if row["better"] else (row["b"], row["a"])]
-        ]
-        if named:
-            said.append(f"- {counted(float(n), unit)}: {'; '.join(named)}")  # type: ignore[arg-type]
+    of_sizes = pairs.groupby("n_subjects")["differ"].sum()
+    by_size = listed([f"{n} with {counted(size, unit)}" for size, n in of_sizes.items()])  # type: ignore[arg-type]
     n = int(pairs["differ"].sum())
-    start = f"{n} of {len(pairs)} tests tell two decoders apart (Holm over all pairs and sizes)"
-    return start + (":\n\n" + "\n".join(said) if said else ".") + _luck_note(pairs)
-
-
-def _luck_note(pairs: pd.DataFrame) -> str:
-    """What the tests suppose where seeds are few, and whether it holds here; nothing for a cross-validation."""
-    if "sd_seed" not in pairs or (n := pairs["n_seeds"].min()) >= _FEW_SEEDS:
-        return ""
-    trainings, people = (np.sqrt((pairs[name] ** 2).mean()) for name in ("sd_seed", "sd_subject"))
-    holds = "it does" if trainings <= people else "**it does not: doubt the stars**"
-    return (
-        f"\n\nWith {counted(n, 'seed')} the tests suppose that a difference varies less from training to training than "
-        f"from person to person. Here {holds}: it has a standard deviation of {trainings:.1%} over trainings and of "
-        f"{people:.1%} over people (root mean square over all tests)."
-    )
+    return f"{n} of {len(pairs)} tests tell two decoders apart ({by_size}; Holm over all pairs and sizes)."
 
 
 def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject") -> str:
@@ -174,37 +152,40 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
         said.append(f"**Ways to pre-train differ** in {among['differ'].sum()} of {len(among)} tests of two ways.")
-    for way in ways:
-        if not (base := _baseline(way, variants)):
-            continue
-        tests, title = _against(pairs, way, base), VARIANTS[way].title
-        beside = "from scratch" if _encoder(way) == _encoder(base) else VARIANTS[base].title
-        won = [_n(row, unit) for row in tests if row["differ"] and row["first_better"]]
-        lost = [_n(row, unit) for row in tests if row["differ"] and not row["first_better"]]
-        if won:
-            said.append(f"{title} is better than {beside} with {listed(won)}.")
-        if lost:
-            said.append(f"{title} is worse than {beside} with {listed(lost)}.")
-        if not won and not lost:
-            said.append(f"{title} and {beside} cannot be told apart at any size.")
+    better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
+    told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
+    for way, base in ((way, _baseline(way, variants)) for way in ways):
+        differ = [row for row in _against(pairs, way, base) if row["differ"]]
+        for word, won in ((better_than, True), (worse_than, False)):
+            if chosen := [row for row in differ if row["first_better"] == won]:
+                told[word].append(f"{_features(way)} ({_sizes(chosen, unit)})")
+        if base and not differ:
+            told[like].append(_features(way))
+    said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
         rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
-        better = {VARIANTS[way].title for row, way, _ in rows if row["differ"] and row["first_better"]}
+        better = dict.fromkeys(_features(way) for row, way, _ in rows if row["differ"] and row["first_better"])
         beaten = [(row, way, model) for row, way, model in rows if row["differ"] and not row["first_better"]]
-        worse = {VARIANTS[way].title for _, way, _ in beaten}
+        worse = dict.fromkeys(_features(way) for _, way, _ in beaten)
         if not better and len(worse) == len(ways):
-            sizes = sorted({_n(row, unit) for row, _, _ in beaten}, key=lambda text: int(text.split()[0]))
-            winners = sorted({VARIANTS[model].title for _, _, model in beaten})
+            winners = dict.fromkeys(VARIANTS[model].title for _, _, model in beaten)
+            sizes = _sizes([row for row, _, _ in beaten], unit)
             said.append(
-                "**A linear model wins**: no pre-trained decoder is better than one at any size, and all are worse "
-                f"than {listed(winners)} at some ({listed(sizes)})."
+                "**A linear model wins**: no way to pre-train is better than one at any size, and all are worse "
+                f"({sizes}: {'; '.join(winners)})."
             )
         else:
-            said += [f"Better than a linear model at some size: {listed(sorted(better))}."] if better else []
-            said += [f"Worse than a linear model at some size: {listed(sorted(worse))}."] if worse else []
+            said += [f"Better than a linear model at some size: {listed([*better])}."] if better else []
+            said += [f"Worse than a linear model at some size: {listed([*worse])}."] if worse else []
         if not better and not worse:
-            said.append("No pre-trained decoder can be told apart from the linear models.")
+            said.append("No way to pre-train can be told apart from the linear models.")
     return " ".join(said)
+
+
+def _sizes(rows: list[dict[str, object]], unit: str) -> str:
+    """Sizes as in "3 and 12 subjects"."""
+    sizes = sorted({int(row["n_subjects"]) for row in rows})  # type: ignore[call-overload]
+    return f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}"
 
 
 def _baseline(way: str, variants: list[str]) -> str:
@@ -225,10 +206,6 @@ def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, obje
         first_better=lambda t: ~t["better"].astype(bool)
     )
     return pd.concat([rows, turned]).sort_values("n_subjects").to_dict("records")  # type: ignore[return-value]
-
-
-def _n(row: dict[str, object], unit: str) -> str:
-    return counted(float(row["n_subjects"]), unit)  # type: ignore[arg-type]
 
 
 def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
@@ -255,14 +232,19 @@ def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler 
     rows = {v: statistics.subjects_saved(results, v, "scratch") for v in ways}
     columns: dict[str, list[str]] = {"decoder": [VARIANTS[v].title for v in ways]}
     for i, n in enumerate(next(iter(rows.values()))["n_subjects"]):
-        columns[f"{counted(n, unit)}: worth from scratch"] = [_equivalent(rows[v].iloc[i]) for v in ways]
+        columns[f"{counted(n, unit)}: worth from scratch"] = [
+            _equivalent(rows[v].iloc[i], results["n_subjects"]) for v in ways
+        ]
     return table(columns, wrapped=True)
 
 
-def _equivalent(row: pd.Series) -> str:
-    low, high = (f"{value:.0f}" if np.isfinite(value) else "more than all" for value in row[["low", "high"]])
-    here = f"{row['equivalent']:.0f}" if np.isfinite(row["equivalent"]) else "more than all"
-    here += " or fewer" if row["at_most"] else ""
+def _equivalent(row: pd.Series, sizes: pd.Series) -> str:
+    """A number of subjects and its interval, which may reach beyond the sizes there are."""
+    least, most = sizes.min(), sizes.max()
+    here, low, high = (
+        f"≤ {least}" if value <= least else f"> {most}" if np.isinf(value) else f"{value:.0f}"
+        for value in row[["equivalent", "low", "high"]]
+    )
     return f"{here} [{low}, {high}]"
 
 

@@ -28,11 +28,12 @@ def pair_maps(pairs: pd.DataFrame, unit: str = "subject") -> Figure:
     """
     variants = list(dict.fromkeys([*pairs["a"], *pairs["b"]]))
     sizes = sorted(pairs["n_subjects"].unique())
-    columns = 2 if len(sizes) > 1 else 1
-    rows, side = -(-len(sizes) // columns), 1.6 + 0.55 * len(variants)
-    figure, panels = plt.subplots(rows, columns, figsize=(columns * side, rows * side), squeeze=False)
+    side = 2.2 + 0.55 * len(variants)
+    figure, panels = plt.subplots(
+        len(sizes), 1, figsize=(side, len(sizes) * (side - 1.4) + 2.6), sharex=True, squeeze=False
+    )
     top = 100 * pairs["difference"].abs().max()
-    for axes, n in zip(panels.flat, sizes, strict=False):
+    for axes, n in zip(panels.flat, sizes, strict=True):
         values = pd.DataFrame(np.nan, variants, variants)
         texts = pd.DataFrame("", variants, variants)
         for row in pairs[pairs["n_subjects"] == n].to_dict("records"):
@@ -41,12 +42,10 @@ def pair_maps(pairs: pd.DataFrame, unit: str = "subject") -> Figure:
                 texts.loc[one, other] = f"{values.loc[one, other]:+.0f}{'★' if row['differ'] else ''}"
         sns.heatmap(
             values, annot=texts, fmt="", cmap="RdBu_r", vmin=-top, vmax=top, cbar=False, square=True, ax=axes,
-            annot_kws={"size": 8}, xticklabels=_titles(variants), yticklabels=_titles(variants),
+            annot_kws={"size": 10}, xticklabels=_titles(variants), yticklabels=_titles(variants),
         )  # fmt: skip
         axes.set_title(f"{n} {unit}{'' if n == 1 else 's'}")
-        axes.tick_params(labelsize=8)
-    for axes in panels.flat[len(sizes) :]:
-        axes.set_visible(False)
+        axes.tick_params(labelsize=10)
     return figure
 
 

@@ -29,12 +29,12 @@ def glass_brains(maps: Mapping[str, Any]) -> Figure:
 
     height = 0.4 + 2.0 * len(maps)
     figure, rows = plt.subplots(len(maps), 1, figsize=(9, height), squeeze=False, layout="none")
-    figure.subplots_adjust(left=0.02, right=0.92, top=1 - 0.35 / height, bottom=0.03)
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.35 / height, bottom=0.03)
     for axes, (name, image) in zip(rows[:, 0], maps.items(), strict=True):
         top, threshold = _scale(image.get_fdata())
         plotting.plot_glass_brain(
             image, axes=axes, display_mode="lyrz", plot_abs=False, vmax=top, threshold=threshold, cmap="RdBu_r",
-            colorbar=True, symmetric_cbar=True,
+            colorbar=False,
         )  # fmt: skip
         axes.set_title(plain(name), fontsize=11)
     return figure
