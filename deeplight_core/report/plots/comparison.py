@@ -28,10 +28,9 @@ def pair_maps(pairs: pd.DataFrame, unit: str = "subject") -> Figure:
     """
     variants = list(dict.fromkeys([*pairs["a"], *pairs["b"]]))
     sizes = sorted(pairs["n_subjects"].unique())
-    side = 2.2 + 0.55 * len(variants)
-    figure, panels = plt.subplots(
-        len(sizes), 1, figsize=(side, len(sizes) * (side - 1.4) + 2.6), sharex=True, squeeze=False
-    )
+    cells = 0.53 * len(variants)
+    size = 2.3 + cells, 2.3 + len(sizes) * (0.35 + cells)
+    figure, panels = plt.subplots(len(sizes), 1, figsize=size, sharex=True, squeeze=False)
     top = 100 * pairs["difference"].abs().max()
     for axes, n in zip(panels.flat, sizes, strict=True):
         values = pd.DataFrame(np.nan, variants, variants)
