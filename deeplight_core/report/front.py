@@ -59,6 +59,10 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
         figure, said = runs[found](profile, pd.read_csv(found / "results.csv"))
         write_whole(folder / "front.png", lambda path: figure.savefig(path, format="png"))
         plt.close(figure)
+        if found == built_in and len(profile.sweep.seeds) == 1:
+            repeated = found / "controls_seeds.csv"
+            trainings = pd.read_csv(repeated) if repeated.is_file() else pd.DataFrame()
+            said = f"{said} {findings.repeated_note(profile, trainings)}"
         if (curves := found / "curves.csv").is_file():  # not with the pages of earlier versions
             said = f"{said} {findings.not_learnt_note(profile, pd.read_csv(curves))}"
         details = f"{_COMPARISON} has the details." if found == comparison else missing

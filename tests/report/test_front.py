@@ -1,5 +1,6 @@
 """The book's front, from tables made by hand."""
 
+import re
 from pathlib import Path
 
 import matplotlib.image as mpimg
@@ -32,7 +33,8 @@ def results(**means: float) -> pd.DataFrame:
 
 
 def profile(name: str) -> Profile:
-    return Profile(name=name, simulation=SimulationSettings(), sweep={"fractions": list(SIZES)})
+    sizes = {"fractions": list(SIZES)}
+    return Profile(name=name, simulation=SimulationSettings(), sweep=sizes, controls=sizes)
 
 
 def run(folder: Path, name: str, table: pd.DataFrame) -> Path:
@@ -101,6 +103,25 @@ def test_the_front_tells_of_decoders_that_learnt_nothing(tmp_path):
     pd.DataFrame([(*end, 3, "train", 9) for end in ends], columns=names).to_csv(tiny / "curves.csv", index=False)
     front.write_front(tmp_path, tiny, tmp_path / "ways")
     assert "**Not learnt:** 1 of 1 training from scratch on 3 subjects ended" in (tmp_path / "front.md").read_text()
+
+
+def test_the_front_tells_what_repeated_trainings_say(tmp_path):
+    table = results(pretrained=0.6, scratch=0.4)
+    tiny = run(tmp_path, "tiny", table[table["seed"] == 1])
+    front.write_front(tmp_path, tiny, tmp_path / "ways")
+    assert "one training of each; others can end points away (`make controls PROFILE=tiny`" in (
+        (tmp_path / "front.md").read_text()
+    )
+    table["score"] -= 0.1 * ((table["seed"] == 2) & (table["variant"] == "pretrained"))
+    table.to_csv(tiny / "controls_seeds.csv", index=False)
+    front.write_front(tmp_path, tiny, tmp_path / "ways")
+    said = (tmp_path / "front.md").read_text()
+    found = re.search(
+        r"Over 3 trainings of each, the difference is \+(\S+)% \[(\S+)%, (\S+)%\] on 3 subjects and", said
+    )
+    mean, low, high = (float(number) for number in found.groups())
+    assert mean == pytest.approx(100 * (0.2 - 0.1 / 3), abs=1)
+    assert low < 10 < mean < 20 < high
 
 
 def test_where_nothing_has_been_run_the_front_has_the_command(tmp_path):

@@ -4,9 +4,20 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from deeplight_core.analysis import statistics
+from deeplight_core.analysis import crossed, statistics
 from deeplight_core.config import Profile
-from deeplight_core.report.findings.cells import change, interval, listed, number, short_title, sizes, starred, table
+from deeplight_core.report.findings.cells import (
+    change,
+    counted,
+    interval,
+    listed,
+    number,
+    short_title,
+    sizes,
+    starred,
+    table,
+)
+from deeplight_core.report.findings.decoding import make_command
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import planned
 
@@ -17,6 +28,7 @@ __all__ = [
     "chance_table",
     "initialisation_note",
     "leads_table",
+    "repeated_note",
     "seeds_complete_note",
     "seeds_note",
     "seeds_table",
@@ -324,6 +336,27 @@ def seeds_note(profile: Profile, results: pd.DataFrame, model: pd.DataFrame) -> 
     )
     said.append(f"The SD from training to training is {of_trainings}, that of {unit}s {of_units}.")
     return " ".join(said)
+
+
+def repeated_note(profile: Profile, trainings: pd.DataFrame) -> str:
+    """What repeated trainings say beside the headline, which is about one training of each decoder.
+
+    Parameters
+    ----------
+    trainings : results of the control `seeds`; may be empty
+    """
+    model = pd.DataFrame()
+    if len(trainings):
+        results = statistics.out_of_fold(statistics.only(trainings))
+        model = crossed.seed_model(crossed.of_complete_seeds(results, profile.controls.fractions))
+    if model.empty:
+        command = make_command("controls", profile.name)
+        return f"This is one training of each; others can end points away (`{command}` repeats them)."
+    unit, said = profile.data.split_unit, []
+    for row in model.to_dict("records"):
+        size = counted(row["n_subjects"], unit)
+        said.append(f"{row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}] on {size}")
+    return f"Over {model['n_seeds'].max()} trainings of each, the difference is {listed(said)}."
 
 
 def _of_first_seed(results: pd.DataFrame, model: pd.DataFrame) -> list[dict[str, float]]:
