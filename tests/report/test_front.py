@@ -117,7 +117,7 @@ def test_the_front_tells_what_repeated_trainings_say(tmp_path):
     front.write_front(tmp_path, tiny, tmp_path / "ways")
     said = (tmp_path / "front.md").read_text()
     found = re.search(
-        r"Over 3 trainings of each, the difference is \+(\S+)% \[(\S+)%, (\S+)%\] on 3 subjects and", said
+        r"Over 3 trainings of each, the pre-trained .* by (\S+)% \[(\S+)%, (\S+)%\] on 3 subjects and", said
     )
     mean, low, high = (float(number) for number in found.groups())
     assert mean == pytest.approx(100 * (0.2 - 0.1 / 3), abs=1)

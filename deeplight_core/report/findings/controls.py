@@ -356,7 +356,8 @@ def repeated_note(profile: Profile, trainings: pd.DataFrame) -> str:
     for row in model.to_dict("records"):
         size = counted(row["n_subjects"], unit)
         said.append(f"{row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}] on {size}")
-    return f"Over {model['n_seeds'].max()} trainings of each, the difference is {listed(said)}."
+    n = model["n_seeds"].max()
+    return f"Over {n} trainings of each, the pre-trained decoder differs from the one from scratch by {listed(said)}."
 
 
 def _of_first_seed(results: pd.DataFrame, model: pd.DataFrame) -> list[dict[str, float]]:
