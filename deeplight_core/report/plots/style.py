@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from deeplight_core.analysis.measures import Measure
 from deeplight_core.routes import VARIANTS
@@ -139,6 +139,7 @@ def difference_axis(axis: Axis, measure: Measure, of: str = "") -> None:
 
 def _label(axis: Axis, measure: Measure, title: str) -> None:
     if measure.unit == "share":
+        axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))  # 2.5% would be written as 2%
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     named = measure.unit not in ("", "share")
     axis.set_label_text(f"{title} ({measure.unit})" if named else title)
