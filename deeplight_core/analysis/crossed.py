@@ -205,7 +205,7 @@ def _pair_tests(results: pd.DataFrame) -> pd.DataFrame:
     """The tests of `pairs` for a fixed split."""
     (results, measure), rows = fixed_split(results), []
     scores, levels = _complete(results)
-    if min(scores.shape[2:], default=0) > 1:
+    if min(len(scores), *scores.shape[2:]) > 1:
         of_fractions = [_crossed_variances(of - of.mean(axis=0), len(of) - 1) for of in np.moveaxis(scores, 1, 0)]
         sizes, variants = results.groupby("fraction")["n_subjects"].first(), list(results["variant"].unique())
         for a, b in combinations(variants, 2):

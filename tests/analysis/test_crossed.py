@@ -212,6 +212,7 @@ def test_pairs_are_corrected_over_all_of_them():
     assert found["differ"].equals(found["p_holm"] < 0.05)
     assert one["differ"]
     assert pairs(table[table["seed"] == 1]).empty
+    assert pairs(table[table["variant"] == "scratch"]).empty
     with pytest.raises(ValueError, match="the table is not complete"):
         pairs(table.iloc[1:])
 
