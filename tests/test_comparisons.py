@@ -107,6 +107,16 @@ def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> No
     assert (similar["cka"] >= 0).all()
 
 
+def test_maps_are_scored_on_the_states_that_every_decoder_has(
+    compared: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("pretrained", "fear", 0.9), ("scratch", "fear", 0.5), ("scratch", "neut", 0.7)]
+    scores = pd.DataFrame(rows, columns=["way", "state", "auc"])
+    monkeypatch.setattr(comparisons, "planted_scores", lambda *_: scores)
+    _, found = comparisons.relevance(compared, each=1)
+    assert found["auc"].tolist() == [0.9, 0.5]
+
+
 def test_the_page_says_and_shows_what_the_trainings_found(
     compared: Profile, monkeypatch: pytest.MonkeyPatch, no_window: None
 ) -> None:
