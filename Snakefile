@@ -549,7 +549,7 @@ if BATCHES:
 rule control_page:
     input:
         INDEX,
-        lambda w: shown(w.name),
+        lambda w: shown(w.name) + (shown("seeds") if w.name == "steps" else []),  # how much chance changes
         "notebooks/controls_{name}.ipynb",
     output:
         BOOKS + "/controls_{name}.ipynb",

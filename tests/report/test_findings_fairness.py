@@ -52,6 +52,14 @@ def test_decoders_that_longer_training_changes_on_average_are_told_with_an_inter
     assert said.endswith(f" Averaged over fractions (95% interval over them): {expected}")
 
 
+def test_cells_that_change_are_held_against_trainings_with_another_seed(lengths: pd.DataFrame) -> None:
+    """Seeds are 1, 2 and 3 points apart; one training has no other beside it; one of another length does not count."""
+    rows = [("", "pretrained", 0.1, 3, seed, score) for seed, score in ((1, 0.70), (2, 0.71), (3, 0.7301))]
+    rows += [("", "scratch", 0.1, 3, 1, 0.5), ("x3", "scratch", 0.1, 3, 2, 0.9)]
+    assert ": 67% of pairs that differ only in the seed are" in findings.length_note(lengths, table(rows))
+    assert findings.length_note(lengths, table(rows[-2:])) == findings.length_note(lengths)
+
+
 def test_the_gain_is_compared_where_all_four_trainings_are_there() -> None:
     """At 10% and 40%; at 100% the decoder from scratch has not been trained for longer yet."""
     scores = {("", "pretrained"): (0.7, 0.8, 0.9), ("", "scratch"): (0.4, 0.6, 0.9)}

@@ -1,7 +1,9 @@
 """Was the comparison fair? Sentences and tables on training length, learning rates and pre-training data."""
 
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
@@ -51,10 +53,15 @@ def length_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
     return table.style.format(shares).hide(axis="index")
 
 
-def length_note(results: pd.DataFrame) -> str:
+def length_note(results: pd.DataFrame, repeated: pd.DataFrame | None = None) -> str:
     """Whether three times the steps change a cell of the table by two points or more, and each decoder on average.
 
     One cell also changes by chance, as from seed to seed; the average over fractions tells whether steps were missing.
+
+    Parameters
+    ----------
+    results : scores as planned and with more steps
+    repeated : scores of trainings with several seeds, which tell how much a cell changes by chance
     """
     means = _by_length(results)
     if means.empty:
@@ -64,6 +71,9 @@ def length_note(results: pd.DataFrame) -> str:
     over = table[table["change"].abs() >= TOLERANCE].to_dict("records")
     named = ", ".join(f"{VARIANTS[r['variant']].title} with {r['n_subjects']} ({r['change']:+.1%})" for r in over)
     said += f"; by {TOLERANCE:.0%} or more: {named or 'none'}."
+    if repeated is not None and len(apart := _between_seeds(repeated)):
+        share = (apart >= TOLERANCE).mean()
+        said += f" Chance alone does so: {share:.0%} of pairs that differ only in the seed are as far apart."
     averages = [
         f"{VARIANTS[str(variant)].title} by {interval(own.mean(), *t_interval(own.to_numpy(), 0.95), '+.1%')}"
         for variant, own in table.groupby("variant")["change"]
@@ -83,6 +93,13 @@ def length_note(results: pd.DataFrame) -> str:
                 said += f", a change of {interval(change.mean(), *t_interval(change, 0.95), '+.1%')}"
             said += "."
     return said
+
+
+def _between_seeds(results: pd.DataFrame) -> np.ndarray:
+    """How far the mean scores of two seeds are apart, for all pairs of seeds of a variant and fraction."""
+    means = results[results["change"] == ""].groupby(["variant", "fraction", "seed"])["score"].mean()
+    cells = means.groupby(["variant", "fraction"])
+    return np.array([abs(a - b) for _, cell in cells for a, b in combinations(cell, 2)])
 
 
 def pace_note(curves: pd.DataFrame) -> str:
