@@ -119,6 +119,12 @@ def test_every_decoder_has_its_own_best_rate(rates: pd.DataFrame) -> None:
     assert shown.loc["DeepLight, from scratch"].tolist() == pytest.approx([0.325, 0.425, 0.525])
 
 
+def test_a_rate_that_lacks_a_training_is_not_compared(rates: pd.DataFrame) -> None:
+    """The highest rate's lower score, that of the smaller fraction, is not there yet."""
+    unfinished = rates[(rates["change"] != "people-rate0.003") | (rates["fraction"] != 0.1)]
+    assert findings.best_rates(unfinished) == {"pretrained": 0.001, "scratch": 0.001}
+
+
 def test_a_profile_that_uses_other_rates_is_told_so(rates: pd.DataFrame) -> None:
     tuned = Profile(finetuning=FinetuningSettings(learning_rate=0.001, learning_rates={"scratch": 0.003}))
     said = findings.rates_note(tuned, rates)

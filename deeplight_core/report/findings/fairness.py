@@ -121,10 +121,10 @@ def pace_note(curves: pd.DataFrame) -> str:
 
 
 def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of every variant (rows) at every learning rate (columns), over fractions, then seeds."""
+    """Mean score of every variant (rows) at every learning rate (columns) that has all fractions and seeds."""
     rates = results["change"].str.extract(r"people-rate([\d.e+-]+?)(?:-clips)?$")[0].astype(float)
     means = results.assign(rate=rates).groupby(["variant", "rate", "seed", "fraction"])["score"].mean()
-    table = means.groupby(["variant", "rate"]).mean().unstack("rate")
+    table = means.unstack(["seed", "fraction"]).dropna().mean(axis=1).unstack("rate")
     return table.loc[[variant for variant in VARIANTS if variant in table.index]]
 
 
@@ -135,9 +135,9 @@ def best_rates(results: pd.DataFrame) -> dict[str, float]:
 
 def rates_table(results: pd.DataFrame, form: str = "{:.1%}") -> Styler | None:
     """Mean score of every variant at every learning rate; the best one in bold."""
-    if results.empty:
-        return None
     table = _by_rate(results)
+    if table.empty:
+        return None
     table.index = pd.Index([VARIANTS[variant].title for variant in table.index])
     table.columns = pd.Index([f"{rate:g}" for rate in table.columns])
     return table.style.format(form).highlight_max(axis=1, props="font-weight: bold")
@@ -145,9 +145,10 @@ def rates_table(results: pd.DataFrame, form: str = "{:.1%}") -> Styler | None:
 
 def rates_note(profile: Profile, results: pd.DataFrame) -> str:
     """Which learning rate suits which variant, and whether the profile uses it."""
-    if results.empty:
+    means = _by_rate(results)
+    if means.empty:
         return "No learning rates have been tried yet."
-    best, means = best_rates(results), _by_rate(results)
+    best = best_rates(results)
     used = {variant: profile.finetuning.of(variant).learning_rate for variant in best}
     named = "; ".join(f"{VARIANTS[variant].title}: {rate:g}" for variant, rate in best.items())
     other = [
