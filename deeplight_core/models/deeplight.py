@@ -217,7 +217,8 @@ class SliceMirror(Mirror):
     """128 features → volume: the encoder's layers in reverse. The paper has no decoder; this one is ours.
 
     The LSTMs read the features at every slice, with a learnt vector added that tells the slices apart; their 2 × 64
-    states become the slice's features, and transposed convolutions undo each stride. No dropout.
+    states become the slice's features, and transposed convolutions undo each stride. No dropout. ELU, not ReLU: before
+    features tell volumes apart, learning the mean volume pushes units below zero, where those of ReLU stay for good.
     """
 
     def __init__(self, shape: tuple[int, int, int], widths: tuple[int, ...]) -> None:
@@ -258,12 +259,12 @@ class SliceMirror(Mirror):
         b, z = len(features), len(self.places)
         with torch.autocast(features.device.type, enabled=False):  # the recurrence stays in float32, as in the encoder
             states = self.lstm(features.float()[:, None] + self.places)[0]  # (B, Z, 128)
-        maps = F.relu(self.slice_features(states)).view(b * z, *self.first_maps)
+        maps = F.elu(self.slice_features(states)).view(b * z, *self.first_maps)
         maps = maps.contiguous(memory_format=torch.channels_last)
         for i, convolution in enumerate(self.convolutions, 1):
             maps = convolution(maps)
             if i < len(self.convolutions):
-                maps = F.relu(maps, inplace=True)
+                maps = F.elu(maps, inplace=True)
         return maps.view(b, z, *maps.shape[2:])
 
 

@@ -104,7 +104,7 @@ def session(settings: TrainingSettings, devices: int = 1, nodes: int = 1) -> Ite
             raise
         raise ChildProcessError(
             f"another process of this training was lost ({str(error).splitlines()[0]}); "
-            "the same command goes on where it was"
+            "the same command continues where it stopped"
         ) from error
     finally:
         torch.use_deterministic_algorithms(False)

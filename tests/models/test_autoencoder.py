@@ -416,6 +416,18 @@ def test_deeplight_s_mirror_has_the_encoder_s_layers_in_reverse() -> None:
     ]  # fmt: skip
 
 
+def test_no_unit_of_deeplight_s_mirror_is_lost_below_zero() -> None:
+    """Learning the mean volume pushes all units below zero; the features must be able to bring them back."""
+    mirror = SliceEncoder((7, 8, 5), DeepLightSettings()).mirror()
+    mirror.initialise()
+    with torch.no_grad():
+        for layer in (mirror.slice_features, *mirror.convolutions):
+            layer.bias.fill_(-3)
+    features = torch.rand(2, 128, requires_grad=True)
+    mirror(features).sum().backward()
+    assert (features.grad != 0).all()
+
+
 def test_deeplight_learns_the_mean_volume() -> None:
     """What a volume has in common with all others, slice by slice, is learnt within some steps."""
     model, given = made("deeplight", shape=(7, 8, 5), output="linear").train(), batch(4, (7, 8, 5))

@@ -89,7 +89,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(store: Store, tmp_pa
         output, _ = process.communicate(timeout=120)  # the pipe closes when the last of them has ended
         assert process.returncode == (-signal.SIGKILL if lost == 0 else 2), output
         assert "another process of this training was lost" in output
-        assert "the same command goes on where it was" in output
+        assert "the same command continues where it stopped" in output
         states.append(load_file(tmp_path / f"without-{lost}/state.safetensors"))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0] if name != "seconds")
     status, output = run(store, tmp_path / "without-1", devices=2)
