@@ -71,7 +71,7 @@ def length_note(results: pd.DataFrame, repeated: pd.DataFrame | None = None) -> 
     over = table[table["change"].abs() >= TOLERANCE].to_dict("records")
     named = ", ".join(f"{VARIANTS[r['variant']].title} with {r['n_subjects']} ({r['change']:+.1%})" for r in over)
     said += f"; by {TOLERANCE:.0%} or more: {named or 'none'}."
-    if repeated is not None and len(apart := _between_seeds(repeated)):
+    if over and repeated is not None and len(apart := _between_seeds(repeated)):
         share = (apart >= TOLERANCE).mean()
         said += f" Chance alone does so: {share:.0%} of pairs that differ only in the seed are as far apart."
     averages = [
