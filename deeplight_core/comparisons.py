@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from deeplight_core.analysis.attribution import METHODS, UndefinedError
-from deeplight_core.analysis.similarity import linear_cka
+from deeplight_core.analysis.similarity import effective_dimensions, linear_cka
 from deeplight_core.collect import finished_trainings
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
@@ -83,17 +83,19 @@ def similarity(profile: Profile, n_seeds: int = 2) -> pd.DataFrame:
 
     Returns
     -------
-    `a, seed_a, b, seed_b, cka` for every pair of (variant, seed) of the finished readouts, each with itself, too
+    `a, seed_a, b, seed_b, cka, dimensions_a` for every pair of (variant, seed) of the finished readouts, each with
+    itself, too; `dimensions_a` is how many dimensions the features of `a` fill (see `similarity.effective_dimensions`)
     """
     probes = _cells(profile, "probe", profile.sweep.seeds[:n_seeds])
     store, features = open_store(profile.store), {}
     for cell, training in finished_trainings(profile, probes).items():
         data = Volumes(store, examples_of(training, store, training.split.reported))
         features[cell.variant, cell.seed] = features_of(training, store, "probe", data)
+    filled = {one: effective_dimensions(x) for one, x in features.items()}
     rows = [
-        (*one, *other, linear_cka(x, y)) for one, x in features.items() for other, y in features.items()
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka"])
+        (*one, *other, linear_cka(x, y), filled[one]) for one, x in features.items() for other, y in features.items()
+    ]
+    return pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka", "dimensions_a"])
 
 
 def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], pd.DataFrame]:

@@ -105,6 +105,7 @@ def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> No
     assert similar.loc[same, "cka"].to_numpy() == pytest.approx(1)
     assert (similar.loc[~same, "cka"] < 0.9999).all()
     assert (similar["cka"] >= 0).all()
+    assert similar["dimensions_a"].between(1, 8).all()
 
 
 def test_maps_are_scored_on_the_states_that_every_decoder_has(

@@ -299,7 +299,7 @@ def compare_changes(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     Parameters
     ----------
     results : rows of one fraction, with a column `change`, empty where nothing is changed; changes without their
-        counterpart are left out
+        counterpart, or which leave every score as it was, are left out
 
     Returns
     -------
@@ -314,7 +314,8 @@ def compare_changes(results: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
             if change and change in there:
                 fraction = float(own["fraction"].iloc[0])
                 found = compare_cells(cells, (change, fraction), ("", fraction))
-                rows.append({"variant": variant, "change": change, **found})
+                if found["difference"] or found["low"]:  # else the change does not concern this decoder
+                    rows.append({"variant": variant, "change": change, **found})
     table = corrected(pd.DataFrame(rows, columns=["variant", "change", *_COLUMNS]), len(rows))
     return table.assign(differ=table["p_holm"] < alpha)
 

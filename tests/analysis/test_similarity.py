@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deeplight_core.analysis.similarity import linear_cka
+from deeplight_core.analysis.similarity import effective_dimensions, linear_cka
 
 
 def test_equals_the_alignment_of_centred_kernels() -> None:
@@ -21,3 +21,13 @@ def test_does_not_change_when_features_are_turned_scaled_or_shifted() -> None:
     turned, _ = np.linalg.qr(random.normal(size=(4, 4)))
     assert linear_cka(x, 3 * x @ turned + 5) == pytest.approx(1, abs=1e-5)
     assert np.isnan(linear_cka(x, np.ones((15, 2))))
+
+
+def test_dimensions_are_those_of_the_eigenvalues_of_the_covariance() -> None:
+    random = np.random.default_rng(2)
+    x = random.normal(size=(40, 6)) * [9, 4, 1, 1, 1, 1] + 7
+    values = np.linalg.eigvalsh(np.cov(x.T))
+    assert effective_dimensions(x.astype(np.float32)) == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-4)
+    assert effective_dimensions(np.outer(np.arange(5), [1, 2, 3])) == pytest.approx(1)
+    assert effective_dimensions(np.vstack([np.eye(3), -np.eye(3)])) == pytest.approx(3)
+    assert np.isnan(effective_dimensions(np.ones((4, 2))))

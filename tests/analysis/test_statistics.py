@@ -579,6 +579,8 @@ def test_changes_are_tested_against_the_same_decoder_without_them():
     alone = same[same["variant"] == "scratch"].assign(variant="linear", change="sensitivity-raw")  # has no counterpart
     found = compare_changes(pd.concat([same, worse, alone])).set_index("variant")
     assert set(found.index) == {"pretrained", "scratch"}
+    untouched = same.assign(change="sensitivity-raw")
+    assert compare_changes(pd.concat([same, untouched])).empty
     scores = [table[table["variant"] == "scratch"].sort_values("subject")["score"] for table in (worse, same)]
     expected = stats.ttest_rel(*scores)
     assert found.loc["scratch", "p"] == pytest.approx(expected.pvalue)

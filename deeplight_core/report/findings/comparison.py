@@ -1,5 +1,7 @@
 """Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -151,16 +153,17 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if len(among) and not among["differ"].any():
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
-        said.append(f"**Ways to pre-train differ** in {among['differ'].sum()} of {len(among)} tests of two ways.")
+        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, unit)}.")
     better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
     told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
     for way, base in ((way, _baseline(way, variants)) for way in ways):
-        differ = [row for row in _against(pairs, way, base) if row["differ"]]
+        tests = _against(pairs, way, base)
+        differ = [row for row in tests if row["differ"]]
         for word, won in ((better_than, True), (worse_than, False)):
             if chosen := [row for row in differ if row["first_better"] == won]:
                 told[word].append(f"{_features(way)} ({_sizes(chosen, unit)})")
         if base and not differ:
-            told[like].append(_features(way))
+            told[like].append(f"{_features(way)} ({_differences(tests)})")
     said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
         rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
@@ -182,9 +185,27 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     return " ".join(said)
 
 
-def _sizes(rows: list[dict[str, object]], unit: str) -> str:
+def _order(differ: pd.DataFrame, ways: list[str], unit: str) -> str:
+    """Which ways are better than which, at which sizes, as in "a and b better than c (3 subjects); d better …"."""
+    winners: dict[str, list[str]] = {}
+    for way in ways:
+        won = {w: [row for row in _against(differ, way, w) if row["first_better"]] for w in ways if w != way}
+        beaten = [f"{_features(other)} ({_sizes(rows, unit)})" for other, rows in won.items() if rows]
+        if beaten:
+            winners.setdefault(listed(beaten), []).append(_features(way))
+    return "; ".join(f"{listed(better)} better than {beaten}" for beaten, better in winners.items())
+
+
+def _differences(tests: list[dict[str, Any]]) -> str:
+    """The range of differences over sizes, as in "+2 to +13 points"."""
+    points = [100 * row["difference"] for row in tests]
+    least, most = f"{min(points):+.0f}", f"{max(points):+.0f}"
+    return f"{least} to {most} points" if least != most else f"{most} points"
+
+
+def _sizes(rows: list[dict[str, Any]], unit: str) -> str:
     """Sizes as in "3 and 12 subjects"."""
-    sizes = sorted({int(row["n_subjects"]) for row in rows})  # type: ignore[call-overload]
+    sizes = sorted({int(row["n_subjects"]) for row in rows})
     return f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}"
 
 
@@ -199,11 +220,11 @@ def _encoder(variant: str) -> str:
     return ROUTES[VARIANTS[variant].route].encoder
 
 
-def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, object]]:
-    """The tests of two decoders, one per size, with whether the first is the better one."""
+def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, Any]]:
+    """The tests of two decoders, one per size: `n_subjects, difference` (first − other), `differ, first_better`."""
     rows = pairs[(pairs["a"] == first) & (pairs["b"] == other)].assign(first_better=lambda t: t["better"])
     turned = pairs[(pairs["a"] == other) & (pairs["b"] == first)].assign(
-        first_better=lambda t: ~t["better"].astype(bool)
+        difference=lambda t: -t["difference"], first_better=lambda t: ~t["better"].astype(bool)
     )
     return pd.concat([rows, turned]).sort_values("n_subjects").to_dict("records")  # type: ignore[return-value]
 
@@ -242,7 +263,7 @@ def _equivalent(row: pd.Series, sizes: pd.Series) -> str:
     """A number of subjects and its interval, which may reach beyond the sizes there are."""
     least, most = sizes.min(), sizes.max()
     here, low, high = (
-        f"≤ {least}" if value <= least else f"> {most}" if np.isinf(value) else f"{value:.0f}"
+        f"≤ {least}" if value <= least else f"> {most}" if np.isinf(value) else f"{value:.1f}"
         for value in row[["equivalent", "low", "high"]]
     )
     return f"{here} [{low}, {high}]"
@@ -358,7 +379,8 @@ def similarity_note(similar: pd.DataFrame) -> str:
         own = same.groupby("a")["cka"].mean()
         named = [f"{titles[v]} {value:.2f}" for v, value in own.items()]
         said += f" Two seeds of one way: {', '.join(named)}."
-    return said
+    filled = [f"{titles[v]} {of.mean():.1f}" for v, of in similar.groupby("a", sort=False)["dimensions_a"]]
+    return f"{said} Features fill so many dimensions: {', '.join(filled)}."
 
 
 def _features(variant: str) -> str:
