@@ -83,7 +83,7 @@ def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, s
     drawn = [v for v in ways["variant"].unique() if VARIANTS[v].learner in _DRAWN and VARIANTS[v].start != "shuffled"]
     figure = _figure(profile, means[means["variant"].isin(drawn)])
     verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit)
-    return figure, f"{profile.provenance} {verdict}"
+    return figure, f"{profile.provenance} {verdict} {findings.names_note(drawn)}".strip()
 
 
 def sweep_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, str]:

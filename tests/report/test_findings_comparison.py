@@ -153,8 +153,11 @@ def test_the_protocol_names_ways_seeds_and_published_weights() -> None:
     assert "drawn anew for each of 3 seeds" in said
     assert "supervised on other tasks and temporal contrast." in said
     assert "published" in said
+    assert said.endswith("*Pre-trained* without a way means by supervision.")
     sweep["variants"] = ["pretrained", "scratch"]
-    assert "published" not in findings.protocol_note(Profile.model_validate({"sweep": sweep}))
+    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}))
+    assert "published" not in said
+    assert "without a way" not in said
 
 
 def test_similarity_is_told_beside_that_of_seeds() -> None:

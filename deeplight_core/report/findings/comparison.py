@@ -1,5 +1,6 @@
 """Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "effects_note",
     "fine_tuned_ways",
     "frozen_table",
+    "names_note",
     "pairs_note",
     "protocol_note",
     "published_note",
@@ -46,9 +48,16 @@ def protocol_note(profile: Profile) -> str:
         f"All decoders learn {listed(data.tasks('target'))} from the same {data.split_unit}s, drawn anew for each of "
         f"{counted(len(seeds), 'seed')}, and answer for the same held-out {data.split_unit}s. "
         f"Every seed also repeats the pre-training: {listed(list(dict.fromkeys(way.title for way in ways)))}."
-        + (" Photographs' weights are published ones; their seeds differ in the drawn subjects only."
+        + (f" Photographs' weights are published ones; their seeds differ in the drawn {data.split_unit}s only."
            if "images-frozen" in profile.sweep.variants else "")
-    )  # fmt: skip
+        + f" {names_note(profile.sweep.variants)}"
+    ).strip()  # fmt: skip
+
+
+def names_note(variants: Sequence[str]) -> str:
+    """What the shortest name means where decoders are pre-trained in several ways."""
+    several = len({VARIANTS[v].route for v in _pretrained(variants)}) > 1
+    return "*Pre-trained* without a way means by supervision." if several and "pretrained" in variants else ""
 
 
 def ways_left_out_note(profile: Profile) -> str:
@@ -80,7 +89,7 @@ def _reason(profile: Profile, way: str) -> str:
     return "not in this profile"
 
 
-def _pretrained(variants: list[str]) -> list[str]:
+def _pretrained(variants: Sequence[str]) -> list[str]:
     """Fine-tuned decoders that start from a pre-training."""
     return [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "checkpoint"]
 
