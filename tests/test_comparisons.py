@@ -133,7 +133,7 @@ def test_the_page_says_and_shows_what_the_trainings_found(
             if "parameters" in cell["metadata"].get("tags", []):
                 names["profile"] = "compared"
     text = "\n".join(said)
-    assert "All 28 trainings of this page have been run." in text
+    assert "All 28 trainings needed here have been run." in text
     assert "Every seed also repeats the pre-training: supervised on other tasks" in text
     assert "random effects: way: " in text
     assert "of 20 tests tell two decoders apart" in text  # of five decoders, two sizes

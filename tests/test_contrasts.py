@@ -86,7 +86,7 @@ def test_the_papers_claims_have_a_page_with_and_without_trainings(
 ) -> None:
     few = profile.overridden({"sweep": {"variants": ["contrast", "scratch"], "fractions": [0.5]}})
     empty = page_of("07_claims", few, monkeypatch)
-    assert "2 of the 2 trainings of this page have not been run" in empty
+    assert "2 of the 2 trainings needed here have not been run" in empty
     assert "No claim can be tested yet.** 7 claims cannot be tested here." in empty
     experiment.train_all([few], jobs=1)
     page = page_of("07_claims", few, monkeypatch)

@@ -205,7 +205,7 @@ def test_the_papers_claims_have_a_page_with_and_without_trainings(
     sweep = {"variants": ["resnet18", "resnet18-scratch"], "fractions": [1.0], "folds": 2}
     own = people.overridden({"sweep": sweep, "part": "images"})
     empty = page_of("08_claims", own, monkeypatch)
-    assert "4 of the 4 trainings of this page have not been run" in empty
+    assert "4 of the 4 trainings needed here have not been run" in empty
     assert "No claim can be tested yet.** 7 claims cannot be tested here." in empty
     experiment.train_all([own], jobs=1)
     page = page_of("08_claims", own, monkeypatch)

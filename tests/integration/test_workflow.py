@@ -193,7 +193,7 @@ def test_controls_run_and_their_pages_follow(project, warm):
     assert done.returncode == 0, done.stdout[-4000:]
     for control in CONTROLS:
         page = (project / f"runs/smoke/book/_build/html/notebooks/controls_{control}.html").read_text(encoding="utf-8")
-        assert "trainings of this page have been run" in page, control
+        assert "trainings needed here have been run" in page, control
         assert "have not been run" not in page, control
     transfer = pd.read_csv(project / "runs/smoke/transfer_map.csv")
     assert set(transfer["task"]) == {"WM", "MOTOR"}

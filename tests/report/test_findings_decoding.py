@@ -40,7 +40,7 @@ def cells(table: Styler | None) -> pd.DataFrame:
 
 def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     note = findings.missing_note(PROFILE, "seeds", ["scratch-0.1-seed2"])
-    assert note.startswith("**1 of the 30 trainings of this page has not been run**")
+    assert note.startswith("**1 of the 30 trainings needed here has not been run**")
     assert "`make controls PROFILE=tiny`" in note
     assert "`scratch-0.1-seed2`" in note
     assert "`make reproduce PROFILE=tiny`" in findings.missing_note(PROFILE, "sweep", ["linear-1-seed1"])
@@ -52,9 +52,9 @@ def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     assert "the page shows the others" in many
     none = findings.missing_note(PROFILE, "seeds", [f"run{i}" for i in range(30)])
     assert none.startswith(
-        "**30 of the 30 trainings of this page have not been run**. `make controls PROFILE=tiny` runs"
+        "**30 of the 30 trainings needed here have not been run**. `make controls PROFILE=tiny` runs"
     )
-    assert findings.missing_note(PROFILE, "seeds", []) == "All 30 trainings of this page have been run."
+    assert findings.missing_note(PROFILE, "seeds", []) == "All 30 trainings needed here have been run."
     one_task = PROFILE.model_copy(
         update={"data": DataSettings(source={"a": {"x": ["x"], "y": ["y"]}}, target={"a": {"z": ["z"], "w": ["w"]}})}
     )

@@ -238,10 +238,20 @@ def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, Any]
     return pd.concat([rows, turned]).sort_values("n_subjects").to_dict("records")  # type: ignore[return-value]
 
 
-def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
-    """How often each decoder is the best one at each size (of `crossed.best_shares`)."""
+def best_ways_note(shares: pd.DataFrame, alone: pd.DataFrame, unit: str = "subject") -> str:
+    """How often each decoder is the best one at each size, of all and of the ways to pre-train alone.
+
+    Both tables are of `crossed.best_shares`.
+    """
     if shares.empty:
         return "Nothing is drawn again: in a cross-validation, held-out people are not independent."
+    drawn = f"{unit}s and seeds" if shares["n_seeds"].max() > 1 else f"{unit}s"
+    said = f"Share of resamples of {drawn} in which each is best, {_best(shares, unit)}."
+    several = len(set(alone["variant"])) > 1
+    return f"{said} Of the ways to pre-train alone, {_best(alone, unit)}." if several else said
+
+
+def _best(shares: pd.DataFrame, unit: str) -> str:
     said = []
     for n, of_size in shares.groupby("n_subjects"):
         likely = of_size[of_size["share"] >= 0.05].sort_values("share", ascending=False)
@@ -249,8 +259,7 @@ def best_ways_note(shares: pd.DataFrame, unit: str = "subject") -> str:
             f"{VARIANTS[v].title} {share:.0%}" for v, share in zip(likely["variant"], likely["share"], strict=True)
         ]
         said.append(f"with {counted(float(n), unit)}: {', '.join(named)}")  # type: ignore[arg-type]
-    drawn = f"{unit}s and seeds" if shares["n_seeds"].max() > 1 else f"{unit}s"
-    return f"Share of resamples of {drawn} in which each is best, {'; '.join(said)}."
+    return "; ".join(said)
 
 
 def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:

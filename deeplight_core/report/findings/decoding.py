@@ -59,7 +59,7 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     """One line of Markdown: how many trainings a page has, which are missing, and how to run them."""
     n = len(planned(profile, name))
     if not missing:
-        return f"All {n} trainings of this page have been run." if n else "This profile has no trainings for this page."
+        return f"All {n} trainings needed here have been run." if n else "This profile has no trainings for this page."
     own = profile.part if profile.part in ("contrast", "images", "comparison", "patients") else "reproduce"
     targets = {"sweep": own, "gain": "gain", "published": "comparison-as-published"}
     command = make_command(targets.get(name, "controls"), profile.name)
@@ -67,7 +67,7 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     others = "; the page shows the others" if len(missing) < n else ""
     return (
-        f"**{len(missing)} of the {n} trainings of this page {'has' if len(missing) == 1 else 'have'} not been run**"
+        f"**{len(missing)} of the {n} trainings needed here {'has' if len(missing) == 1 else 'have'} not been run**"
         f"{others}. `{command}` runs the missing ones: {named}{more}. Decoders are compared over their common seeds."
     )
 
