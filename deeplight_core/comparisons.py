@@ -13,7 +13,8 @@ from deeplight_core.collect import finished_trainings
 from deeplight_core.config import Profile
 from deeplight_core.data.store import open_store
 from deeplight_core.experiment import examples_of, features_of, start_of
-from deeplight_core.explanations import asked, explained, planted_scores
+from deeplight_core.explanations import asked, explained, planted_scores, simple_maps
+from deeplight_core.report.quality import planted_contrasts
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import Cell, planned
 from deeplight_core.training.checkpoint import load_model
@@ -21,7 +22,29 @@ from deeplight_core.training.examples import of_states
 from deeplight_core.training.loader import Volumes
 from deeplight_core.training.splits import Splits
 
-__all__ = ["costs", "relevance", "similarity"]
+__all__ = ["costs", "pretrainings", "relevance", "similarity"]
+
+
+def pretrainings(profile: Profile) -> pd.DataFrame:
+    """What the pre-trainings of the sweep's decoders learnt.
+
+    Returns
+    -------
+    `variant, route, seed, n_subjects, measure, score` for every finished pre-training made here: the mean over held-out
+    subjects and tasks of examples' scores. Where folds have their own, these are of the first; `variant` is the
+    first that starts from it
+    """
+    rows = []
+    for cell in planned(profile, "sweep"):
+        if VARIANTS[cell.variant].start == "checkpoint" and cell.fold <= 1:
+            start = start_of(profile, cell.variant, cell.seed, cell.fold)
+            found = start.results() if start.finished else pd.DataFrame()
+            if len(found):  # not of published weights
+                of = found[found["level"] == "volume"]
+                told = of["n_subjects"].iloc[0], of["measure"].iloc[0], of["score"].mean()
+                rows.append((cell.variant, VARIANTS[cell.variant].route, cell.seed, *told))
+    table = pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "measure", "score"])
+    return table.drop_duplicates(["route", "seed"], ignore_index=True)
 
 
 def costs(profile: Profile, fraction: float) -> pd.DataFrame:
@@ -30,8 +53,9 @@ def costs(profile: Profile, fraction: float) -> pd.DataFrame:
     Returns
     -------
     `variant, n_parameters, pretraining_volumes, pretraining_s, finetuning_volumes, finetuning_s`: parameters of the
-    encoder (NaN for models of voxels); volumes that training has read; seconds of training, evaluations included, 0
-    where nothing is pre-trained here, or as part of the decoder's own
+    encoder (NaN for models of voxels); volumes that training has read; processor seconds of training, evaluations
+    included. NaN for the training of published weights, and for a linear model's seconds on other tasks, which are in
+    its own
     """
     cells = [cell for cell in planned(profile, "sweep") if cell.fraction == fraction]
     rows = []
@@ -41,14 +65,14 @@ def costs(profile: Profile, fraction: float) -> pd.DataFrame:
         if variant.start != "random":
             start = start_of(profile, cell.variant, cell.seed, cell.fold)
             before = start.results()
-            if len(before):  # published weights were not trained here
-                found["pretraining_volumes"] = before["seen_volumes"].iloc[0]
-                found["pretraining_s"] = before["seconds"].iloc[0]
+            made_here = len(before) > 0
+            found["pretraining_volumes"] = before["seen_volumes"].iloc[0] if made_here else np.nan
+            found["pretraining_s"] = before["seconds"].iloc[0] if made_here else np.nan
             found["n_parameters"] = _n_parameters(start.folder)
         elif variant.learner == "deep":
             found["n_parameters"] = _n_parameters(training.folder)
         elif variant.learner == "components":
-            found["pretraining_volumes"] = _n_source_volumes(profile, cell.fold)
+            found["pretraining_volumes"], found["pretraining_s"] = _n_source_volumes(profile, cell.fold), np.nan
         own = {"finetuning_volumes": row["seen_volumes"], "finetuning_s": row["seconds"]}
         rows.append({"variant": cell.variant, **found, **own})
     columns = ["n_parameters", "pretraining_volumes", "pretraining_s", "finetuning_volumes", "finetuning_s"]
@@ -76,7 +100,7 @@ def _cells(profile: Profile, learner: str, seeds: list[int]) -> list[Cell]:
     ]
 
 
-def similarity(profile: Profile, n_seeds: int = 2) -> pd.DataFrame:
+def similarity(profile: Profile) -> pd.DataFrame:
     """Linear CKA of every two frozen encoders of the sweep on the held-out subjects' volumes of the target.
 
     In a cross-validation, those of the first fold.
@@ -86,7 +110,7 @@ def similarity(profile: Profile, n_seeds: int = 2) -> pd.DataFrame:
     `a, seed_a, b, seed_b, cka, dimensions_a` for every pair of (variant, seed) of the finished readouts, each with
     itself, too; `dimensions_a` is how many dimensions the features of `a` fill (see `similarity.effective_dimensions`)
     """
-    probes = _cells(profile, "probe", profile.sweep.seeds[:n_seeds])
+    probes = _cells(profile, "probe", profile.sweep.seeds)
     store, features = open_store(profile.store), {}
     for cell, training in finished_trainings(profile, probes).items():
         data = Volumes(store, examples_of(training, store, training.split.reported))
@@ -98,10 +122,10 @@ def similarity(profile: Profile, n_seeds: int = 2) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka", "dimensions_a"])
 
 
-def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], pd.DataFrame]:
+def relevance(profile: Profile, each: int) -> tuple[str, dict[str, nib.Nifti1Image], pd.DataFrame]:
     """Where the decoders' right answers come from, by layer-wise relevance propagation (ε).
 
-    The decoders are those of the first seed at the largest fraction; in a cross-validation, of the first fold.
+    The decoders are those of the largest fraction; in a cross-validation, of the first fold.
 
     Parameters
     ----------
@@ -109,19 +133,32 @@ def relevance(profile: Profile, each: int) -> tuple[dict[str, nib.Nifti1Image], 
 
     Returns
     -------
-    Variant → map of the first state (none where it is never answered correctly, or LRP is not defined), and how well
-    the maps of those states that all decoders have a map of find what was planted (see `explanations.planted_scores`;
-    its `way` is the variant), empty where the truth is unknown
+    A state: the one with the largest planted places, or where the truth is unknown the first. Its maps by the first
+    seed's decoders: variant → image (none where it is never answered correctly, or LRP is not defined), and what was
+    planted, if that is known. And how well the maps of those states that all decoders of a seed have a map of find it:
+    the columns of `explanations.planted_scores` and `seed`; `way` is the variant, or one of two maps that need no
+    network (see `explanations.simple_maps`)
     """
-    deep = _cells(profile, "deep", profile.sweep.seeds[:1])
-    store, maps, question = open_store(profile.store), {}, None
-    for cell, training in finished_trainings(profile, deep).items():
-        question = asked(training.folder, store, each=each)
-        if len(question.right):
-            with suppress(UndefinedError):
-                maps[cell.variant] = explained(question, METHODS["lrp-epsilon"]).group()
-    state = question.names[0] if question else ""
-    images = {variant: store.unmask(of[state]) for variant, of in maps.items() if np.any(of.get(state, 0))}
-    scores = planted_scores(question, profile, maps) if question else pd.DataFrame(columns=["way", "state"])
-    shared = scores.groupby("state")["way"].transform("nunique") == scores["way"].nunique()
-    return images, scores[shared]
+    store, state = open_store(profile.store), ""
+    images: dict[str, nib.Nifti1Image] = {}
+    tables = [pd.DataFrame(columns=["way", "state", "n_voxels", "seed"])]
+    for seed in profile.sweep.seeds:
+        maps, question = {}, None
+        for cell, training in finished_trainings(profile, _cells(profile, "deep", [seed])).items():
+            question = asked(training.folder, store, each=each)
+            if len(question.right):
+                with suppress(UndefinedError):
+                    maps[cell.variant] = explained(question, METHODS["lrp-epsilon"]).group()
+        if question is None:
+            continue
+        scores = planted_scores(question, profile, maps | simple_maps(question, each)).assign(seed=seed)
+        deep = scores[scores["way"].isin(maps)].groupby("state")["way"].nunique()
+        tables.append(scores[scores["state"].isin(deep.index[deep == len(maps)])])
+        if not state:
+            largest = scores.sort_values("n_voxels", ascending=False, kind="stable")["state"]
+            state = str(largest.iloc[0]) if len(scores) else question.names[0]
+            images = {variant: store.unmask(of[state]) for variant, of in maps.items() if np.any(of.get(state, 0))}
+            if len(scores):
+                states = [(task, name) for task, name in question.model.head.targets]
+                images = {"planted": planted_contrasts(profile, store, states)[state], **images}
+    return state, images, pd.concat(tables, ignore_index=True)

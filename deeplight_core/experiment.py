@@ -462,7 +462,7 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
     """Train a linear model and write its results."""
     training.folder.mkdir(parents=True, exist_ok=True)
     _describe(training, store, "32-true")
-    data, started = training.profile.data, time.monotonic()
+    data, started = training.profile.data, time.process_time()
     states, learner, source = data.states("target"), VARIANTS[training.variant].learner, None
     volumes = Volumes(store, train), Volumes(store, reported)
     if learner in ANY_TARGET:
@@ -482,7 +482,7 @@ def _linear(training: Training, store: Store, train: Examples, reported: Example
             units = Splits(training.profile, store).of("source", training.fold).train
             source = Volumes(store, learnt_from.of_states(store.index, data.states("source"), units=units))
         answers = linear_answers(learner, *volumes, len(states), source)
-    seconds = round(time.monotonic() - started, 1)
+    seconds = round(time.process_time() - started, 1)
     seen = len(train) * train.volumes_each
     predictions = _predictions(reported, answers, data.phenotypes("target") or data.columns("target") or states)
     _write_results(training, predictions, seen_volumes=seen, seconds=seconds)

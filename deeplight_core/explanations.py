@@ -62,6 +62,7 @@ __all__ = [
     "planted_scores",
     "randomised",
     "sentences",
+    "simple_maps",
     "source_of",
     "write",
 ]
@@ -333,8 +334,12 @@ def of_page(profile: Profile, each: int) -> tuple[Asked, dict[str, Explained]]:
 
 def all_maps(question: Asked, found: Mapping[str, Explained], each: int) -> dict[str, dict[str, np.ndarray]]:
     """Way → state → map (V,): of relevance, the t-map of the same volumes, and a linear decoder's pattern."""
-    maps = {way: one.group() for way, one in found.items()}
-    return maps | {"t-map": contrast_maps(question), "linear pattern": linear_patterns(question, each)}
+    return {way: one.group() for way, one in found.items()} | simple_maps(question, each)
+
+
+def simple_maps(question: Asked, each: int) -> dict[str, dict[str, np.ndarray]]:
+    """Way → state → map (V,), of two ways that need no network: the t-map and a linear decoder's pattern."""
+    return {"t-map": contrast_maps(question), "linear pattern": linear_patterns(question, each)}
 
 
 def conservation(found: Mapping[str, Explained]) -> pd.DataFrame:
@@ -414,10 +419,11 @@ def _voxels(data: Volumes, numbers: np.ndarray) -> np.ndarray:
 def planted_scores(
     question: Asked, profile: Profile | None, ways: Mapping[str, Mapping[str, np.ndarray]]
 ) -> pd.DataFrame:
-    """How well maps find what was planted: `way, state, n_voxels, mass, rank, pointing, auc`.
+    """How well maps find what was planted: `way, state, n_voxels, mass, rank, pointing, auc, chance`.
 
     The places to find are those where the planted map of a state minus the mean of all decoded states' is at least half
-    as large as its largest value (see `analysis.localisation`). Empty where the truth is unknown.
+    as large as its largest value (see `analysis.localisation`); `chance` is their share of all voxels, which is what
+    mass and rank are without any knowledge. Empty where the truth is unknown.
 
     Parameters
     ----------
@@ -430,9 +436,9 @@ def planted_scores(
             places = true_places(image.get_fdata().T[question.store.mask.T])
             for way, maps in ways.items():
                 if name in maps:
-                    own = {"way": way, "state": name, "n_voxels": int(places.sum())}
+                    own = {"way": way, "state": name, "n_voxels": int(places.sum()), "chance": places.mean()}
                     rows.append(own | localisation(maps[name], places))
-    return pd.DataFrame(rows, columns=["way", "state", "n_voxels", "mass", "rank", "pointing", "auc"])
+    return pd.DataFrame(rows, columns=["way", "state", "n_voxels", "mass", "rank", "pointing", "auc", "chance"])
 
 
 def randomised(question: Asked, method: Method, seed: int = 0) -> pd.DataFrame:

@@ -111,11 +111,27 @@ def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> No
 def test_maps_are_scored_on_the_states_that_every_decoder_has(
     compared: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [("pretrained", "fear", 0.9), ("scratch", "fear", 0.5), ("scratch", "neut", 0.7)]
-    scores = pd.DataFrame(rows, columns=["way", "state", "auc"])
+    _, images, found = comparisons.relevance(compared, each=1)
+    assert set(images) <= {"planted", *WAYS}
+    assert set(found["seed"]) <= {1, 2}
+    rows = [("pretrained", "fear", 0.9), ("contrast", "fear", 0.8), ("scratch", "fear", 0.5), ("scratch", "neut", 0.7)]
+    simple = [("t-map", "fear", 0.6), ("t-map", "neut", 0.6)]
+    scores = pd.DataFrame(rows + simple, columns=["way", "state", "auc"]).assign(n_voxels=[1, 1, 1, 2, 1, 2])
     monkeypatch.setattr(comparisons, "planted_scores", lambda *_: scores)
-    _, found = comparisons.relevance(compared, each=1)
-    assert found["auc"].tolist() == [0.9, 0.5]
+    monkeypatch.setattr(comparisons, "planted_contrasts", lambda *_: {"neut": "what was planted"})
+    state, images, found = comparisons.relevance(compared, each=1)
+    assert state == "neut"  # with the largest places
+    assert images["planted"] == "what was planted"
+    assert found["auc"].tolist() == [0.9, 0.8, 0.5, 0.6] * 2  # of both seeds
+
+
+def test_what_pretrainings_learnt_is_the_mean_of_their_records(compared: Profile) -> None:
+    found = comparisons.pretrainings(compared)
+    found = found.set_index(["route", "seed"])
+    assert set(found.index) == {(route, seed) for route in ("supervised", "contrast") for seed in (1, 2)}
+    records = experiment.start_of(compared, "contrast", 2).results()
+    assert found.loc[("contrast", 2), "score"] == pytest.approx(records["score"].mean())
+    assert found.loc[("supervised", 1), "measure"] == "accuracy"
 
 
 def test_the_page_says_and_shows_what_the_trainings_found(

@@ -254,7 +254,7 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     said, figures, costs, means = json.loads((changed / "page.json").read_text())
     text, title = "\n".join(said), "DeepLight, pre-trained by masked reconstruction"
     assert f"All {len(WAYS) * 2 * 2} trainings needed here have been run." in text
-    assert "repeats the pre-training: autoencoding of fMRI volumes and masked reconstruction." in text
+    assert "repeats the pre-training: autoencoding of fMRI volumes and masked reconstruction, on " in text
     row = text.partition(f">{title}</td>")[2].partition("</tr>")[0]  # of the table of sizes, the first
     assert re.findall(r">([\d.]+%)", row) == ["81.2%", "87.5%"]
     of_way = [(row["n_subjects"], row["mean"]) for row in means if row["variant"] == "masked"]

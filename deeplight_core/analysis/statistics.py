@@ -449,31 +449,38 @@ def subjects_saved(
     """The number of training subjects with which `b` is as good as `a` with n: the worth of pre-training, in subjects.
 
     The mean score of `b` is interpolated linearly in log n between the sizes of the sweep; the smallest size as good
-    as `a` counts. Intervals are 95% percentile bootstraps over the held-out subjects.
+    as `a` counts. Intervals are 95% percentile bootstraps over the held-out subjects and, where every size has the same
+    seeds, over these, drawn alike for both variants.
 
     Returns
     -------
     `n_subjects, score, equivalent, low, high, saved, at_most`: `equivalent` is the number of subjects of `b`, infinite
     if `b` is never as good. If the smallest size of `b` is already as good, it is an upper bound and `at_most` is true.
     """
-    means = (
-        subject_means(results[results["variant"].isin([a, b])])
-        .groupby(["variant", "n_subjects", "subject"])["score"]
-        .mean()
-    )
-    curves = [means[v].unstack("subject").sort_index(axis=1) for v in (a, b)]
+    of_both, random = balanced(results[results["variant"].isin([a, b])]), np.random.default_rng(0)
+    means = of_both.groupby(["variant", "n_subjects", "subject", "seed"])["score"].mean().unstack("seed")
+    if means.isna().any(axis=None):  # sizes with seeds of their own: these are averaged
+        means = means.mean(axis=1).to_frame()
+    n, n_seeds = means.index.get_level_values("subject").nunique(), means.shape[1]
+    curves = [means.loc[v].unstack("subject") for v in (a, b)]  # a row per size
     if unpaired := sorted(set(curves[0].columns) ^ set(curves[1].columns)):
-        raise ValueError(f"{a} and {b} were not tested on the same subjects: {unpaired}")
+        raise ValueError(f"{a} and {b} were not tested on the same subjects: {[s for _, s in unpaired]}")
     sizes = curves[1].index.to_numpy(float)
-    draws = np.random.default_rng(0).integers(0, curves[0].shape[1], (n_resamples, curves[0].shape[1]))
-    draws = np.vstack([np.arange(curves[0].shape[1]), draws])  # the first is the sample itself
+    subjects, seeds = (
+        np.vstack([np.arange(size), random.integers(0, size, (n_resamples, size))])  # the first is the sample itself
+        for size in (n, n_seeds)
+    )
     up = 1 if _measure(results).higher_is_better else -1
-    goals, reached = (up * curve.to_numpy()[:, draws].mean(axis=2) for curve in curves)  # (sizes, resamples)
+    drawn = seeds[:, :, None], subjects[:, None, :]
+    goals, reached = (
+        up * curve.to_numpy().reshape(len(curve), n_seeds, n)[:, *drawn].mean(axis=(2, 3)) for curve in curves
+    )  # (sizes, resamples)
     rows = []
-    for n, goal in zip(curves[0].index, goals, strict=True):
+    for n_subjects, goal in zip(curves[0].index, goals, strict=True):
         equivalent = np.array([_first_reached(y, g, sizes) for y, g in zip(reached.T, goal, strict=True)])
         low, high = np.quantile(equivalent[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append((n, up * goal[0], equivalent[0], low, high, equivalent[0] - n, reached[0, 0] >= goal[0]))
+        saved, at_most = equivalent[0] - n_subjects, reached[0, 0] >= goal[0]
+        rows.append((n_subjects, up * goal[0], equivalent[0], low, high, saved, at_most))
     return pd.DataFrame(rows, columns=["n_subjects", "score", "equivalent", "low", "high", "saved", "at_most"])
 
 

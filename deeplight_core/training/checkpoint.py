@@ -390,7 +390,8 @@ def save_state(
 ) -> None:
     """Write what a training needs to go on: the model's weights and buffers, the optimiser's moments, other tensors.
 
-    With them go the step, the precision and the seconds taken so far. The previous state stays until this one is whole.
+    With them go the step, the precision and the processor seconds taken so far. The previous state stays until this one
+    is whole.
     """
     tensors = {**others, **{f"model.{name}": tensor for name, tensor in model.state_dict().items()}}
     for name, parameter in model.named_parameters():
@@ -404,7 +405,7 @@ def save_state(
 
 
 class Saved(NamedTuple):
-    """A restored state: the step to go on with, other tensors, the seconds that the training took so far."""
+    """A restored state: the step to go on with, other tensors, the processor seconds taken so far."""
 
     step: int
     others: dict[str, Tensor]

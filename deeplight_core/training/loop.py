@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
     metrics : see `Metrics`
     answers : to the held-out examples
     seen_volumes : number of volumes it was trained on, with repetition
-    seconds : duration without interruptions
+    seconds : processor time of this process, all threads together and interruptions left out
     """
 
     metrics: pd.DataFrame
@@ -87,7 +87,7 @@ def fit(
     MemoryError
         If the device's memory does not suffice.
     """
-    started = time.monotonic()
+    started = time.process_time()
     with _memory_explained(label, settings):
         data, held_out = train(fabric.device), validation(fabric.device)
         order = BatchOrder(data.examples.table["file"].to_numpy(), settings.batch_size, seed, settings.shuffled_runs)
@@ -147,7 +147,7 @@ def fit(
                 if pause == "save":
                     kept = {"tally": _sum(fabric, tally.counts)} | {f"best.{n}": weight for n, weight in best.items()}
                     if fabric.is_global_zero:
-                        save_state(state, model, adam, kept, step + 1, precision, time.monotonic() - started)
+                        save_state(state, model, adam, kept, step + 1, precision, time.process_time() - started)
                 if at_end and _out_of_patience(metrics, settings):
                     break
             if settings.keep == "best":
@@ -157,7 +157,7 @@ def fit(
     model.to("cpu").eval()
     passes, rest = divmod(last, order.steps_per_pass)
     seen = passes * len(data) + min(rest * settings.batch_size, len(data))
-    return Fitted(metrics.table, answers, seen * data.examples.volumes_each, time.monotonic() - started)
+    return Fitted(metrics.table, answers, seen * data.examples.volumes_each, time.process_time() - started)
 
 
 def _take_step(

@@ -39,7 +39,8 @@ def test_a_way_that_is_better_is_named_with_its_sizes() -> None:
     )
     assert "Better than from scratch: supervised on other tasks (3 and 30 subjects)." in said
     assert re.search(r"Not told apart from scratch: temporal contrast \([+-]\d( to [+-]\d)? points\)\.", said)
-    assert said.endswith("Better than a linear model at some size: supervised on other tasks and temporal contrast.")
+    better = " and ".join(f"{way} (3 and 30 subjects)" for way in ("supervised on other tasks", "temporal contrast"))
+    assert said.endswith(f" Better than a linear model: {better}.")
 
 
 def test_a_frozen_way_counts_where_none_of_its_kind_is_fine_tuned() -> None:
@@ -48,7 +49,7 @@ def test_a_frozen_way_counts_where_none_of_its_kind_is_fine_tuned() -> None:
     assert "differ**: supervised on other tasks better than photographs (3 and 30 subjects)." in said
     assert "Worse than from scratch: photographs (3 and 30 subjects)." in said
     assert "linear model wins" not in said
-    assert said.endswith(" Worse than a linear model at some size: photographs.")
+    assert said.endswith(" Worse than a linear model: photographs (3 and 30 subjects).")
 
 
 def test_every_way_stands_beside_its_own_network_from_scratch() -> None:
@@ -91,9 +92,11 @@ def test_that_nothing_can_be_shown_is_said() -> None:
 
 
 def test_that_a_linear_model_wins_is_said() -> None:
-    said = verdict(results(pretrained=(0.5, 0.8), scratch=(0.4, 0.8), linear=(0.7, 0.8)))
-    assert "**A linear model wins**: no way to pre-train is better than one at any size, and all are worse" in said
-    assert said.endswith(", and all are worse (3 subjects: logistic regression).")
+    said = verdict(results(pretrained=(0.5, 0.8), contrast=(0.5, 0.6), scratch=(0.4, 0.8), linear=(0.7, 0.8)))
+    assert "**A linear model wins**: no way to pre-train is shown to be better than one. Worse" in said
+    assert said.endswith(
+        "Worse than a linear model: supervised on other tasks (3 subjects) and temporal contrast (3 and 30 subjects)."
+    )
 
 
 def test_pairs_and_effects_are_told_with_their_numbers() -> None:
@@ -124,6 +127,11 @@ def test_tables_have_a_row_per_decoder() -> None:
     assert frozen.iloc[0, 0] == "supervised on other tasks"
     assert [float(part.strip(" %")) for part in frozen.iloc[0, 1].split("/")] == pytest.approx([63.5, 73.5], abs=0.5)
     assert set(findings.fine_tuned_ways(table)["variant"]) == {"pretrained", "scratch"}
+    random = results(contrast=(0.7, 0.8), scratch=(0.5, 0.81), **{"random-frozen": (0.3, 0.4)})
+    frozen = findings.frozen_table(crossed.crossed_means(random)).data
+    assert frozen.iloc[0, 0] == "random weights"
+    assert float(frozen.iloc[0, 1].split("/")[1].strip(" %")) == pytest.approx(53.5, abs=0.5)  # from scratch
+    assert "random-frozen" not in set(findings.fine_tuned_ways(random.query("variant != 'contrast'"))["variant"])
     saved = findings.saved_by_ways_table(table).data
     assert saved["decoder"].tolist() == ["DeepLight, pre-trained", "supervised features, linear"]
     assert 3 < float(saved.iloc[0, 1].split()[0]) < 30
@@ -161,17 +169,67 @@ def test_the_likely_best_way_to_pretrain_is_named_where_another_decoder_wins() -
     assert second == "with 30 subjects: DeepLight, pre-trained by temporal contrast 100%."
 
 
-def test_the_protocol_names_ways_seeds_and_published_weights() -> None:
+def learnt(**of_ways: float) -> pd.DataFrame:
+    """Pre-trainings of two seeds on 40 subjects; the second is a tenth worse."""
+    measures = {"reconstruction": "reconstruction_error", "contrast": "contrast_accuracy"}
+    rows = [
+        ("pretrained" if route == "supervised" else route, route, seed, 40, measures.get(route, "accuracy"), score)
+        for route, best in of_ways.items() for seed, score in ((1, best), (2, best - 0.1))
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "measure", "score"])
+
+
+def test_the_protocol_names_people_ways_seeds_rates_and_published_weights() -> None:
     sweep = {"variants": ["pretrained", "contrast", "images-frozen", "scratch"], "seeds": [1, 2, 3]}
-    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}))
-    assert "drawn anew for each of 3 seeds" in said
-    assert "supervised on other tasks and temporal contrast." in said
+    own = Profile.model_validate({"sweep": sweep})
+    table, pretrained = results(pretrained=(0.7, 0.8)), learnt(supervised=0.5, contrast=0.6)
+    said = findings.protocol_note(own, table, pretrained)
+    assert "learn 4 states of WM from the same 3 and 30 subjects, drawn anew for each of 3 seeds" in said
+    assert "answer for the same 8 subjects, none of whom any training has seen." in said
+    assert "supervised on other tasks and temporal contrast, on 40 subjects. Those that decoders learn from are" in said
     assert "published" in said
+    assert "sees 9 axial slices of a volume" in said
+    assert "Learning rates" not in said
     assert said.endswith("*Pre-trained* without a way means by supervision.")
+    rates = own.overridden({"finetuning": {"learning_rate": 0.001, "learning_rates": {"pretrained": 0.002}}})
+    assert "chosen for each decoder: 0.002 (pre-trained) and 0.001 (pre-trained by temporal contrast and from" in (
+        findings.protocol_note(rates, table, pretrained)
+    )
     sweep["variants"] = ["pretrained", "scratch"]
-    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}))
-    assert "published" not in said
+    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}), table, pretrained)
+    assert "photographs" not in said.lower()
     assert "without a way" not in said
+    assert findings.protocol_note(own, table.iloc[:0], pretrained) == ""
+
+
+def test_what_pretrainings_learnt_stands_beside_knowing_nothing() -> None:
+    own = load_profile("comparison")
+    shown = findings.pretrainings_table(own, learnt(supervised=0.5, reconstruction=0.8, contrast=0.6)).data
+    assert shown.iloc[:, 0].tolist() == [
+        "supervised on other tasks",
+        "autoencoding of fMRI volumes",
+        "temporal contrast",
+    ]
+    n_states = len(own.data.states("source"))
+    assert shown["nothing learnt"].tolist() == [f"{1 / n_states:.1%}", "1", "50.0%"]
+    assert shown["seed 2"].tolist() == ["40.0%", "0.7", "50.0%"]
+    one = findings.pretrainings_table(own, learnt(contrast=0.6, supervised=0.5).drop(index=1)).data
+    assert one["seed 2"].tolist() == ["–", "40.0%"]
+    structural = findings.pretrainings_table(load_profile("comparison-ixi"), learnt(reconstruction=0.8)).data
+    assert structural["nothing learnt"].tolist() == ["–"]
+    assert findings.pretrainings_table(own, learnt()) is None
+
+
+def test_the_tests_stand_in_a_table_with_their_numbers() -> None:
+    pairs = crossed.pairs(results(pretrained=(0.7, 0.8), scratch=(0.5, 0.8)))
+    shown = findings.pairs_table(pairs).data
+    assert shown.iloc[:, :3].to_numpy().tolist() == [
+        ["pre-trained", "from scratch", "3"],
+        ["pre-trained", "from scratch", "30"],
+    ]
+    assert shown.iloc[0, 3].startswith(f"{pairs['difference'].iloc[0]:+.1%} [")
+    assert [text.endswith("★") for text in shown["p (Holm)"]] == [True, False]
+    assert findings.pairs_table(pairs.iloc[:0]) is None
 
 
 def test_similarity_is_told_beside_that_of_seeds() -> None:
@@ -180,14 +238,17 @@ def test_similarity_is_told_beside_that_of_seeds() -> None:
             for b in ("supervised-frozen", "contrast-frozen") for j in (1, 2)]  # fmt: skip
     similar = pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka"]).assign(dimensions_a=2.5)
     said = findings.similarity_note(similar)
-    assert "temporal contrast and supervised on other tasks (CKA 0.20)" in said
-    assert "Two seeds of one way: temporal contrast 0.60, supervised on other tasks 0.60." in said
+    assert "most alike are temporal contrast and supervised on other tasks (CKA 0.20, 0.20 to 0.20)" in said
+    assert "Two seeds of one way: supervised on other tasks 0.60; temporal contrast 0.60." in said
     assert said.endswith("dimensions: supervised on other tasks 2.5, temporal contrast 2.5.")
     published = similar.replace({"contrast-frozen": "images-frozen"})
+    published.loc[(published["a"] == published["b"]) & (published["a"] == "images-frozen"), "cka"] = 1.0
     assert "Two seeds of one way: supervised on other tasks 0.60." in findings.similarity_note(published)
     figure = plots.similarity_map(similar)
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert shown == ["0.60", "0.20", "0.20", "0.60"]
+    figure = plots.similarity_map(published)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.60", "0.20", "0.20"]
 
 
 def test_figures_show_every_size_and_decoder() -> None:
@@ -197,12 +258,12 @@ def test_figures_show_every_size_and_decoder() -> None:
     first = [text.get_text() for text in figure.axes[0].texts]
     assert sum("★" in text for text in first) == 4  # pre-trained against both, in both directions
     costs = pd.DataFrame(
-        [("pretrained", 1000, 50), ("contrast", 1000, 50), ("scratch", 0, 50)],
+        [("pretrained", 1000, 50), ("contrast", np.nan, 50), ("scratch", 0, 50)],
         columns=["variant", "pretraining_volumes", "finetuning_volumes"],
     )
     figure = plots.benefit_by_cost(crossed.crossed_means(table), costs)
     points = [container.lines[0].get_xdata()[0] for container in figure.axes[0].containers]
-    assert points == [1050, 1050, 50]
+    assert points == [1050, 50]  # what published weights have seen is not counted
     plt.close("all")
 
 
@@ -211,16 +272,17 @@ def test_costs_are_shown_with_dashes_where_there_is_no_encoder() -> None:
         {
             "variant": ["pretrained", "linear"],
             "n_parameters": [235344.0, np.nan],
-            "pretraining_volumes": [135744.0, 0],
-            "pretraining_s": [300.0, 0],
+            "pretraining_volumes": [135744.0, np.nan],
+            "pretraining_s": [300.0, np.nan],
             "finetuning_volumes": [28800.0, 1200],
             "finetuning_s": [80.0, 2],
         }
     )
-    shown = findings.costs_table(costs).data
-    assert shown.iloc[0].tolist()[1:] == ["235,344", "135,744", "28,800", "300", "80"]
-    assert shown.iloc[1, 1] == "–"
-    assert findings.costs_table(costs.iloc[:0]) is None
+    means = pd.DataFrame({"variant": "pretrained", "n_subjects": [3, 30], "mean": [0.5, 0.75]})
+    shown = findings.costs_table(costs, means).data
+    assert shown.iloc[0].tolist()[1:] == ["235,344", "135,744", "28,800", "300", "80", "75.0%"]
+    assert shown.iloc[1].tolist()[1:] == ["–", "–", "1,200", "–", "2", "–"]
+    assert findings.costs_table(costs.iloc[:0], means) is None
 
 
 def test_what_data_do_not_allow_is_named_with_its_reason() -> None:

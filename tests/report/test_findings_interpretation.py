@@ -7,7 +7,8 @@ from deeplight_core.report import findings
 def scores(**rank: float) -> pd.DataFrame:
     """Two states for each way; all other measures are the same for all ways."""
     rows = [
-        {"way": way, "state": state, "n_voxels": n, "mass": 0.1, "rank": value + move, "pointing": 1.0, "auc": 0.9}
+        {"way": way, "state": state, "n_voxels": n, "mass": 0.1, "rank": value + move, "pointing": 1.0, "auc": 0.9,
+         "chance": n / 1000}
         for way, value in rank.items() for state, n, move in (("a", 4, -0.1), ("b", 9, 0.1))
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -19,7 +20,7 @@ def test_a_simple_map_that_wins_is_said_to_win() -> None:
     note = findings.localisation_note(table)
     assert "LRP, ε by relevance mass, linear pattern by rank accuracy, LRP, ε by pointing game" in note
     assert "By rank accuracy a simple map, which needs no network, is at least as good" in note
-    assert "has 4 voxels" in note
+    assert "has 4 voxels; by chance relevance mass and rank accuracy would be 0.004 to 0.009, and AUC 0.5." in note
     table.loc[table["way"] == "LRP, ε", "rank"] = 0.9
     assert "No simple map" in findings.localisation_note(table)
     assert findings.localisation_note(table.iloc[:0]) == ""

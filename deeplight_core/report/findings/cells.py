@@ -39,8 +39,8 @@ def sizes(profile: Profile, rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def short_title(variant: str) -> str:
-    """A variant's title without the name DeepLight."""
-    return VARIANTS[variant].title.removeprefix("DeepLight, ")
+    """A variant's title without the name DeepLight; any other name is its own."""
+    return VARIANTS[variant].title.removeprefix("DeepLight, ") if variant in VARIANTS else variant
 
 
 def counted(n: float, unit: str) -> str:

@@ -1,6 +1,6 @@
 """Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
 from deeplight_core.analysis.crossed import complete_variants
+from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.config import Profile
 from deeplight_core.report.findings.cells import change as changed_by
-from deeplight_core.report.findings.cells import counted, interval, listed, number, table
+from deeplight_core.report.findings.cells import counted, interval, listed, number, short_title, starred, table
 from deeplight_core.routes import ROUTES, VARIANTS
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "effects_note",
     "fine_tuned_ways",
     "frozen_table",
+    "maps_note",
     "names_note",
     "pairs_note",
+    "pairs_table",
+    "pretrainings_table",
     "protocol_note",
     "published_note",
     "saved_by_ways_table",
@@ -37,21 +41,81 @@ __all__ = [
 ]
 
 _WAYS = ("supervision", "reconstruction", "temporal contrast", "photographs")
-_BASES = ("scratch", "shuffled")  # decoders that have not been pre-trained, or only in name
 
 
-def protocol_note(profile: Profile) -> str:
-    """What is the same for all ways, and what is not."""
-    seeds, data = profile.sweep.seeds, profile.data
-    ways = [ROUTES[VARIANTS[v].route] for v in _pretrained(profile.sweep.variants)]
-    return (
-        f"All decoders learn {listed(data.tasks('target'))} from the same {data.split_unit}s, drawn anew for each of "
-        f"{counted(len(seeds), 'seed')}, and answer for the same held-out {data.split_unit}s. "
-        f"Every seed also repeats the pre-training: {listed(list(dict.fromkeys(way.title for way in ways)))}."
-        + (f" Photographs' weights are published ones; their seeds differ in the drawn {data.split_unit}s only."
-           if "images-frozen" in profile.sweep.variants else "")
-        + f" {names_note(profile.sweep.variants)}"
-    ).strip()  # fmt: skip
+def protocol_note(profile: Profile, results: pd.DataFrame, pretrained: pd.DataFrame) -> str:
+    """What is the same for all ways, and what is not.
+
+    Parameters
+    ----------
+    results : the sweep's
+    pretrained : of `comparisons.pretrainings`
+    """
+    seeds, data, variants = profile.sweep.seeds, profile.data, profile.sweep.variants
+    if results.empty:
+        return ""
+    unit, sizes = data.split_unit, sorted(results["n_subjects"].unique())
+    n_states = len(data.states("target"))
+    held_out = counted(results["subject"].nunique(), unit)
+    of = {row["route"]: int(row["n_subjects"]) for row in pretrained.to_dict("records")}
+    ways = list(dict.fromkeys(_features(v) for v in _pretrained(variants)))
+    said = [
+        f"All decoders learn {f'{n_states} states of ' * bool(n_states)}{listed(data.tasks('target'))} from the same "
+        f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}, drawn anew for each of "
+        f"{counted(len(seeds), 'seed')}, and answer for the same {held_out}, none of whom any training has seen"
+        f"{', in folds' if profile.sweep.folds else ''}.",
+        f"Every seed also repeats the pre-training: {listed(ways)}" + (
+            f", on {listed([str(n) for n in sorted(set(of.values()))])} {unit}s." if of else "."
+        ),
+        f"Those that decoders learn from are among them, with other {'images' if data.label else 'volumes'}."
+        if of and not profile.pretrained_by else "",
+        f"Photographs' weights are published ones; their seeds differ in the drawn {unit}s only."
+        if "images-frozen" in variants else "",
+        _looks(profile) if "images-frozen" in variants else "",
+        _rates(profile),
+        names_note(variants),
+    ]  # fmt: skip
+    return " ".join(filter(None, said))
+
+
+def _looks(profile: Profile) -> str:
+    """What a network for photographs sees of a volume."""
+    look = profile.routes.images.encoder
+    planes = f"{counted(look.slices, f'{listed([*look.planes])} slice')} of a volume"
+    return f"The network for photographs sees {planes}, and its features are read out by a linear model."
+
+
+def _rates(profile: Profile) -> str:
+    """The learning rates of networks."""
+    rates: dict[float, list[str]] = {}
+    for v in profile.sweep.variants:
+        if VARIANTS[v].learner == "deep":
+            rates.setdefault(profile.finetuning.of(v).learning_rate, []).append(short_title(v))
+    if len(rates) < 2:
+        return ""
+    told = [f"{rate:g} ({listed(names)})" for rate, names in rates.items()]
+    return f"Learning rates were chosen for each decoder: {listed(told)}."
+
+
+def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | None:
+    """What every pre-training has learnt, beside what knowing nothing gives (of `comparisons.pretrainings`)."""
+    if pretrained.empty:
+        return None
+    origin, rows = profile.origin, []
+    structural = bool(origin.cohort or origin.data.label)
+    for _, own in pretrained.groupby("route", sort=False):
+        measure = MEASURES[own["measure"].iloc[0]]
+        if measure.name == "reconstruction_error":
+            nothing = np.nan if structural else 1.0  # voxels of a run are z-scored
+        else:
+            nothing = measure.chance(len(origin.data.states("source"))) or np.nan
+        by_seed = own.set_index("seed")["score"]
+        rows.append(
+            {"pre-training": _features(own["variant"].iloc[0]), "measure, on held-out people": measure.title,
+             "nothing learnt": measure.format(nothing)}
+            | {f"seed {seed}": measure.format(by_seed.get(seed, np.nan)) for seed in sorted(set(pretrained["seed"]))}
+        )  # fmt: skip
+    return table({name: [row[name] for row in rows] for name in rows[0]}, wrapped=True)
 
 
 def names_note(variants: Sequence[str]) -> str:
@@ -98,7 +162,8 @@ def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main comparison: without readouts of frozen encoders that are also fine-tuned."""
     variants = list(results["variant"].unique())
     tuned = {VARIANTS[v].route for v in _pretrained(variants)}
-    left_out = {v for v in variants if VARIANTS[v].learner == "probe" and VARIANTS[v].route in tuned}
+    probes = [v for v in variants if VARIANTS[v].learner == "probe"]
+    left_out = {v for v in probes if VARIANTS[v].route in tuned or VARIANTS[v].start == "random"}
     return results[~results["variant"].isin(left_out)]
 
 
@@ -149,6 +214,24 @@ def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
     return f"{n} of {len(pairs)} tests tell two decoders apart ({by_size}; Holm over all pairs and sizes)."
 
 
+def pairs_table(pairs: pd.DataFrame, unit: str = "subject") -> Styler | None:
+    """The tests behind the stars (of `crossed.pairs`): a row per pair and size."""
+    if pairs.empty:
+        return None
+    rows = pairs.to_dict("records")
+    return table(
+        {
+            "decoder": [short_title(r["a"]) for r in rows],
+            "minus": [short_title(r["b"]) for r in rows],
+            f"{unit}s": [f"{r['n_subjects']:.0f}" for r in rows],
+            "difference [95% interval]": [changed_by(r) for r in rows],
+            "p": [number(r["p"]) for r in rows],
+            "p (Holm)": [starred(r["p_holm"], r["differ"]) for r in rows],
+        },
+        wrapped=True,
+    )
+
+
 def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject") -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins."""
     if pairs.empty or means.empty:
@@ -175,20 +258,16 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
             told[like].append(f"{_features(way)} ({_differences(tests)})")
     said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
-        rows = [(row, way, model) for way in ways for model in linear for row in _against(pairs, way, model)]
-        better = dict.fromkeys(_features(way) for row, way, _ in rows if row["differ"] and row["first_better"])
-        beaten = [(row, way, model) for row, way, model in rows if row["differ"] and not row["first_better"]]
-        worse = dict.fromkeys(_features(way) for _, way, _ in beaten)
+        told_apart = {w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in ways}
+        better, worse = (
+            [f"{_features(way)} ({_sizes(chosen, unit)})" for way, rows in told_apart.items()
+             if (chosen := [row for row in rows if row["first_better"] == won])]
+            for won in (True, False)
+        )  # fmt: skip
         if not better and len(worse) == len(ways):
-            winners = dict.fromkeys(VARIANTS[model].title for _, _, model in beaten)
-            sizes = _sizes([row for row, _, _ in beaten], unit)
-            said.append(
-                "**A linear model wins**: no way to pre-train is better than one at any size, and all are worse "
-                f"({sizes}: {'; '.join(winners)})."
-            )
-        else:
-            said += [f"Better than a linear model at some size: {listed([*better])}."] if better else []
-            said += [f"Worse than a linear model at some size: {listed([*worse])}."] if worse else []
+            said.append("**A linear model wins**: no way to pre-train is shown to be better than one.")
+        said += [f"Better than a linear model: {listed(better)}."] if better else []
+        said += [f"Worse than a linear model: {listed(worse)}."] if worse else []
         if not better and not worse:
             said.append("No way to pre-train can be told apart from the linear models.")
     return " ".join(said)
@@ -265,7 +344,7 @@ def _best(shares: pd.DataFrame, unit: str) -> str:
 def saved_by_ways_table(results: pd.DataFrame, unit: str = "subject") -> Styler | None:
     """How many subjects from scratch each way's smallest sizes are worth (`statistics.subjects_saved`)."""
     variants = list(results["variant"].unique())
-    ways = [v for v in variants if VARIANTS[v].learner in ("deep", "probe") and v not in _BASES]
+    ways = [v for v in variants if VARIANTS[v].learner in ("deep", "probe") and v != "scratch"]
     if "scratch" not in variants or not ways:
         return None
     rows = {v: statistics.subjects_saved(results, v, "scratch") for v in ways}
@@ -294,29 +373,35 @@ def frozen_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
     of_route = {VARIANTS[v].route: v for v in _pretrained(variants)}
     if not probes:
         return None
+    tuned = {
+        p: of_route.get(VARIANTS[p].route, "") if VARIANTS[p].start == "checkpoint" else _baseline(p, variants)
+        for p in probes
+    }
     own = means.set_index(["variant", "n_subjects"])["mean"]
     columns: dict[str, list[str]] = {"pre-trained": [_features(v) for v in probes]}
     for n in sorted(means["n_subjects"].unique()):
-        both = [(own.get((p, n), np.nan), own.get((of_route.get(VARIANTS[p].route, ""), n), np.nan)) for p in probes]
+        both = [(own.get((p, n), np.nan), own.get((tuned[p], n), np.nan)) for p in probes]
         columns[f"{counted(n, unit)}: frozen / fine-tuned"] = [
             " / ".join(number(value, ".1%") for value in pair) for pair in both
         ]
     return table(columns, wrapped=True)
 
 
-def costs_table(costs: pd.DataFrame) -> Styler | None:
-    """What each decoder cost (of `comparisons.costs`)."""
+def costs_table(costs: pd.DataFrame, means: pd.DataFrame) -> Styler | None:
+    """What each decoder cost (of `comparisons.costs`) and what it is worth at the largest size (of `crossed_means`)."""
     if costs.empty:
         return None
     rows = costs.to_dict("records")
+    worth = means[means["n_subjects"] == means["n_subjects"].max()].set_index("variant")["mean"]
     return table(
         {
             "decoder": [VARIANTS[r["variant"]].title for r in rows],
             "encoder's parameters": [number(r["n_parameters"], ",.0f") for r in rows],
-            "volumes seen, pre-training": [f"{r['pretraining_volumes']:,.0f}" for r in rows],
+            "volumes seen, pre-training": [number(r["pretraining_volumes"], ",.0f") for r in rows],
             "volumes seen, target": [f"{r['finetuning_volumes']:,.0f}" for r in rows],
-            "seconds, pre-training": [f"{r['pretraining_s']:,.0f}" for r in rows],
+            "seconds, pre-training": [number(r["pretraining_s"], ",.0f") for r in rows],
             "seconds, target": [f"{r['finetuning_s']:,.0f}" for r in rows],
+            "accuracy": [number(worth.get(r["variant"], np.nan), ".1%") for r in rows],
         },
         wrapped=True,
     )
@@ -385,20 +470,33 @@ def published_note(profile: Profile, pairs: pd.DataFrame) -> str:
 
 def similarity_note(similar: pd.DataFrame) -> str:
     """How alike encoders are (of `comparisons.similarity`), beside those of one way that differ in their seed only."""
-    seeded = similar["a"].map(lambda v: _way(v) != "photographs")  # published weights have no seed
-    same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"]) & seeded]
-    others = similar[similar["a"] < similar["b"]]
+    same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"])]
+    same = same[same["cka"] < 1 - 1e-6]  # seeds of published weights have the same ones
+    others, titles = similar[similar["a"] < similar["b"]], {v: _features(v) for v in similar["a"]}
     if others.empty:
         return ""
-    means, titles = others.groupby(["a", "b"])["cka"].mean().sort_values(), {v: _features(v) for v in similar["a"]}
-    (least, most) = ([titles[v] for v in means.index[end]] for end in (0, -1))
-    said = f"Most alike are {listed(most)} (CKA {means.iloc[-1]:.2f}), least {listed(least)} ({means.iloc[0]:.2f})."
+    pairs = sorted(others.groupby(["a", "b"])["cka"], key=lambda group: float(group[1].mean()))
+    (least, most) = (f"{listed([titles[v] for v in ways])} (CKA {_ranged(of)})" for ways, of in (pairs[0], pairs[-1]))
+    said = f"Over all seeds, most alike are {most}, least {least}."
     if len(same):
-        own = same.groupby("a")["cka"].mean()
-        named = [f"{titles[v]} {value:.2f}" for v, value in own.items()]
-        said += f" Two seeds of one way: {', '.join(named)}."
+        named = [f"{titles[v]} {_ranged(of)}" for v, of in same.groupby("a", sort=False)["cka"]]
+        said += f" Two seeds of one way: {'; '.join(named)}."
     filled = [f"{titles[v]} {of.mean():.1f}" for v, of in similar.groupby("a", sort=False)["dimensions_a"]]
     return f"{said} Features fill so many dimensions: {', '.join(filled)}."
+
+
+def _ranged(values: pd.Series) -> str:
+    """A mean, and from where to where values go if there are several."""
+    several = f", {values.min():.2f} to {values.max():.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{several}"
+
+
+def maps_note(state: str, images: Mapping[str, Any]) -> str:
+    """Of which state the maps are, and why of this one."""
+    if not images:
+        return ""
+    why = ", whose planted places are the largest" if "planted" in images else ""
+    return f"The maps are of *{state}*{why}."
 
 
 def _features(variant: str) -> str:

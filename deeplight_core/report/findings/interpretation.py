@@ -58,7 +58,11 @@ def localisation_note(scores: pd.DataFrame) -> str:
     if simple:
         verdict = f"By {listed(simple)} a simple map, which needs no network, is at least as good as relevance."
     fewest = int(scores["n_voxels"].min())
-    return f"Best are {told}. {verdict} The smallest set of planted places has {fewest} voxel{'s' * (fewest != 1)}."
+    least, most = scores["chance"].min(), scores["chance"].max()
+    return (
+        f"Best are {told}. {verdict} The smallest set of planted places has {fewest} voxel{'s' * (fewest != 1)}; by "
+        f"chance relevance mass and rank accuracy would be {least:.3f} to {most:.3f}, and AUC 0.5."
+    )
 
 
 def randomised_note(found: pd.DataFrame | None) -> str:

@@ -59,7 +59,7 @@ def benefit_by_cost(means: pd.DataFrame, costs: pd.DataFrame, measure: Measure =
     figure, axes = plt.subplots(figsize=(7, 4.6))
     smallest = means[means["n_subjects"] == means["n_subjects"].min()].set_index("variant")
     for row in costs.to_dict("records"):
-        if row["variant"] not in smallest.index:
+        if row["variant"] not in smallest.index or np.isnan(row["pretraining_volumes"]):
             continue
         own = smallest.loc[row["variant"]]
         colour, mark = STYLES[row["variant"]]
@@ -104,15 +104,16 @@ def condition_dots(tests: pd.DataFrame, titles: Mapping[str, str], measure: Meas
 
 
 def similarity_map(similar: pd.DataFrame) -> Figure:
-    """Linear CKA between the encoders of all ways; on the diagonal between two seeds of one way.
+    """Linear CKA between the encoders of all ways, averaged over seeds; on the diagonal between seeds of one way.
 
     Parameters
     ----------
     similar : `a, seed_a, b, seed_b, cka`, as `comparisons.similarity` gives it
     """
-    others = similar[(similar["a"] != similar["b"]) | (similar["seed_a"] != similar["seed_b"])]
+    same, identical = similar["a"] == similar["b"], similar["cka"] > 1 - 1e-6  # seeds of published weights are
+    others = similar[~same | ((similar["seed_a"] != similar["seed_b"]) & ~identical)]
     variants = list(dict.fromkeys(similar["a"]))
-    values = others.groupby(["a", "b"])["cka"].mean().unstack().reindex(variants)[variants]
+    values = others.groupby(["a", "b"])["cka"].mean().unstack().reindex(index=variants, columns=variants)
     titles = [ROUTES[VARIANTS[v].route].title if VARIANTS[v].start != "random" else "random weights" for v in variants]
     figure, axes = plt.subplots(figsize=(2.6 + 0.75 * len(variants), 1.8 + 0.65 * len(variants)))
     sns.heatmap(
