@@ -99,6 +99,7 @@ _TABLES = {
     **{f"controls_{control}.csv": f"the same for the control *{control}*" for control in CONTROLS},
     "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
     "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",
+    "pairs.csv": "tests of every two decoders of the comparison at every size",
     "transfer_map.csv": "tests of every task as the target",
     "paper_and_this_run.csv": "every number of the paper beside this run's",
 }
