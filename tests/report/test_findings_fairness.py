@@ -125,6 +125,8 @@ def test_a_rate_that_lacks_a_training_is_not_compared(rates: pd.DataFrame) -> No
     """The highest rate's lower score, that of the smaller fraction, is not there yet."""
     unfinished = rates[(rates["change"] != "people-rate0.003") | (rates["fraction"] != 0.1)]
     assert findings.best_rates(unfinished) == {"pretrained": 0.001, "scratch": 0.001}
+    single = rates[rates["change"] == "people-rate0.001"]
+    assert findings.rates_note(Profile(), single) == "No learning rates have been tried yet."
 
 
 def test_a_profile_that_uses_other_rates_is_told_so(rates: pd.DataFrame) -> None:

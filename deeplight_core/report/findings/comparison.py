@@ -27,6 +27,7 @@ __all__ = [
     "frozen_table",
     "maps_note",
     "names_note",
+    "paired_note",
     "pairs_note",
     "pairs_table",
     "pretrainings_table",
@@ -212,6 +213,24 @@ def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
     by_size = listed([f"{n} with {counted(size, unit)}" for size, n in of_sizes.items()])  # type: ignore[arg-type]
     n = int(pairs["differ"].sum())
     return f"{n} of {len(pairs)} tests tell two decoders apart ({by_size}; Holm over all pairs and sizes)."
+
+
+def paired_note(results: pd.DataFrame, unit: str = "subject") -> str:
+    """What the first paper's test says of the ways to pre-train: paired over subjects, of these very trainings."""
+    variants, said = list(results["variant"].unique()), []
+    ways = [v for v in variants if VARIANTS[v].start == "checkpoint"]
+    for way, base in ((way, _baseline(way, variants)) for way in ways):
+        tests = statistics.compare(results, way, base) if base else pd.DataFrame({"significant": []})
+        shown = tests[tests["significant"]].to_dict("records")
+        for word, won in (("better", True), ("worse", False)):
+            rows: list[dict[str, Any]] = [row for row in shown if row["better"] == won]  # type: ignore[misc]
+            said += [f"{_features(way)} {word} ({_sizes(rows, unit)})"] if rows else []
+    if not said:
+        return ""
+    return (
+        f"The first paper's test, paired over held-out {unit}s and corrected over sizes (Bonferroni), asks about these "
+        f"very trainings and not about others. Against from scratch it calls {listed(said)}."
+    )
 
 
 def pairs_table(pairs: pd.DataFrame, unit: str = "subject") -> Styler | None:

@@ -121,10 +121,13 @@ def pace_note(curves: pd.DataFrame) -> str:
 
 
 def _by_rate(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of every variant (rows) at every learning rate (columns) that has all fractions and seeds."""
+    """Mean score of every variant (rows) at every learning rate (columns) that has all fractions and seeds.
+
+    Variants with a single rate are left out: nothing is to be compared.
+    """
     rates = results["change"].str.extract(r"people-rate([\d.e+-]+?)(?:-clips)?$")[0].astype(float)
     means = results.assign(rate=rates).groupby(["variant", "rate", "seed", "fraction"])["score"].mean()
-    table = means.unstack(["seed", "fraction"]).dropna().mean(axis=1).unstack("rate")
+    table = means.unstack(["seed", "fraction"]).dropna().mean(axis=1).unstack("rate").dropna(thresh=2)
     return table.loc[[variant for variant in VARIANTS if variant in table.index]]
 
 

@@ -51,27 +51,32 @@ def pair_maps(pairs: pd.DataFrame, unit: str = "subject") -> Figure:
 def benefit_by_cost(means: pd.DataFrame, costs: pd.DataFrame, measure: Measure = ACCURACY) -> Figure:
     """Score at the smallest size, with its interval, against all volumes that a decoder has seen.
 
+    Decoders that have seen as many stand side by side; those with an unknown number are left out.
+
     Parameters
     ----------
     means : `variant, n_subjects, mean, low, high`, as `crossed.crossed_means` gives it
     costs : `variant, pretraining_volumes, finetuning_volumes`, as `comparisons.costs` gives it
     """
     figure, axes = plt.subplots(figsize=(7, 4.6))
-    smallest = means[means["n_subjects"] == means["n_subjects"].min()].set_index("variant")
+    smallest, taken = means[means["n_subjects"] == means["n_subjects"].min()].set_index("variant"), list[float]()
     for row in costs.to_dict("records"):
         if row["variant"] not in smallest.index or np.isnan(row["pretraining_volumes"]):
             continue
         own = smallest.loc[row["variant"]]
         colour, mark = STYLES[row["variant"]]
+        seen = row["pretraining_volumes"] + row["finetuning_volumes"]
+        alike = sum(0.9 < seen / other < 1.1 for other in taken)
+        taken.append(seen)
         axes.errorbar(
-            row["pretraining_volumes"] + row["finetuning_volumes"], own["mean"],
+            seen * 1.12**alike, own["mean"],
             [[own["mean"] - own["low"]], [own["high"] - own["mean"]]], color=colour, marker=mark, markersize=7,
             capsize=3, linestyle="", label=VARIANTS[row["variant"]].title,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlabel("volumes seen in all its trainings")
     n = int(means["n_subjects"].min())
-    value_axis(axes, measure, f"{measure.title} with the fewest to train on ({n})")
+    value_axis(axes, measure, f"{measure.title} with {n} to train on")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
