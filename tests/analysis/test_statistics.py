@@ -164,6 +164,18 @@ def test_saved_subjects_of_a_case_computed_by_hand():
     assert table["at_most"].tolist() == [True, False, False, False]
 
 
+def test_interval_of_saved_subjects_is_over_trainings_too():
+    """Without variance between subjects, the interval is from the worse training alone to the better one alone."""
+    low, high = curves([0.5] * 4, [0.4, 0.6, 0.7, 0.8]), curves([0.7] * 4, [0.3, 0.4, 0.6, 0.8]).assign(seed=2)
+    each = [subjects_saved(table)["equivalent"].iloc[0] for table in (low, high)]
+    both = subjects_saved(pd.concat([low, high])).iloc[0]
+    assert both[["low", "high"]].tolist() == pytest.approx(each)
+    assert each[0] < both["equivalent"] < each[1]
+    lacking = pd.concat([low, high[high["n_subjects"] != 30]])  # the largest size has one training: all are averaged
+    row = subjects_saved(lacking).iloc[0]
+    assert row[["low", "equivalent", "high"]].tolist() == pytest.approx([both["equivalent"]] * 3)
+
+
 def test_a_curve_that_falls_counts_where_it_is_first_reached():
     assert subjects_saved(curves([0.5] * 4, [0.3, 0.6, 0.2, 0.9]))["equivalent"].to_numpy() == pytest.approx(
         np.exp(np.log(3) * 2 / 3)
