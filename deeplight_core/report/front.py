@@ -82,7 +82,7 @@ def comparison_front(profile: Profile, results: pd.DataFrame) -> tuple[Figure, s
     means = crossed.crossed_means(results)
     drawn = [v for v in ways["variant"].unique() if VARIANTS[v].learner in _DRAWN and VARIANTS[v].start != "shuffled"]
     figure = _figure(profile, means[means["variant"].isin(drawn)])
-    verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit)
+    verdict = findings.verdict_note(crossed.pairs(ways), means, profile.data.split_unit, details=False)
     return figure, f"{profile.provenance} {verdict} {findings.names_note(drawn)}".strip()
 
 

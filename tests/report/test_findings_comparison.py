@@ -97,6 +97,10 @@ def test_that_a_linear_model_wins_is_said() -> None:
     assert said.endswith(
         "Worse than a linear model: supervised on other tasks (3 subjects) and temporal contrast (3 and 30 subjects)."
     )
+    table = results(pretrained=(0.5, 0.8), contrast=(0.5, 0.6), scratch=(0.4, 0.8), linear=(0.7, 0.8))
+    short = findings.verdict_note(crossed.pairs(table), crossed.crossed_means(table), details=False)
+    assert "differ**: supervised on other tasks better than temporal contrast. Better than from scratch:" in short
+    assert short.endswith("**A linear model wins**: no way to pre-train is shown to be better than one.")
 
 
 def test_pairs_and_effects_are_told_with_their_numbers() -> None:

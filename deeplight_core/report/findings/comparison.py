@@ -1,6 +1,6 @@
 """Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -251,8 +251,17 @@ def pairs_table(pairs: pd.DataFrame, unit: str = "subject") -> Styler | None:
     )
 
 
-def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject") -> str:
-    """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins."""
+def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject", details: bool = True) -> str:
+    """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
+
+    Parameters
+    ----------
+    details : with the sizes at which a difference is shown
+    """
+
+    def named(way: str, rows: list[dict[str, Any]]) -> str:
+        return f"{_features(way)} ({_sizes(rows, unit)})" if details else _features(way)
+
     if pairs.empty or means.empty:
         return ""
     variants = list(means["variant"].unique())
@@ -264,7 +273,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if len(among) and not among["differ"].any():
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
-        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, unit)}.")
+        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named)}.")
     better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
     told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
     for way, base in ((way, _baseline(way, variants)) for way in ways):
@@ -272,32 +281,32 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
         differ = [row for row in tests if row["differ"]]
         for word, won in ((better_than, True), (worse_than, False)):
             if chosen := [row for row in differ if row["first_better"] == won]:
-                told[word].append(f"{_features(way)} ({_sizes(chosen, unit)})")
+                told[word].append(named(way, chosen))
         if base and not differ:
             told[like].append(f"{_features(way)} ({_differences(tests)})")
     said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
         told_apart = {w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in ways}
         better, worse = (
-            [f"{_features(way)} ({_sizes(chosen, unit)})" for way, rows in told_apart.items()
+            [named(way, chosen) for way, rows in told_apart.items()
              if (chosen := [row for row in rows if row["first_better"] == won])]
             for won in (True, False)
         )  # fmt: skip
-        if not better and len(worse) == len(ways):
+        if wins := not better and len(worse) == len(ways):
             said.append("**A linear model wins**: no way to pre-train is shown to be better than one.")
         said += [f"Better than a linear model: {listed(better)}."] if better else []
-        said += [f"Worse than a linear model: {listed(worse)}."] if worse else []
+        said += [f"Worse than a linear model: {listed(worse)}."] if worse and (details or not wins) else []
         if not better and not worse:
             said.append("No way to pre-train can be told apart from the linear models.")
     return " ".join(said)
 
 
-def _order(differ: pd.DataFrame, ways: list[str], unit: str) -> str:
+def _order(differ: pd.DataFrame, ways: list[str], named: Callable[[str, list[dict[str, Any]]], str]) -> str:
     """Which ways are better than which, at which sizes, as in "a and b better than c (3 subjects); d better …"."""
     winners: dict[str, list[str]] = {}
     for way in ways:
         won = {w: [row for row in _against(differ, way, w) if row["first_better"]] for w in ways if w != way}
-        beaten = [f"{_features(other)} ({_sizes(rows, unit)})" for other, rows in won.items() if rows]
+        beaten = [named(other, rows) for other, rows in won.items() if rows]
         if beaten:
             winners.setdefault(listed(beaten), []).append(_features(way))
     return "; ".join(f"{listed(better)} better than {beaten}" for beaten, better in winners.items())
