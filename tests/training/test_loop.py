@@ -53,6 +53,9 @@ class Killed(Volumes):
             yield numbers, batch
 
 
+fit_itself = fit
+
+
 def train(
     store: Store,
     folder: Path,
@@ -199,6 +202,19 @@ def test_resumed_equals_unbroken(unbroken: tuple, store: Store, tmp_path: Path, 
     np.testing.assert_array_equal(predicted, unbroken[1])
     assert_same_weights(weights, unbroken[2])
     assert (tmp_path / "metrics.csv").read_bytes() == unbroken[3]
+
+
+def test_seconds_are_the_processors_and_go_on_after_an_interruption(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, found = iter(range(0, 100_000, 100)), []
+    monkeypatch.setattr("time.process_time", lambda: next(clock))
+    monkeypatch.setitem(globals(), "fit", lambda *a, **k: found.append(fit_itself(*a, **k)) or found[-1])
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path, every_s=0, steps=2)
+    train(store, tmp_path)
+    assert found[0].seconds > 200  # from the two saves before the interruption
+    assert found[0].seconds % 100 == 0
 
 
 def test_frozen_weights_stay_and_a_resumed_run_equals_an_unbroken_one(store: Store, tmp_path: Path) -> None:
