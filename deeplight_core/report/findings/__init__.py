@@ -35,18 +35,14 @@ from deeplight_core.report.findings.comparison import (
     fine_tuned_ways,
     frozen_table,
     maps_note,
-    names_note,
     paired_note,
     pairs_note,
     pairs_table,
-    pretrainings_table,
-    protocol_note,
     published_note,
     saved_by_ways_table,
     similarity_note,
     sizes_table,
     verdict_note,
-    ways_left_out_note,
     ways_to_pretrain,
 )
 from deeplight_core.report.findings.contrast import (
@@ -171,6 +167,7 @@ from deeplight_core.report.findings.patients import (
     study_note,
     times_note,
 )
+from deeplight_core.report.findings.protocol import names_note, pretrainings_table, protocol_note, ways_left_out_note
 from deeplight_core.report.findings.speed import (
     WAYS,
     arithmetic_note,

@@ -1,5 +1,6 @@
 """Parts of tables and sentences: numbers, intervals, sizes, names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,12 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.config import Profile
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS
 
 __all__ = [
     "change",
     "counted",
+    "fine_tuned",
     "interval",
     "listed",
     "number",
@@ -20,6 +22,7 @@ __all__ = [
     "span",
     "starred",
     "table",
+    "trained_on",
 ]
 
 
@@ -41,6 +44,16 @@ def sizes(profile: Profile, rows: pd.DataFrame) -> dict[str, list[str]]:
 def short_title(variant: str) -> str:
     """A variant's title without the name DeepLight; any other name is its own."""
     return VARIANTS[variant].title.removeprefix("DeepLight, ") if variant in VARIANTS else variant
+
+
+def trained_on(variant: str) -> str:
+    """What a variant's encoder was pre-trained on."""
+    return "random weights" if VARIANTS[variant].start == "random" else ROUTES[VARIANTS[variant].route].title
+
+
+def fine_tuned(variants: Sequence[str]) -> list[str]:
+    """Networks that start from a pre-training."""
+    return [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "checkpoint"]
 
 
 def counted(n: float, unit: str) -> str:

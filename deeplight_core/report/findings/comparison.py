@@ -1,6 +1,6 @@
 """Ways to pre-train, side by side: which is worth what, how sure that is, and what it costs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,19 @@ from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
 from deeplight_core.analysis.crossed import complete_variants
-from deeplight_core.analysis.measures import MEASURES
 from deeplight_core.config import Profile
 from deeplight_core.report.findings.cells import change as changed_by
-from deeplight_core.report.findings.cells import counted, interval, listed, number, short_title, starred, table
+from deeplight_core.report.findings.cells import (
+    counted,
+    fine_tuned,
+    interval,
+    listed,
+    number,
+    short_title,
+    starred,
+    table,
+    trained_on,
+)
 from deeplight_core.routes import ROUTES, VARIANTS
 
 __all__ = [
@@ -26,143 +35,22 @@ __all__ = [
     "fine_tuned_ways",
     "frozen_table",
     "maps_note",
-    "names_note",
     "paired_note",
     "pairs_note",
     "pairs_table",
-    "pretrainings_table",
-    "protocol_note",
     "published_note",
     "saved_by_ways_table",
     "similarity_note",
     "sizes_table",
     "verdict_note",
-    "ways_left_out_note",
     "ways_to_pretrain",
 ]
-
-_WAYS = ("supervision", "reconstruction", "temporal contrast", "photographs")
-
-
-def protocol_note(profile: Profile, results: pd.DataFrame, pretrained: pd.DataFrame) -> str:
-    """What is the same for all ways, and what is not.
-
-    Parameters
-    ----------
-    results : the sweep's
-    pretrained : of `comparisons.pretrainings`
-    """
-    seeds, data, variants = profile.sweep.seeds, profile.data, profile.sweep.variants
-    if results.empty:
-        return ""
-    unit, sizes = data.split_unit, sorted(results["n_subjects"].unique())
-    n_states = len(data.states("target"))
-    held_out = counted(results["subject"].nunique(), unit)
-    of = {row["route"]: int(row["n_subjects"]) for row in pretrained.to_dict("records")}
-    ways = list(dict.fromkeys(_features(v) for v in _pretrained(variants)))
-    said = [
-        f"All decoders learn {f'{n_states} states of ' * bool(n_states)}{listed(data.tasks('target'))} from the same "
-        f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}, drawn anew for each of "
-        f"{counted(len(seeds), 'seed')}, and answer for the same {held_out}, none of whom any training has seen"
-        f"{', in folds' if profile.sweep.folds else ''}.",
-        f"Every seed also repeats the pre-training: {listed(ways)}" + (
-            f", on {listed([str(n) for n in sorted(set(of.values()))])} {unit}s." if of else "."
-        ),
-        f"Those that decoders learn from are among them, with other {'images' if data.label else 'volumes'}."
-        if of and not profile.pretrained_by else "",
-        f"Photographs' weights are published ones; their seeds differ in the drawn {unit}s only."
-        if "images-frozen" in variants else "",
-        _looks(profile) if "images-frozen" in variants else "",
-        _rates(profile),
-        names_note(variants),
-    ]  # fmt: skip
-    return " ".join(filter(None, said))
-
-
-def _looks(profile: Profile) -> str:
-    """What a network for photographs sees of a volume."""
-    look = profile.routes.images.encoder
-    planes = f"{counted(look.slices, f'{listed([*look.planes])} slice')} of a volume"
-    return f"The network for photographs sees {planes}, and its features are read out by a linear model."
-
-
-def _rates(profile: Profile) -> str:
-    """The learning rates of networks."""
-    rates: dict[float, list[str]] = {}
-    for v in profile.sweep.variants:
-        if VARIANTS[v].learner == "deep":
-            rates.setdefault(profile.finetuning.of(v).learning_rate, []).append(short_title(v))
-    if len(rates) < 2:
-        return ""
-    told = [f"{rate:g} ({listed(names)})" for rate, names in rates.items()]
-    return f"Learning rates were chosen for each decoder: {listed(told)}."
-
-
-def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | None:
-    """What every pre-training has learnt, beside what knowing nothing gives (of `comparisons.pretrainings`)."""
-    if pretrained.empty:
-        return None
-    origin, rows = profile.origin, []
-    structural = bool(origin.cohort or origin.data.label)
-    for _, own in pretrained.groupby("route", sort=False):
-        measure = MEASURES[own["measure"].iloc[0]]
-        if measure.name == "reconstruction_error":
-            nothing = np.nan if structural else 1.0  # voxels of a run are z-scored
-        else:
-            nothing = measure.chance(len(origin.data.states("source"))) or np.nan
-        by_seed = own.set_index("seed")["score"]
-        rows.append(
-            {"pre-training": _features(own["variant"].iloc[0]), "measure, on held-out people": measure.title,
-             "nothing learnt": measure.format(nothing)}
-            | {f"seed {seed}": measure.format(by_seed.get(seed, np.nan)) for seed in sorted(set(pretrained["seed"]))}
-        )  # fmt: skip
-    return table({name: [row[name] for row in rows] for name in rows[0]}, wrapped=True)
-
-
-def names_note(variants: Sequence[str]) -> str:
-    """What the shortest name means where decoders are pre-trained in several ways."""
-    several = len({VARIANTS[v].route for v in _pretrained(variants)}) > 1
-    return "*Pre-trained* without a way means by supervision." if several and "pretrained" in variants else ""
-
-
-def ways_left_out_note(profile: Profile) -> str:
-    """Which of the four ways to pre-train these data do not allow, and why."""
-    compared = {
-        _way(v) for v in (*profile.sweep.variants, *profile.controls.published) if VARIANTS[v].start != "random"
-    }
-    left_out = [f"{way} ({_reason(profile, way)})" for way in _WAYS if way not in compared]
-    return f"Left out: {listed(left_out)}." if left_out else ""
-
-
-def _way(variant: str) -> str:
-    """Which of the four papers' ways a variant's encoder was pre-trained in."""
-    route = ROUTES[VARIANTS[variant].route]
-    if route.head in ("reconstruction", "variational"):
-        return "reconstruction"
-    if route.head == "contrast":
-        return "temporal contrast"
-    return "supervision" if route.encoder in ("deeplight", "clip") else "photographs"
-
-
-def _reason(profile: Profile, way: str) -> str:
-    if way == "supervision" and not profile.data.states("source"):
-        return "there are no other states to learn from"
-    if way == "temporal contrast" and (profile.cohort or profile.data.label):
-        return "a structural image has no time"
-    if way == "temporal contrast" and profile.preprocessing.keep != "all":
-        return "windows need volumes that follow each other, and only those with a state are kept"
-    return "not in this profile"
-
-
-def _pretrained(variants: Sequence[str]) -> list[str]:
-    """Fine-tuned decoders that start from a pre-training."""
-    return [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "checkpoint"]
 
 
 def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main comparison: without readouts of frozen encoders that are also fine-tuned."""
     variants = list(results["variant"].unique())
-    tuned = {VARIANTS[v].route for v in _pretrained(variants)}
+    tuned = {VARIANTS[v].route for v in fine_tuned(variants)}
     probes = [v for v in variants if VARIANTS[v].learner == "probe"]
     left_out = {v for v in probes if VARIANTS[v].route in tuned or VARIANTS[v].start == "random"}
     return results[~results["variant"].isin(left_out)]
@@ -224,7 +112,7 @@ def paired_note(results: pd.DataFrame, unit: str = "subject") -> str:
         shown = tests[tests["significant"]].to_dict("records")
         for word, won in (("better", True), ("worse", False)):
             rows: list[dict[str, Any]] = [row for row in shown if row["better"] == won]  # type: ignore[misc]
-            said += [f"{_features(way)} {word} ({_sizes(rows, unit)})"] if rows else []
+            said += [f"{trained_on(way)} {word} ({_sizes(rows, unit)})"] if rows else []
     if not said:
         return ""
     return (
@@ -260,7 +148,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     """
 
     def named(way: str, rows: list[dict[str, Any]]) -> str:
-        return f"{_features(way)} ({_sizes(rows, unit)})" if details else _features(way)
+        return f"{trained_on(way)} ({_sizes(rows, unit)})" if details else trained_on(way)
 
     if pairs.empty or means.empty:
         return ""
@@ -283,7 +171,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
             if chosen := [row for row in differ if row["first_better"] == won]:
                 told[word].append(named(way, chosen))
         if base and not differ:
-            told[like].append(f"{_features(way)} ({_differences(tests)})")
+            told[like].append(f"{trained_on(way)} ({_differences(tests)})")
     said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
         told_apart = {w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in ways}
@@ -308,7 +196,7 @@ def _order(differ: pd.DataFrame, ways: list[str], named: Callable[[str, list[dic
         won = {w: [row for row in _against(differ, way, w) if row["first_better"]] for w in ways if w != way}
         beaten = [named(other, rows) for other, rows in won.items() if rows]
         if beaten:
-            winners.setdefault(listed(beaten), []).append(_features(way))
+            winners.setdefault(listed(beaten), []).append(trained_on(way))
     return "; ".join(f"{listed(better)} better than {beaten}" for beaten, better in winners.items())
 
 
@@ -398,7 +286,7 @@ def frozen_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
     """Linear readouts of frozen encoders beside the same encoders fine-tuned: means by size."""
     variants = list(means["variant"].unique())
     probes = [v for v in variants if VARIANTS[v].learner == "probe"]
-    of_route = {VARIANTS[v].route: v for v in _pretrained(variants)}
+    of_route = {VARIANTS[v].route: v for v in fine_tuned(variants)}
     if not probes:
         return None
     tuned = {
@@ -406,7 +294,7 @@ def frozen_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
         for p in probes
     }
     own = means.set_index(["variant", "n_subjects"])["mean"]
-    columns: dict[str, list[str]] = {"pre-trained": [_features(v) for v in probes]}
+    columns: dict[str, list[str]] = {"pre-trained": [trained_on(v) for v in probes]}
     for n in sorted(means["n_subjects"].unique()):
         both = [(own.get((p, n), np.nan), own.get((tuned[p], n), np.nan)) for p in probes]
         columns[f"{counted(n, unit)}: frozen / fine-tuned"] = [
@@ -500,7 +388,7 @@ def similarity_note(similar: pd.DataFrame) -> str:
     """How alike encoders are (of `comparisons.similarity`), beside those of one way that differ in their seed only."""
     same = similar[(similar["a"] == similar["b"]) & (similar["seed_a"] < similar["seed_b"])]
     same = same[same["cka"] < 1 - 1e-6]  # seeds of published weights have the same ones
-    others, titles = similar[similar["a"] < similar["b"]], {v: _features(v) for v in similar["a"]}
+    others, titles = similar[similar["a"] < similar["b"]], {v: trained_on(v) for v in similar["a"]}
     if others.empty:
         return ""
     pairs = sorted(others.groupby(["a", "b"])["cka"], key=lambda group: float(group[1].mean()))
@@ -525,8 +413,3 @@ def maps_note(state: str, images: Mapping[str, Any]) -> str:
         return ""
     why = ", whose planted places are the largest" if "planted" in images else ""
     return f"The maps are of *{state}*{why}."
-
-
-def _features(variant: str) -> str:
-    """What an encoder was trained on."""
-    return "random weights" if VARIANTS[variant].start == "random" else ROUTES[VARIANTS[variant].route].title

@@ -1,0 +1,76 @@
+"""What the page on ways to pre-train says of how they were compared, from tables made by hand."""
+
+import pandas as pd
+
+from deeplight_core.config import Profile, load_profile
+from deeplight_core.report import findings
+
+
+def learnt(**of_ways: float) -> pd.DataFrame:
+    """Pre-trainings of two seeds on 40 subjects; the second is a tenth worse."""
+    measures = {"reconstruction": "reconstruction_error", "contrast": "contrast_accuracy"}
+    rows = [
+        ("pretrained" if route == "supervised" else route, route, seed, 40, measures.get(route, "accuracy"), score)
+        for route, best in of_ways.items() for seed, score in ((1, best), (2, best - 0.1))
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "measure", "score"])
+
+
+def test_the_protocol_names_people_ways_seeds_rates_and_published_weights() -> None:
+    sweep = {"variants": ["pretrained", "contrast", "images-frozen", "scratch"], "seeds": [1, 2, 3]}
+    own = Profile.model_validate({"sweep": sweep})
+    rows = [(f"s{i}", n) for i in range(8) for n in (3, 30)]
+    table, pretrained = pd.DataFrame(rows, columns=["subject", "n_subjects"]), learnt(supervised=0.5, contrast=0.6)
+    said = findings.protocol_note(own, table, pretrained)
+    assert "learn 4 states of WM from the same 3 and 30 subjects, drawn anew for each of 3 seeds" in said
+    assert "answer for the same 8 subjects, none of whom any training has seen." in said
+    assert "supervised on other tasks and temporal contrast, on 40 subjects. Those that decoders learn from are" in said
+    assert "published" in said
+    assert "sees 9 axial slices of a volume" in said
+    assert "Learning rates" not in said
+    assert said.endswith("*Pre-trained* without a way means by supervision.")
+    rates = own.overridden({"finetuning": {"learning_rate": 0.001, "learning_rates": {"pretrained": 0.002}}})
+    assert "chosen for each decoder: 0.002 (pre-trained) and 0.001 (pre-trained by temporal contrast and from" in (
+        findings.protocol_note(rates, table, pretrained)
+    )
+    sweep["variants"] = ["pretrained", "scratch"]
+    said = findings.protocol_note(Profile.model_validate({"sweep": sweep}), table, pretrained)
+    assert "photographs" not in said.lower()
+    assert "without a way" not in said
+    assert findings.protocol_note(own, table.iloc[:0], pretrained) == ""
+
+
+def test_what_pretrainings_learnt_stands_beside_knowing_nothing() -> None:
+    own = load_profile("comparison")
+    shown = findings.pretrainings_table(own, learnt(supervised=0.5, reconstruction=0.8, contrast=0.6)).data
+    assert shown.iloc[:, 0].tolist() == [
+        "supervised on other tasks",
+        "autoencoding of fMRI volumes",
+        "temporal contrast",
+    ]
+    n_states = len(own.data.states("source"))
+    assert shown["nothing learnt"].tolist() == [f"{1 / n_states:.1%}", "1", "50.0%"]
+    assert shown["seed 2"].tolist() == ["40.0%", "0.7", "50.0%"]
+    one = findings.pretrainings_table(own, learnt(contrast=0.6, supervised=0.5).drop(index=1)).data
+    assert one["seed 2"].tolist() == ["–", "40.0%"]
+    structural = findings.pretrainings_table(load_profile("comparison-ixi"), learnt(reconstruction=0.8)).data
+    assert structural["nothing learnt"].tolist() == ["–"]
+    assert findings.pretrainings_table(own, learnt()) is None
+
+
+def test_what_data_do_not_allow_is_named_with_its_reason() -> None:
+    said = findings.ways_left_out_note
+    own = Profile.model_validate({"sweep": {"variants": ["pretrained", "images-frozen", "scratch"]}})
+    assert said(own) == (
+        "Left out: reconstruction (not in this profile) and temporal contrast (windows need volumes that follow each "
+        "other, and only those with a state are kept)."
+    )
+    every = ["pretrained", "cae", "contrast", "images"]
+    assert said(own.overridden({"sweep": {"variants": every}})) == ""
+    assert said(own.overridden({"sweep": {"variants": every[:1]}, "controls": {"published": every[1:]}})) == ""
+    alone = own.overridden(
+        {"data": {"source": {}}, "sweep": {"variants": ["scratch"]}, "preprocessing": {"keep": "all"}}
+    )
+    assert "supervision (there are no other states to learn from)" in said(alone)
+    assert "temporal contrast (not in this profile)" in said(alone)
+    assert "temporal contrast (a structural image has no time)" in said(load_profile("comparison-ixi"))
