@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 
 from deeplight_core.config import Profile, differences, load_profile
+from deeplight_core.data.manifest import read_manifest
 from deeplight_core.routes import VARIANTS
 from deeplight_core.sweeps import (
     CONTROLS,
@@ -250,6 +251,16 @@ def test_decoders_of_clips_learn_from_clips_and_all_others_from_volumes() -> Non
     assert grids["clip"] == grids["cae"]  # equal grids
     assert all(changed(own, c.change).finetuning.clip for c in tuned if c.variant == "clip")
     assert not any(changed(own, c.change).finetuning.clip for c in tuned if c.variant == "cae")
+
+
+def test_clips_and_windows_of_the_comparison_fit_into_its_runs() -> None:
+    own = load_profile("comparison")
+    (tr_s,) = read_manifest(own.manifest_path)["tr_s"].unique()
+    routes = own.routes
+    for section in (routes.contrast, routes.clip_supervised, routes.clip_contrast):
+        assert section.example.in_frames(tr_s)["encoded"] == section.example.frames
+    assert routes.clip_supervised.encoder.frames == routes.clip_contrast.encoder.frames == own.controls.clip.frames
+    assert own.controls.clip == routes.clip_supervised.example
 
 
 def test_other_conditions_repeat_the_pre_trainings() -> None:
