@@ -153,11 +153,28 @@ def sweep_results(profile: Profile, name: str = "sweep") -> tuple[pd.DataFrame, 
     """The results of a sweep's finished trainings in one table, and the names of the missing ones.
 
     Adds a column `change`, which names the settings that a control changed (see `sweeps.changes`).
+
+    Raises
+    ------
+    ValueError
+        If a training's folder has another training's results.
     """
     cells = planned(profile, name)
     finished = finished_trainings(profile, cells)
-    tables = [training.results().assign(change=cell.change) for cell, training in finished.items()]
+    tables = [_own_results(cell, training).assign(change=cell.change) for cell, training in finished.items()]
     missing = [cell.name for cell in cells if cell not in finished]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(
         columns=[*scores.COLUMNS, "change"]
     ), missing
+
+
+def _own_results(cell: Cell, training: Training) -> pd.DataFrame:
+    """The training's results, if they are those of this cell."""
+    table = training.results()
+    for key in ("variant", "fraction", "seed", "fold"):
+        if others := sorted({str(value) for value in table[key] if value != getattr(cell, key)}):
+            raise ValueError(
+                f"{training.folder / 'scores.csv'} has results of {key} {', '.join(others)}, not of "
+                f"{getattr(cell, key)}: files of two trainings were mixed up; delete this folder and run it again"
+            )
+    return table

@@ -113,6 +113,17 @@ def test_metrics_of_nothing_have_their_columns(project: Path, tiny_profile: Prof
     assert sweep_predictions(other, 1.0).empty
 
 
+def test_results_of_another_training_are_refused(project: Path, tiny_profile: Profile) -> None:
+    own, other = (finetuning(tiny_profile, variant, 0.5, 1).folder / "scores.csv" for variant in VARIANTS[:2])
+    kept = own.read_bytes()
+    own.write_bytes(other.read_bytes())
+    try:
+        with pytest.raises(ValueError, match=f"results of variant {VARIANTS[1]}, not of {VARIANTS[0]}.*mixed up"):
+            sweep_results(tiny_profile)
+    finally:
+        own.write_bytes(kept)
+
+
 def test_adding_a_fraction_repeats_nothing(project: Path, tiny_profile: Profile) -> None:
     before = times(project)
     more = changed(tiny_profile, "sweep", fractions=[0.5, 1.0])
