@@ -70,10 +70,11 @@ def test_a_band_is_the_standard_error_over_subjects_not_over_seeds(metrics):
 
 def test_task_bars_stand_at_the_means_with_a_point_per_subject(results):
     table = pd.concat([results.assign(task="MOTOR"), results.assign(task="EMOTION", score=0.25)])
-    axes = plots.task_bars(table, {"EMOTION": 2, "MOTOR": 5}).axes[0]
+    axes = plots.task_bars(table, {"EMOTION": 2, "GAMBLING": 3, "MOTOR": 5}).axes[0]  # one has no results
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.25, results["score"].mean()])
     assert [len(drawn) for drawn in points(axes)] == [20, 20]
     assert points(axes)[0][:, 1] == pytest.approx(0.25)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["EMOTION", "MOTOR"]
 
 
 def points(axes: mpl.axes.Axes) -> list[np.ndarray]:

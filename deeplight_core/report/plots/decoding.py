@@ -73,10 +73,11 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int], measure
     Parameters
     ----------
     results : `task, subject, score`
-    states_per_task : task → its number of states, for the chance of a decoder that knows the task
+    states_per_task : task → its number of states, for the chance of a decoder that knows the task; tasks without results,
+        as those whose blocks are too short for a clip, have no bar
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
-    tasks = list(states_per_task)
+    tasks = [task for task in states_per_task if task in set(results["task"])]
     bars(axes, results, "task", "score", {task: colour_of(task, i) for i, task in enumerate(tasks)})
     means = results.groupby("task")["score"].mean()
     for position, task in enumerate(tasks):
