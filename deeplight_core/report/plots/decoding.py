@@ -73,8 +73,8 @@ def task_bars(results: pd.DataFrame, states_per_task: Mapping[str, int], measure
     Parameters
     ----------
     results : `task, subject, score`
-    states_per_task : task → its number of states, for the chance of a decoder that knows the task; tasks without results,
-        as those whose blocks are too short for a clip, have no bar
+    states_per_task : task → its number of states, for the chance of a decoder that knows the task; tasks without
+        results, as those whose blocks are too short for a clip, have no bar
     """
     figure, axes = plt.subplots(figsize=(7, 3.8))
     tasks = [task for task in states_per_task if task in set(results["task"])]
