@@ -30,9 +30,9 @@ def pretrainings(profile: Profile) -> pd.DataFrame:
 
     Returns
     -------
-    `variant, route, seed, n_subjects, measure, score` for every finished pre-training made here: the mean over held-out
-    subjects and tasks of examples' scores. Where folds have their own, these are of the first; `variant` is the
-    first that starts from it
+    `variant, route, seed, n_subjects, seen_volumes, measure, score` for every finished pre-training made here: the
+    mean over held-out subjects and tasks of examples' scores. Where folds have their own, these are of the first;
+    `variant` is the first that starts from it
     """
     rows = []
     for cell in planned(profile, "sweep"):
@@ -41,9 +41,10 @@ def pretrainings(profile: Profile) -> pd.DataFrame:
             found = start.results() if start.finished else pd.DataFrame()
             if len(found):  # not of published weights
                 of = found[found["level"] == "volume"]
-                told = of["n_subjects"].iloc[0], of["measure"].iloc[0], of["score"].mean()
+                told = *of.iloc[0][["n_subjects", "seen_volumes", "measure"]], of["score"].mean()
                 rows.append((cell.variant, VARIANTS[cell.variant].route, cell.seed, *told))
-    table = pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "measure", "score"])
+    columns = ["variant", "route", "seed", "n_subjects", "seen_volumes", "measure", "score"]
+    table = pd.DataFrame(rows, columns=columns)
     return table.drop_duplicates(["route", "seed"], ignore_index=True)
 
 

@@ -166,10 +166,13 @@ for file in Path().glob("runs/comparison/finetuning-masked-[01]*/scores.csv"):  
     table = pd.read_csv(file)
     table.assign(score=0.75 + table["fraction"] / 8).to_csv(file, index=False)
 said, figures = [], []
-page.say, page.show = said.append, lambda table: said.append("" if table is None else table.to_html())
-for cell in json.load(open("notebooks/09_comparison.ipynb", encoding="utf-8"))["cells"]:
-    if cell["cell_type"] == "code":
-        exec("".join(cell["source"]))
+page.say = lambda *texts: said.extend(texts)
+page.show = lambda table: said.append("" if table is None else table.to_html())
+for name in ("02_pretraining", "09_comparison"):
+    for cell in json.load(open(f"notebooks/{name}.ipynb", encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]))
+            profile, route = "comparison", "masked"
 for number in plt.get_fignums():
     figure = plt.figure(number)
     texts = [text.get_text() for axes in figure.axes for text in (*axes.get_yticklabels(), axes.title)]
@@ -249,7 +252,7 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     written["controls"] = {"initialisation": [], "tuning_manifest": None}
     (changed / "profiles/comparison.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     write_manifest(dataset[0], changed / "data_manifest.csv")
-    command = shlex.split(re.search(r"^deeplight .*$", page, re.MULTILINE)[0])
+    command = shlex.split(re.search(r"^deeplight sweep comparison$", page, re.MULTILINE)[0])
     follow([sys.executable, "-c", FOLLOWED.replace("{command}", repr([*command, "--jobs", "1"]))], changed)
     said, figures, costs, means = json.loads((changed / "page.json").read_text())
     text, title = "\n".join(said), "DeepLight, pre-trained by masked reconstruction"

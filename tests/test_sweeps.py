@@ -269,6 +269,9 @@ def test_other_conditions_repeat_the_pre_trainings() -> None:
     starts = {pretraining_of(own, c) for c in cells}
     assert len(starts) == 2 * (1 + len(own.controls.sensitivity))
     assert {c.fraction for c in cells} == {max(own.controls.fractions)}
+    few = changed(own, "sensitivity-people").routes
+    ways = {VARIANTS[v].route for v in own.sweep.variants if VARIANTS[v].start == "checkpoint"} - {"images"}
+    assert len({getattr(few, way).pretraining.n_units for way in ways}) == 1, "the condition *people* leaves a way out"
     assert planned(load_profile("demo"), "sensitivity") == planned(load_profile("demo"), "published") == []
 
 

@@ -53,7 +53,10 @@ class Measure:
         if self.guess != "1/states":
             return self.guess
         if n_states < 1:
-            raise ValueError(f"chance of {self.name} is one over the number of states, got {n_states}")
+            raise ValueError(
+                f"chance of {self.name} is one over the number of states, got {n_states}; a head that learns other "
+                "classes than states needs a measure with a guess of its own"
+            )
         return 1 / n_states
 
     def format(self, value: float, decimals: int | None = None) -> str:

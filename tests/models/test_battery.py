@@ -135,8 +135,10 @@ every_kind = pytest.mark.parametrize(
 
 
 def test_every_entry_has_its_case() -> None:
-    assert {*ENCODER_CASES} == {*ENCODERS}
-    assert {*HEAD_CASES} == {*HEADS}
+    assert {*ENCODER_CASES} == {*ENCODERS}, "give a new encoder its Case in ENCODER_CASES"
+    assert {*HEAD_CASES} == {*HEADS}, "give a new head its Case in HEAD_CASES"
+    kinds = [kind.name for kind in vars(models).values() if hasattr(kind, "name") and hasattr(kind, "Settings")]
+    assert sorted(kinds) == sorted([*ENCODERS, *HEADS]), "two classes have one name, or one is not entered"
     assert {route.encoder for route in ROUTES.values()} <= {*ENCODERS}
     assert {route.head for route in ROUTES.values()} <= {*HEADS}
 

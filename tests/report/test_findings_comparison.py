@@ -118,6 +118,8 @@ def test_the_analysis_of_variance_is_of_ways_to_pretrain() -> None:
     table = results(pretrained=(0.7, 0.8), contrast=(0.7, 0.8), scratch=(0.2, 0.3), linear=(0.5, 0.8), shuffled=(0, 0))
     assert set(findings.ways_to_pretrain(table)["variant"]) == {"pretrained", "contrast"}
     assert "way: F" in findings.effects_note(crossed.effects(findings.ways_to_pretrain(table)))
+    nothing = findings.effects_note(crossed.effects(findings.ways_to_pretrain(table.iloc[:0])))
+    assert nothing.startswith("No analysis of variance")
     assert "it takes two or more" in findings.effects_note(crossed.effects(table.query("variant == 'pretrained'")))
 
 

@@ -1,19 +1,23 @@
 """What the page on ways to pre-train says of how they were compared, from tables made by hand."""
 
+from dataclasses import replace
+
 import pandas as pd
+import pytest
 
 from deeplight_core.config import Profile, load_profile
 from deeplight_core.report import findings
+from deeplight_core.routes import ROUTES
 
 
 def learnt(**of_ways: float) -> pd.DataFrame:
     """Pre-trainings of two seeds on 40 subjects; the second is a tenth worse."""
     measures = {"reconstruction": "reconstruction_error", "contrast": "contrast_accuracy"}
     rows = [
-        ("pretrained" if route == "supervised" else route, route, seed, 40, measures.get(route, "accuracy"), score)
+        ("pretrained" if route == "supervised" else route, route, seed, 40, 900, measures.get(route, "accuracy"), score)
         for route, best in of_ways.items() for seed, score in ((1, best), (2, best - 0.1))
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "measure", "score"])
+    return pd.DataFrame(rows, columns=["variant", "route", "seed", "n_subjects", "seen_volumes", "measure", "score"])
 
 
 def test_the_protocol_names_people_ways_seeds_rates_and_published_weights() -> None:
@@ -56,6 +60,28 @@ def test_what_pretrainings_learnt_stands_beside_knowing_nothing() -> None:
     structural = findings.pretrainings_table(load_profile("comparison-ixi"), learnt(reconstruction=0.8)).data
     assert structural["nothing learnt"].tolist() == ["–"]
     assert findings.pretrainings_table(own, learnt()) is None
+
+
+def test_chance_of_other_classes_than_states_is_not_that_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROUTES, "contrast", replace(ROUTES["contrast"], head="flips"))
+    flips = learnt(supervised=0.5, contrast=0.6).assign(measure="accuracy")
+    own = load_profile("comparison")
+    n_states = len(own.data.states("source"))
+    assert findings.pretrainings_table(own, flips).data["nothing learnt"].tolist() == [f"{1 / n_states:.1%}", "–"]
+    left_out = findings.ways_left_out_note(own.overridden({"sweep": {"variants": ["contrast"]}}))
+    assert left_out == findings.ways_left_out_note(own.overridden({"sweep": {"variants": ["scratch"]}}))
+
+
+def test_that_ways_have_read_unequal_numbers_of_volumes_is_told() -> None:
+    own, table = load_profile("comparison"), pd.DataFrame({"subject": ["s1"], "n_subjects": [3]})
+    both = learnt(supervised=0.5, contrast=0.6)
+    assert "Each pre-training has read 900 volumes (within 1%)." in findings.protocol_note(own, table, both)
+    both.loc[both["route"] == "contrast", "seen_volumes"] = 1000
+    unequal = "read equally many volumes**: supervised on other tasks 900 and temporal contrast 1,000."
+    assert f"**Pre-trainings have not {unequal}" in findings.protocol_note(own, table, both)
+    one = findings.protocol_note(own, table, both[both["route"] == "contrast"])
+    assert "has read" not in one
+    assert "have not read" not in one
 
 
 def test_what_data_do_not_allow_is_named_with_its_reason() -> None:

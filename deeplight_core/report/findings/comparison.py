@@ -58,7 +58,7 @@ def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
 
 def ways_to_pretrain(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of decoders that start from a pre-training."""
-    return results[[VARIANTS[v].start == "checkpoint" for v in results["variant"]]]
+    return results[results["variant"].isin([v for v in VARIANTS if VARIANTS[v].start == "checkpoint"])]
 
 
 def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:

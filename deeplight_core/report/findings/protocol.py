@@ -42,6 +42,7 @@ def protocol_note(profile: Profile, results: pd.DataFrame, pretrained: pd.DataFr
         ),
         f"Those that decoders learn from are among them, with other {'images' if data.label else 'volumes'}."
         if of and not profile.pretrained_by else "",
+        _seen_note(pretrained),
         f"Photographs' weights are published ones; their seeds differ in the drawn {unit}s only."
         if "images-frozen" in variants else "",
         _looks(profile) if "images-frozen" in variants else "",
@@ -49,6 +50,17 @@ def protocol_note(profile: Profile, results: pd.DataFrame, pretrained: pd.DataFr
         names_note(variants),
     ]  # fmt: skip
     return " ".join(filter(None, said))
+
+
+def _seen_note(pretrained: pd.DataFrame) -> str:
+    """How many volumes the pre-trainings have read, and whether these are as many for every way."""
+    if pretrained["route"].nunique() < 2:
+        return ""
+    of = pretrained.groupby("route", sort=False).first()
+    if of["seen_volumes"].max() <= 1.01 * of["seen_volumes"].min():
+        return f"Each pre-training has read {of['seen_volumes'].mean():,.0f} volumes (within 1%)."
+    told = [f"{ROUTES[str(route)].title} {n:,.0f}" for route, n in of["seen_volumes"].items()]
+    return f"**Pre-trainings have not read equally many volumes**: {listed(told)}."
 
 
 def _looks(profile: Profile) -> str:
@@ -80,6 +92,8 @@ def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | N
         measure = MEASURES[own["measure"].iloc[0]]
         if measure.name == "reconstruction_error":
             nothing = np.nan if structural else 1.0  # voxels of a run are z-scored
+        elif measure.guess == "1/states" and ROUTES[own["route"].iloc[0]].head != "classes":
+            nothing = np.nan  # among how many answers only the head knows
         else:
             nothing = measure.chance(len(origin.data.states("source"))) or np.nan
         by_seed = own.set_index("seed")["score"]
@@ -107,12 +121,11 @@ def ways_left_out_note(profile: Profile) -> str:
 
 
 def _way(variant: str) -> str:
-    """Which of the four papers' ways a variant's encoder was pre-trained in."""
+    """Which of the four papers' ways a variant's encoder was pre-trained in; empty if in another one."""
     route = ROUTES[VARIANTS[variant].route]
-    if route.head in ("reconstruction", "variational"):
-        return "reconstruction"
-    if route.head == "contrast":
-        return "temporal contrast"
+    if route.head != "classes":
+        heads = {"reconstruction": "reconstruction", "variational": "reconstruction", "contrast": "temporal contrast"}
+        return heads.get(route.head, "")
     return "supervision" if route.encoder in ("deeplight", "clip") else "photographs"
 
 
