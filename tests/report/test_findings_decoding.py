@@ -185,8 +185,9 @@ def test_steps_need_both_decoders() -> None:
 def test_trainings_that_learnt_nothing_are_told() -> None:
     """Four states; three folds on five subjects, of which two end at chance in training, whatever they began with."""
     rows = [
-        {"training": f"{variant}{fold}", "variant": variant, "n_subjects": 5, "split": split, "subject": subject,
-         "step": step, "score": score if (step, split) == (20, "train") else 0.9 if step == 10 else 0.1}
+        {"training": f"{variant}{fold}", "variant": variant, "change": "", "n_subjects": 5, "split": split,
+         "subject": subject, "step": step,
+         "score": score if (step, split) == (20, "train") else 0.9 if step == 10 else 0.1}
         for variant, ends in {"pretrained": (0.8, 0.5, 0.31), "scratch": (0.29, 0.26, 0.7)}.items()
         for fold, score in enumerate(ends) for split in ("train", "validation") for subject in ("a", "b")
         for step in (10, 20)
@@ -199,6 +200,9 @@ def test_trainings_that_learnt_nothing_are_told() -> None:
     assert findings.not_learnt_note(HALVES, table[:0]) == ""
     ages = HALVES.overridden({"data": {"target": {"column": "age", "tasks": ["WM"]}}})
     assert findings.not_learnt_note(ages, table) == ""
+    other = table.assign(change=table["variant"].map({"pretrained": "", "scratch": "raw"}))
+    note = findings.not_learnt_note(HALVES, other, {"raw": "not filtered"})
+    assert note.startswith("**Not learnt:** 2 of 3 trainings from scratch on 5 subjects (not filtered) ended with")
 
 
 def test_the_largest_difference_is_named() -> None:

@@ -100,8 +100,8 @@ def test_the_front_is_of_the_comparison_once_it_has_been_run(tmp_path):
 def test_the_front_tells_of_decoders_that_learnt_nothing(tmp_path):
     tiny = run(tmp_path, "tiny", results(pretrained=0.6, scratch=0.25))
     ends = [("a", "pretrained", 0.7), ("b", "scratch", 0.26)]
-    names = ["training", "variant", "score", "n_subjects", "split", "step"]
-    pd.DataFrame([(*end, 3, "train", 9) for end in ends], columns=names).to_csv(tiny / "curves.csv", index=False)
+    names = ["training", "variant", "score", "change", "n_subjects", "split", "step"]
+    pd.DataFrame([(*end, "", 3, "train", 9) for end in ends], columns=names).to_csv(tiny / "curves.csv", index=False)
     front.write_front(tmp_path, tiny, tmp_path / "ways")
     assert "**Not learnt:** 1 of 1 training from scratch on 3 subjects ended" in (tmp_path / "front.md").read_text()
 

@@ -1,5 +1,7 @@
 """Sentences and tables of the page about the sweep: does pre-training help?"""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -194,24 +196,26 @@ def linear_note(tests: pd.DataFrame, details: bool = True) -> str:
     return " ".join([*said, *where])
 
 
-def not_learnt_note(profile: Profile, curves: pd.DataFrame) -> str:
+def not_learnt_note(profile: Profile, curves: pd.DataFrame, conditions: Mapping[str, str] | None = None) -> str:
     """Which decoders ended at chance on their own training data, so that little can be said of them; "" if none did.
 
     Parameters
     ----------
     curves : of `collect.sweep_curves`; decoders of numbers have no chance, and none is named
+    conditions : titles of changes of settings, by name
     """
-    states = profile.data.states("target")
+    states, titles = profile.data.states("target"), conditions or {}
     if not states:
         return ""
-    own, bound = ["variant", "n_subjects"], 1 / len(states) + _LEARNT
+    own, bound = ["variant", "n_subjects", "change"], 1 / len(states) + _LEARNT
     ends = curves["step"] == curves.groupby("training")["step"].transform("max")
     trained = curves[ends & (curves["split"] == "train")]
-    last = trained.groupby([*own, "training"], sort=False, as_index=False)["score"].mean()
+    last = trained.groupby([*own, "training"], sort=False, as_index=False, dropna=False)["score"].mean()
     said = [
         f"{(of['score'] < bound).sum()} of {counted(len(of), 'training')} {short_title(str(variant))} on "
         f"{counted(of['n_subjects'].iloc[0], profile.data.split_unit)}"
-        for (variant, _), of in last.groupby(own, sort=False)
+        f"{f' ({titles[str(name)]})' if name in titles else ''}"
+        for (variant, _, name), of in last.groupby(own, sort=False, dropna=False)  # "" is NaN in a file
         if (of["score"] < bound).any()
     ]
     if not said:
