@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from deeplight_core.analysis import crossed, statistics
-from deeplight_core.config import Profile
+from deeplight_core.config import Profile, load_profile
 from deeplight_core.report import findings, plots
 
 pytestmark = pytest.mark.usefixtures("no_window")
@@ -286,3 +286,24 @@ def test_published_decoders_stand_beside_the_sweep_on_blocks() -> None:
     assert set(table["variant"]) == {"cae", "pretrained", "linear"}
     assert findings.as_published(both[0], both[1].iloc[:0]).empty
     assert findings.as_published(both[0], both[1].query("seed == 1")).empty  # unfinished
+
+
+def test_what_networks_are_worth_without_pre_training_is_told_beside_the_ways() -> None:
+    table = findings.as_published(
+        *(
+            rows.assign(measure="accuracy", level="block", target="states")
+            for rows in (
+                results(pretrained=(0.6, 0.61), scratch=(0.5, 0.5)),
+                results(**{"cae": (0.9, 0.9), "cae-scratch": (0.8, 0.5)}),
+            )
+        )
+    )
+    own, means = load_profile("comparison"), crossed.crossed_means(table)
+    said = findings.published_note(own, crossed.pairs(table), means)
+    assert "**Before any pre-training**: convolutional encoder better than DeepLight (3 subjects)." in said
+    assert "autoencoding better than supervised on other tasks (3 and 30 subjects)" in said
+    assert "Better than from scratch: autoencoding (3 and 30 subjects) and supervised on other tasks (3 and 30" in said
+    none = findings.published_note(own, crossed.pairs(table).assign(differ=False), means)
+    assert "**Before any pre-training**: no network is shown to be better than another one." in none
+    without = table[~table["variant"].str.endswith("scratch")]
+    assert "Before any" not in findings.published_note(own, crossed.pairs(without), crossed.crossed_means(without))

@@ -161,7 +161,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if len(among) and not among["differ"].any():
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
-        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named)}.")
+        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named, trained_on)}.")
     better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
     told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
     for way, base in ((way, _baseline(way, variants)) for way in ways):
@@ -189,14 +189,19 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     return " ".join(said)
 
 
-def _order(differ: pd.DataFrame, ways: list[str], named: Callable[[str, list[dict[str, Any]]], str]) -> str:
+def _order(
+    differ: pd.DataFrame,
+    ways: list[str],
+    named: Callable[[str, list[dict[str, Any]]], str],
+    title: Callable[[str], str],
+) -> str:
     """Which ways are better than which, at which sizes, as in "a and b better than c (3 subjects); d better …"."""
     winners: dict[str, list[str]] = {}
     for way in ways:
         won = {w: [row for row in _against(differ, way, w) if row["first_better"]] for w in ways if w != way}
         beaten = [named(other, rows) for other, rows in won.items() if rows]
         if beaten:
-            winners.setdefault(listed(beaten), []).append(trained_on(way))
+            winners.setdefault(listed(beaten), []).append(title(way))
     return "; ".join(f"{listed(better)} better than {beaten}" for beaten, better in winners.items())
 
 
@@ -374,14 +379,33 @@ def as_published(swept: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     return own if set(published["variant"]) & set(own["variant"]) else own.iloc[:0]
 
 
-def published_note(profile: Profile, pairs: pd.DataFrame) -> str:
-    """How decoders with each paper's own architecture compare, and what is not the papers'."""
+def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -> str:
+    """How decoders with each paper's own architecture compare, and what is not the papers'.
+
+    Parameters
+    ----------
+    pairs, means : of `crossed.pairs` and `crossed.crossed_means` of `as_published`
+    """
     if pairs.empty:
         return f"Not trained yet, or only some of it: `make comparison-as-published PROFILE={profile.name}`."
-    return (
+    unit = profile.data.split_unit
+    networks = [v for v in means["variant"].unique() if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "random"]
+    among = pairs[pairs["a"].isin(networks) & pairs["b"].isin(networks)]
+    better = _order(among[among["differ"]], networks, lambda v, rows: f"{_network(v)} ({_sizes(rows, unit)})", _network)
+    said = [
         "A block's answer is its volumes' mean probability, or its clips'. Heads, budgets and learning rates are this "
-        f"project's, as for all decoders. {pairs_note(pairs, profile.data.split_unit)}"
-    )
+        f"project's, as for all decoders. {pairs_note(pairs, unit)}",
+        f"**Before any pre-training**: {better or 'no network is shown to be better than another one'}."
+        if len(among)
+        else "",
+        verdict_note(pairs, means, unit),
+    ]
+    return " ".join(filter(None, said))
+
+
+def _network(variant: str) -> str:
+    """An encoder's name, without how it began."""
+    return VARIANTS[variant].title.partition(", ")[0]
 
 
 def similarity_note(similar: pd.DataFrame) -> str:
