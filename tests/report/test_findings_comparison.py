@@ -269,7 +269,7 @@ def test_what_other_conditions_change_is_told_for_each_decoder() -> None:
     after = before.assign(change="sensitivity-people", score=before["score"] + shift + noise)
     tests = statistics.compare_changes(pd.concat([before, after]))
     said = findings.conditions_note(own, tests)
-    assert "six people: worse DeepLight, pre-trained; better DeepLight, from scratch." in said
+    assert "*six people*: worse DeepLight, pre-trained; better DeepLight, from scratch." in said
     assert said.startswith(
         "With 30 subjects to train on (paired t-tests over held-out subjects, Holm over all cells; 3 seeds"
     )

@@ -125,6 +125,13 @@ def test_a_rate_that_lacks_a_training_is_not_compared(rates: pd.DataFrame) -> No
     """The highest rate's lower score, that of the smaller fraction, is not there yet."""
     unfinished = rates[(rates["change"] != "people-rate0.003") | (rates["fraction"] != 0.1)]
     assert findings.best_rates(unfinished) == {"pretrained": 0.001, "scratch": 0.001}
+    used = Profile(finetuning=FinetuningSettings(learning_rate=0.003))
+    assert "for DeepLight, pre-trained (0.003, not tried yet), DeepLight, from scratch (0.003, not tried yet)." in (
+        findings.rates_note(used, unfinished)
+    )
+    mixed = unfinished[(unfinished["change"] != "people-rate0.0003") | (unfinished["variant"] != "scratch")]
+    with_more = pd.concat([mixed, rates[(rates["variant"] == "scratch") & (rates["change"] == "people-rate0.003")]])
+    assert ">–</td>" in findings.rates_table(with_more).to_html()  # type: ignore[union-attr]
     single = rates[rates["change"] == "people-rate0.001"]
     assert findings.rates_note(Profile(), single) == "No learning rates have been tried yet."
 

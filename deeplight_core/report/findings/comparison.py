@@ -360,7 +360,7 @@ def conditions_note(profile: Profile, tests: pd.DataFrame) -> str:
         worse = [VARIANTS[r["variant"]].title for r in own.to_dict("records") if r["differ"] and not r["better"]]
         better = [VARIANTS[r["variant"]].title for r in own.to_dict("records") if r["differ"] and r["better"]]
         found = [f"worse {listed(worse)}"] * bool(worse) + [f"better {listed(better)}"] * bool(better)
-        said.append(f"{titles[str(name)]}: {'; '.join(found) or 'no decoder is shown to change'}")
+        said.append(f"*{titles[str(name)]}*: {'; '.join(found) or 'no decoder is shown to change'}")
     n = counted(tests["n_subjects"].iloc[0], profile.data.split_unit)
     return (
         f"With {n} to train on (paired t-tests over held-out {profile.data.split_unit}s, Holm over all cells; "

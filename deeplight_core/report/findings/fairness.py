@@ -143,7 +143,7 @@ def rates_table(results: pd.DataFrame, form: str = "{:.1%}") -> Styler | None:
         return None
     table.index = pd.Index([VARIANTS[variant].title for variant in table.index])
     table.columns = pd.Index([f"{rate:g}" for rate in table.columns])
-    return table.style.format(form).highlight_max(axis=1, props="font-weight: bold")
+    return table.style.format(form, na_rep="–").highlight_max(axis=1, props="font-weight: bold")
 
 
 def rates_note(profile: Profile, results: pd.DataFrame) -> str:
@@ -167,8 +167,10 @@ def rates_note(profile: Profile, results: pd.DataFrame) -> str:
 
 
 def _lower(means: pd.Series, rate: float) -> str:
-    """How far a learning rate's mean score is from the best one's; empty where it has not been tried."""
-    return f", whose score is {means.max() - means[rate]:.3f} lower" if rate in means.index else ""
+    """How far a learning rate's mean score is from the best one's, or that it has not been tried with all sizes."""
+    if rate not in means.dropna().index:
+        return ", not tried yet"
+    return f", whose score is {means.max() - means[rate]:.3f} lower"
 
 
 def transfer_gain(results: pd.DataFrame) -> pd.DataFrame:
