@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deeplight_core.config import load_profile
 from deeplight_core.routes import ROUTES
 from deeplight_core.sweeps import CONTROLS
 
@@ -346,7 +347,9 @@ def test_decoders_as_published_are_trained_if_asked_for(project):
     of_clips = "runs/comparison/notebooks/controls/clips-clip-contrast-0.4-seed3.ipynb"
     job = asked["published=yes"][1][of_clips]
     assert "pretraining/as-is/clip_contrast-own-seed3.ipynb" in job
-    assert '"frames": 20' in job
+    clip = load_profile("comparison").controls.clip
+    assert f'"length_s": {clip.length_s}' in job
+    assert f'"frames": {clip.frames}' in job
     assert of_clips not in asked["controls=yes"][1]
     raw = asked["controls=yes"][1]["runs/comparison/notebooks/controls/sensitivity-raw-contrast-0.4-seed1.ipynb"]
     assert "runs/comparison-raw/store/index.parquet" in raw
