@@ -149,25 +149,20 @@ def test_tables_have_a_row_per_decoder() -> None:
     assert findings.sizes_table(means.iloc[:0]) is None
 
 
-def best_ways(table: pd.DataFrame) -> str:
-    return findings.best_ways_note(
-        crossed.best_shares(table, 100), crossed.best_shares(findings.ways_to_pretrain(table), 100)
-    )
-
-
 def test_the_likely_best_are_named() -> None:
     table = results(pretrained=(0.7, 0.5), scratch=(0.5, 0.8))
-    said = best_ways(table)
+    said = findings.best_ways_note(table)
     assert "with 3 subjects: DeepLight, pre-trained 100%" in said
     assert "with 30 subjects: DeepLight, from scratch 100%" in said
     assert said.startswith("Share of resamples of subjects and seeds in which")
     assert "alone" not in said
-    assert best_ways(table.query("seed == 1")).startswith("Share of resamples of subjects in which")
-    assert "Nothing is drawn again" in best_ways(table.query("seed == 1").assign(fold=1))
+    assert findings.best_ways_note(table.query("seed == 1")).startswith("Share of resamples of subjects in which")
+    assert "Nothing is drawn again" in findings.best_ways_note(table.query("seed == 1").assign(fold=1))
+    assert not findings.best_ways_note(table.iloc[:0])
 
 
 def test_the_likely_best_way_to_pretrain_is_named_where_another_decoder_wins() -> None:
-    said = best_ways(results(pretrained=(0.6, 0.5), contrast=(0.5, 0.6), linear=(0.9, 0.9)))
+    said = findings.best_ways_note(results(pretrained=(0.6, 0.5), contrast=(0.5, 0.6), linear=(0.9, 0.9)))
     everyone, alone = said.split(" Of the ways to pre-train alone, ")
     assert everyone.count("logistic regression 100%") == 2
     first, second = alone.split("; ")

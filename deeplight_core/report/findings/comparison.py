@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
-from deeplight_core.analysis.crossed import complete_variants
+from deeplight_core.analysis.crossed import best_shares, complete_variants
 from deeplight_core.config import Profile
 from deeplight_core.report.findings.cells import change as changed_by
 from deeplight_core.report.findings.cells import (
@@ -238,11 +238,11 @@ def _against(pairs: pd.DataFrame, first: str, other: str) -> list[dict[str, Any]
     return pd.concat([rows, turned]).sort_values("n_subjects").to_dict("records")  # type: ignore[return-value]
 
 
-def best_ways_note(shares: pd.DataFrame, alone: pd.DataFrame, unit: str = "subject") -> str:
-    """How often each decoder is the best one at each size, of all and of the ways to pre-train alone.
-
-    Both tables are of `crossed.best_shares`.
-    """
+def best_ways_note(results: pd.DataFrame, unit: str = "subject") -> str:
+    """How often each decoder is the best one at each size (`crossed.best_shares`); again of the pre-trained ones."""
+    if results.empty:
+        return ""
+    shares, alone = best_shares(results), best_shares(ways_to_pretrain(results))
     if shares.empty:
         return "Nothing is drawn again: in a cross-validation, held-out people are not independent."
     drawn = f"{unit}s and seeds" if shares["n_seeds"].max() > 1 else f"{unit}s"
