@@ -667,9 +667,9 @@ VARIANTS = {
     "supervised-frozen": Variant("supervised features, linear", "supervised", "probe", start="checkpoint"),
     "reconstruction-frozen": Variant("autoencoding's features, linear", "reconstruction", "probe", start="checkpoint"),
     "cae-scratch": Variant("convolutional encoder, from scratch", "autoencoder"),
-    "cae": Variant("pre-trained by autoencoding", "autoencoder", start="checkpoint"),
+    "cae": Variant("convolutional autoencoder, pre-trained", "autoencoder", start="checkpoint"),
     "cae-permuted": Variant(
-        "pre-trained by autoencoding; labels permuted", "autoencoder", start="checkpoint", permuted=True
+        "convolutional autoencoder, pre-trained; labels permuted", "autoencoder", start="checkpoint", permuted=True
     ),
     "cae-multitask": Variant("pre-trained with auxiliary targets", "multitask", start="checkpoint"),
     "cae-variational": Variant("pre-trained by a variational autoencoder", "variational", start="checkpoint"),

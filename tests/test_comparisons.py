@@ -158,7 +158,7 @@ def test_the_page_says_and_shows_what_the_trainings_found(
     assert "Left out: photographs (not in this profile)." in text
     assert "one person to pre-train on" in text
     assert "Holm over all cells; 1 seed, so another training may end differently" in text
-    assert "pre-trained by autoencoding" in text
+    assert "convolutional autoencoder, pre-trained" in text
     assert "A block's answer is its volumes' mean probability, or its clips'." in text
     assert len(plt.get_fignums()) >= 6
 

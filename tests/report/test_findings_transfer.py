@@ -37,16 +37,17 @@ def test_transfer_is_tested_against_scratch_and_linear_models() -> None:
     assert set(tests["variant"]) == {"cae", "cae-multitask", "voxels"}
     assert (tests["p_bonferroni"] >= tests["p"] * 6 * 0.999).all() or (tests["p_bonferroni"] == 1).any()
     note = findings.decoders_note(found)
-    assert "in 2 of 4 comparisons (pre-trained by autoencoding)" in note
+    assert "in 2 of 4 comparisons (convolutional autoencoder, pre-trained)" in note
     assert "With all 40, the best linear model (linear model of voxels, AUC 0.8" in note
-    assert ") is **better than** the best network (pre-trained by autoencoding, 0.8" in note
+    assert ") is **better than** the best network (convolutional autoencoder, pre-trained, 0.8" in note
     assert "difference +0.05 [+0.0" in note
     assert ") is **not as good as**" in findings.decoders_note(values({"cae-scratch": 0.0, "cae": 0.2, "voxels": 0.05}))
     assert ") **cannot be told apart from**" in findings.decoders_note(values({"cae": 0.2, "voxels": 0.2}))
     table = texts(findings.decoders_table(Profile(), found))
     starred = table[table["lead over scratch"].str.contains("★")]
-    assert set(starred["decoder"]) == {"pre-trained by autoencoding", "linear model of voxels"}
-    assert table.loc[table["decoder"] == "pre-trained by autoencoding", "balanced accuracy"].str.startswith("85%").all()
+    assert set(starred["decoder"]) == {"convolutional autoencoder, pre-trained", "linear model of voxels"}
+    pretrained = table["decoder"] == "convolutional autoencoder, pre-trained"
+    assert table.loc[pretrained, "balanced accuracy"].str.startswith("85%").all()
     assert findings.decoders_note(values({"cae": 0.1})) == "Nothing can be compared yet."
     assert findings.decoders_note(found.iloc[:0]) == "Nothing has been run yet."
     assert findings.decoders_table(Profile(), found.iloc[:0]) is None
