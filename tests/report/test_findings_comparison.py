@@ -272,6 +272,11 @@ def test_what_other_conditions_change_is_told_for_each_decoder() -> None:
     assert shown.count("★") == 2
     figure = plots.condition_dots(tests, findings.conditions(own))
     assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == ["six people"]
+    other = tests[tests["variant"] == "contrast"].assign(change="sensitivity-raw")
+    figure = plots.condition_dots(pd.concat([tests, other]), {**findings.conditions(own), "sensitivity-raw": "raw"})
+    rows = [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
+    assert len(rows[0]) == 3
+    assert rows[1] == ["DeepLight, pre-trained by temporal contrast"]
 
 
 def test_published_decoders_stand_beside_the_sweep_on_blocks() -> None:
@@ -281,6 +286,19 @@ def test_published_decoders_stand_beside_the_sweep_on_blocks() -> None:
     assert set(table["variant"]) == {"cae", "pretrained", "linear"}
     assert findings.as_published(both[0], both[1].iloc[:0]).empty
     assert findings.as_published(both[0], both[1].query("seed == 1")).empty  # unfinished
+
+
+def test_published_decoders_are_drawn_with_those_of_their_own_network_and_the_linear_ones() -> None:
+    both = {"cae": (0.9, 0.9), "cae-scratch": (0.8, 0.5)}
+    table = results(pretrained=(0.6, 0.61), scratch=(0.5, 0.5), linear=(0.7, 0.8), **both)
+    means = crossed.crossed_means(table)
+    panels = plots.accuracy_by_network(means, 4).axes
+    assert [sorted(axes.get_legend_handles_labels()[1]) for axes in panels] == [
+        ["DeepLight, from scratch", "DeepLight, pre-trained", "logistic regression"],
+        ["convolutional autoencoder, pre-trained", "convolutional encoder, from scratch", "logistic regression"],
+    ]
+    pretrained = next(drawn for drawn in panels[1].containers if drawn.get_label().startswith("convolutional auto"))
+    assert pretrained.lines[0].get_ydata() == pytest.approx(means.query("variant == 'cae'")["mean"])
 
 
 def test_what_networks_are_worth_without_pre_training_is_told_beside_the_ways() -> None:
@@ -296,8 +314,10 @@ def test_what_networks_are_worth_without_pre_training_is_told_beside_the_ways() 
     own, means = load_profile("comparison"), crossed.crossed_means(table)
     said = findings.published_note(own, crossed.pairs(table), means)
     assert "**Before any pre-training**: convolutional encoder better than DeepLight (3 subjects)." in said
-    assert "autoencoding better than supervised on other tasks (3 and 30 subjects)" in said
-    assert "Better than from scratch: autoencoding (3 and 30 subjects) and supervised on other tasks (3 and 30" in said
+    assert "*convolutional autoencoder, pre-trained* better than *DeepLight, pre-trained* (3 and 30 subjects)" in said
+    sizes = "(3 and 30 subjects)"
+    better = f"*convolutional autoencoder, pre-trained* {sizes} and *DeepLight, pre-trained* {sizes}"
+    assert f"Better than from scratch: {better}." in said
     none = findings.published_note(own, crossed.pairs(table).assign(differ=False), means)
     assert "**Before any pre-training**: no network is shown to be better than another one." in none
     without = table[~table["variant"].str.endswith("scratch")]

@@ -139,16 +139,23 @@ def pairs_table(pairs: pd.DataFrame, unit: str = "subject") -> Styler | None:
     )
 
 
-def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject", details: bool = True) -> str:
+def verdict_note(
+    pairs: pd.DataFrame,
+    means: pd.DataFrame,
+    unit: str = "subject",
+    details: bool = True,
+    title: Callable[[str], str] = trained_on,
+) -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
 
     Parameters
     ----------
     details : with the sizes at which a difference is shown
+    title : what a way is called
     """
 
     def named(way: str, rows: list[dict[str, Any]]) -> str:
-        return f"{trained_on(way)} ({_sizes(rows, unit)})" if details else trained_on(way)
+        return f"{title(way)} ({_sizes(rows, unit)})" if details else title(way)
 
     if pairs.empty or means.empty:
         return ""
@@ -161,7 +168,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
     if len(among) and not among["differ"].any():
         said.append("**No difference between the ways to pre-train can be shown.**")
     elif len(among):
-        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named, trained_on)}.")
+        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named, title)}.")
     better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
     told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
     for way, base in ((way, _baseline(way, variants)) for way in ways):
@@ -171,7 +178,7 @@ def verdict_note(pairs: pd.DataFrame, means: pd.DataFrame, unit: str = "subject"
             if chosen := [row for row in differ if row["first_better"] == won]:
                 told[word].append(named(way, chosen))
         if base and not differ:
-            told[like].append(f"{trained_on(way)} ({_differences(tests)})")
+            told[like].append(f"{title(way)} ({_differences(tests)})")
     said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
     if linear and ways:
         told_apart = {w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in ways}
@@ -398,7 +405,7 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
         f"**Before any pre-training**: {better or 'no network is shown to be better than another one'}."
         if len(among)
         else "",
-        verdict_note(pairs, means, unit),
+        verdict_note(pairs, means, unit, title=lambda v: f"*{VARIANTS[v].title}*"),
     ]
     return " ".join(filter(None, said))
 

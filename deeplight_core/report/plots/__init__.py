@@ -15,6 +15,7 @@ from deeplight_core.report.plots.data import (
 )
 from deeplight_core.report.plots.decoding import (
     accuracy_by_fraction,
+    accuracy_by_network,
     confusion_matrix,
     difference_bars,
     fraction_curves,
@@ -45,6 +46,7 @@ from deeplight_core.report.plots.style import TASK_COLOURS, use_style
 __all__ = [
     "TASK_COLOURS",
     "accuracy_by_fraction",
+    "accuracy_by_network",
     "activation_maps",
     "benefit_by_cost",
     "carpet",

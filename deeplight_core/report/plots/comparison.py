@@ -89,20 +89,22 @@ def condition_dots(tests: pd.DataFrame, titles: Mapping[str, str], measure: Meas
     tests : `variant, change, difference, low, high, differ`, as `statistics.compare_changes` gives it
     titles : change → its title
     """
-    changes, variants = list(tests["change"].unique()), list(tests["variant"].unique())
-    size = 7, len(changes) * (1.0 + 0.3 * len(variants))
-    figure, panels = plt.subplots(len(changes), 1, figsize=size, squeeze=False, sharex=True)
-    for axes, change in zip(panels.flat, changes, strict=True):
-        for row in tests[tests["change"] == change].to_dict("records"):
+    groups = {str(change): own for change, own in tests.groupby("change", sort=False)}
+    heights = [1 + 0.3 * len(own) for own in groups.values()]
+    figure, panels = plt.subplots(
+        len(groups), 1, figsize=(7, sum(heights)), height_ratios=heights, squeeze=False, sharex=True
+    )
+    for axes, (change, own) in zip(panels.flat, groups.items(), strict=True):
+        for position, row in enumerate(own.to_dict("records")):
             colour, mark = STYLES.get(row["variant"], (INK, "o"))
             axes.errorbar(
-                row["difference"], variants.index(row["variant"]),
+                row["difference"], position,
                 xerr=[[row["difference"] - row["low"]], [row["high"] - row["difference"]]], color=colour, marker=mark,
                 markerfacecolor=colour if row["differ"] else "white", markersize=7, capsize=3, linestyle="",
             )  # fmt: skip
         axes.axvline(0, **CHANCE)
-        axes.set_yticks(range(len(variants)), [VARIANTS[v].title for v in variants], fontsize=9)
-        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.set_yticks(range(len(own)), [VARIANTS[v].title for v in own["variant"]], fontsize=9)
+        axes.set_ylim(len(own) - 0.5, -0.5)
         axes.set_title(titles[change])
     difference_axis(panels[-1, 0].xaxis, measure)
     return figure

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
@@ -29,10 +30,11 @@ from deeplight_core.report.plots.style import (
     points,
     value_axis,
 )
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS
 
 __all__ = [
     "accuracy_by_fraction",
+    "accuracy_by_network",
     "confusion_matrix",
     "difference_bars",
     "fraction_curves",
@@ -143,6 +145,31 @@ def accuracy_by_fraction(
     narrow : so that it can be read on a phone
     """
     figure, axes = plt.subplots(figsize=(4.8, 5.2) if narrow else (7, 4.6))
+    _lines_by_size(axes, intervals, n_states, measure)
+    axes.set_xlabel(f"{unit}s to train on")
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
+    return figure
+
+
+def accuracy_by_network(
+    intervals: pd.DataFrame, n_states: int, unit: str = "subject", measure: Measure = ACCURACY
+) -> Figure:
+    """The same, one panel per encoder; decoders without one are in all panels."""
+    networks = {v: ROUTES[VARIANTS[v].route].encoder for v in VARIANTS if VARIANTS[v].learner in ("deep", "probe")}
+    variants = [v for v in VARIANTS if v in set(intervals["variant"])]
+    encoders = dict.fromkeys(networks[v] for v in variants if v in networks)
+    figure, panels = plt.subplots(
+        len(encoders), 1, figsize=(7, 0.6 + 2.3 * len(encoders)), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, encoder in zip(panels.flat, encoders, strict=True):
+        own = [v for v in variants if networks.get(v, encoder) == encoder]
+        _lines_by_size(axes, intervals[intervals["variant"].isin(own)], n_states, measure, named=axes is panels[-1, 0])
+        axes.legend(loc="center left", bbox_to_anchor=(1.12, 0.5), fontsize=9)
+    panels[-1, 0].set_xlabel(f"{unit}s to train on")
+    return figure
+
+
+def _lines_by_size(axes: Axes, intervals: pd.DataFrame, n_states: int, measure: Measure, named: bool = True) -> None:
     sizes = sorted(intervals["n_subjects"].unique())
     variants = [v for v in VARIANTS if v in set(intervals["variant"])]
     for position, variant in enumerate(variants):
@@ -154,14 +181,11 @@ def accuracy_by_fraction(
             group["mean"], error, label=VARIANTS[variant].title, capsize=3, color=colour, marker=mark,
             linestyle="-" if VARIANTS[variant].learner == "deep" else "--",
         )  # fmt: skip
-    mark_chance(axes, measure.chance(n_states), named=True)
+    mark_chance(axes, measure.chance(n_states), named=named)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [str(s) for s in sizes])
     axes.minorticks_off()
-    axes.set_xlabel(f"{unit}s to train on")
     value_axis(axes, measure, f"validation {measure.title}")
-    figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
-    return figure
 
 
 def difference_bars(

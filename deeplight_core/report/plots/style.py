@@ -40,19 +40,21 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "
 TASK_COLOURS = dict(
     zip(("EMOTION", "GAMBLING", "LANGUAGE", "MOTOR", "RELATIONAL", "SOCIAL", "WM"), OKABE_ITO, strict=False)
 )
-STYLES = {  # colour and mark of every variant; one with permuted labels looks like the one with true labels
+# Colour and mark of every variant; one with permuted labels looks like the one with true labels. Where ways stand side
+# by side, supervision is blue, autoencoding orange, temporal contrast green, photographs light blue, random starts red.
+STYLES = {
     "pretrained": ("#0072B2", "o"), "scratch": ("#D55E00", "s"), "linear": ("#595959", "D"),
-    "linear-pretrained": ("#000000", "*"), "svm": ("#CC79A7", "^"), "decoder": ("#009E73", "v"),
+    "linear-pretrained": ("#000000", "*"), "svm": ("#CC79A7", "^"), "decoder": ("#009E73", "<"),
     "ridge": ("#595959", "d"), "scratch-glorot": ("#E69F00", "P"), "scratch-he": ("#E69F00", "P"),
     "shuffled": ("#CC79A7", "X"), "frozen": ("#56B4E9", "h"),
-    "cae-scratch": ("#D55E00", "<"), "cae": ("#0072B2", ">"), "cae-multitask": ("#009E73", "p"),
-    "cae-variational": ("#E69F00", "d"), "cae-frozen": ("#56B4E9", "H"), "cae-multitask-frozen": ("#CC79A7", "8"),
+    "cae-scratch": ("#D55E00", "<"), "cae": ("#E69F00", "^"), "cae-multitask": ("#009E73", "p"),
+    "cae-variational": ("#0072B2", "d"), "cae-frozen": ("#E69F00", "H"), "cae-multitask-frozen": ("#CC79A7", "8"),
     "voxels": ("#595959", "p"), "regional": ("#000000", "d"),
-    "contrast": ("#009E73", "^"), "contrast-frozen": ("#56B4E9", "v"), "random-frozen": ("#E69F00", "<"),
+    "contrast": ("#009E73", "^"), "contrast-frozen": ("#009E73", "v"), "random-frozen": ("#D55E00", "v"),
     "clip-scratch": ("#D55E00", "D"), "clip": ("#0072B2", "D"), "clip-contrast": ("#009E73", "D"),
     "reconstruction": ("#E69F00", ">"), "reconstruction-frozen": ("#E69F00", "v"),
     "supervised-frozen": ("#0072B2", "v"),
-    "images": ("#009E73", "o"), "images-scratch": ("#D55E00", "X"), "images-frozen": ("#56B4E9", "s"),
+    "images": ("#56B4E9", "o"), "images-scratch": ("#D55E00", "X"), "images-frozen": ("#56B4E9", "s"),
     "images-random-frozen": ("#E69F00", "s"), "images-shuffled": ("#CC79A7", "s"),
     "images-shuffled-frozen": ("#CC79A7", "o"),
     "images-statistics": ("#E69F00", "h"), "images-statistics-frozen": ("#E69F00", "o"),
