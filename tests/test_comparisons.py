@@ -138,7 +138,7 @@ def test_the_page_says_and_shows_what_the_trainings_found(
     compared: Profile, monkeypatch: pytest.MonkeyPatch, no_window: None
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("deeplight_core.report.page.say", lambda text: said.append(text))
+    monkeypatch.setattr("deeplight_core.report.page.say", lambda *texts: said.extend(texts))
     monkeypatch.setattr(
         "deeplight_core.report.page.show", lambda table: said.append("" if table is None else table.to_html())
     )

@@ -100,6 +100,7 @@ _TABLES = {
     "statistics.csv": "tests, corrections, effect sizes and intervals per fraction",
     "subjects_saved.csv": "subjects from scratch that equal n pre-trained ones",
     "pairs.csv": "tests of every two decoders of the comparison at every size",
+    "published.csv": "scores of each paper's own architecture, as in `results.csv`",
     "transfer_map.csv": "tests of every task as the target",
     "paper_and_this_run.csv": "every number of the paper beside this run's",
 }

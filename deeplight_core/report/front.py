@@ -56,7 +56,8 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
     else:
         profile = load_profile(found / "profile.yaml")
         plots.use_style()
-        figure, said = runs[found](profile, pd.read_csv(found / "results.csv"))
+        results = pd.read_csv(found / "results.csv")
+        figure, said = runs[found](profile, results)
         write_whole(folder / "front.png", lambda path: figure.savefig(path, format="png"))
         plt.close(figure)
         if found == built_in and len(profile.sweep.seeds) == 1:
@@ -65,6 +66,9 @@ def write_front(folder: Path, built_in: Path, comparison: Path) -> None:
             said = f"{said} {findings.repeated_note(profile, trainings)}"
         if (curves := found / "curves.csv").is_file():  # not with the pages of earlier versions
             said = f"{said} {findings.not_learnt_note(profile, pd.read_csv(curves))}"
+        if (published := found / "published.csv").is_file():
+            ways, unit = statistics.only(results), profile.data.split_unit
+            said = f"{said} {findings.tuned_note(ways, pd.read_csv(published), unit)}"
         details = f"{_COMPARISON} has the details." if found == comparison else missing
         text = _BESIDE.format(unit=profile.data.split_unit, profile=profile.name, said=said, details=details)
     (folder / "front.md").write_text(text, encoding="utf-8")

@@ -46,10 +46,10 @@ def test_a_way_that_is_better_is_named_with_its_sizes() -> None:
 def test_a_frozen_way_counts_where_none_of_its_kind_is_fine_tuned() -> None:
     table = results(pretrained=(0.7, 0.8), scratch=(0.5, 0.6), linear=(0.7, 0.8), **{"images-frozen": (0.2, 0.3)})
     said = verdict(table)
-    assert "differ**: supervised on other tasks better than photographs (3 and 30 subjects)." in said
-    assert "Worse than from scratch: photographs (3 and 30 subjects)." in said
+    assert "differ**: supervised on other tasks better than features of photographs (3 and 30 subjects)." in said
+    assert "Worse than from scratch: features of photographs (3 and 30 subjects)." in said
     assert "linear model wins" not in said
-    assert said.endswith(" Worse than a linear model: photographs (3 and 30 subjects).")
+    assert said.endswith(" Worse than a linear model: features of photographs (3 and 30 subjects).")
 
 
 def test_every_way_stands_beside_its_own_network_from_scratch() -> None:
@@ -286,6 +286,20 @@ def test_published_decoders_stand_beside_the_sweep_on_blocks() -> None:
     assert set(table["variant"]) == {"cae", "pretrained", "linear"}
     assert findings.as_published(both[0], both[1].iloc[:0]).empty
     assert findings.as_published(both[0], both[1].query("seed == 1")).empty  # unfinished
+
+
+def test_of_features_it_is_told_what_their_whole_network_is_worth() -> None:
+    swept = results(pretrained=(0.7, 0.8), **{"images-frozen": (0.3, 0.4)})
+    tuned = results(cae=(0.5, 0.5), images=(0.6, 0.9)).assign(measure="accuracy", level="volume", target="states")
+    assert re.fullmatch(
+        r"Of photographs only features are compared here; the whole network, fine-tuned as published, has "
+        r"6\d\.\d% \[.*\] with 3 subjects and 9\d\.\d% \[.*\] with 30 subjects\.",
+        findings.tuned_note(swept, tuned),
+    )
+    unfinished = tuned.query("variant == 'cae' or seed == 1")
+    assert not findings.tuned_note(swept, unfinished)
+    assert not findings.tuned_note(swept, tuned.iloc[:0])
+    assert not findings.tuned_note(results(pretrained=(0.7, 0.8), images=(0.6, 0.9)), tuned)
 
 
 def test_published_decoders_are_drawn_with_those_of_their_own_network_and_the_linear_ones() -> None:

@@ -106,6 +106,20 @@ def test_the_front_tells_of_decoders_that_learnt_nothing(tmp_path):
     assert "**Not learnt:** 1 of 1 training from scratch on 3 subjects ended" in (tmp_path / "front.md").read_text()
 
 
+def test_the_front_tells_what_a_whole_network_is_worth_whose_features_are_worst(tmp_path):
+    ways = run(tmp_path, "ways", results(**WAYS))
+    front.write_front(tmp_path, tmp_path / "tiny", ways)
+    assert "whole network" not in (tmp_path / "front.md").read_text()
+    tuned = results(**{"images": 0.9}).assign(target="WM")
+    tuned.to_csv(ways / "published.csv", index=False)
+    front.write_front(tmp_path, tmp_path / "tiny", ways)
+    said = (tmp_path / "front.md").read_text()
+    assert re.search(r"the whole network, fine-tuned as published, has (89|90)\.\d% \[", said)
+    tuned.iloc[:0].to_csv(ways / "published.csv", index=False)
+    front.write_front(tmp_path, tmp_path / "tiny", ways)
+    assert "whole network" not in (tmp_path / "front.md").read_text()
+
+
 def test_the_front_tells_what_repeated_trainings_say(tmp_path):
     table = results(pretrained=0.6, scratch=0.4)
     tiny = run(tmp_path, "tiny", table[table["seed"] == 1])

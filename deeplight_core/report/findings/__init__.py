@@ -42,6 +42,7 @@ from deeplight_core.report.findings.comparison import (
     saved_by_ways_table,
     similarity_note,
     sizes_table,
+    tuned_note,
     verdict_note,
     ways_to_pretrain,
 )
@@ -426,6 +427,7 @@ __all__ = [
     "transfer_title",
     "transfers_note",
     "tsnr_note",
+    "tuned_note",
     "unprepared_note",
     "verdict_note",
     "ways_cost_note",

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from deeplight_core.analysis import statistics
-from deeplight_core.analysis.crossed import best_shares, complete_variants
+from deeplight_core.analysis.crossed import best_shares, complete_variants, crossed_means
 from deeplight_core.config import Profile
 from deeplight_core.report.findings.cells import change as changed_by
 from deeplight_core.report.findings.cells import (
@@ -42,6 +42,7 @@ __all__ = [
     "saved_by_ways_table",
     "similarity_note",
     "sizes_table",
+    "tuned_note",
     "verdict_note",
     "ways_to_pretrain",
 ]
@@ -112,7 +113,7 @@ def paired_note(results: pd.DataFrame, unit: str = "subject") -> str:
         shown = tests[tests["significant"]].to_dict("records")
         for word, won in (("better", True), ("worse", False)):
             rows: list[dict[str, Any]] = [row for row in shown if row["better"] == won]  # type: ignore[misc]
-            said += [f"{trained_on(way)} {word} ({_sizes(rows, unit)})"] if rows else []
+            said += [f"{_way(way)} {word} ({_sizes(rows, unit)})"] if rows else []
     if not said:
         return ""
     return (
@@ -144,15 +145,16 @@ def verdict_note(
     means: pd.DataFrame,
     unit: str = "subject",
     details: bool = True,
-    title: Callable[[str], str] = trained_on,
+    title: Callable[[str], str] | None = None,
 ) -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
 
     Parameters
     ----------
     details : with the sizes at which a difference is shown
-    title : what a way is called
+    title : what a way is called, if not after what it was pre-trained on
     """
+    title = title or _way
 
     def named(way: str, rows: list[dict[str, Any]]) -> str:
         return f"{title(way)} ({_sizes(rows, unit)})" if details else title(way)
@@ -194,6 +196,12 @@ def verdict_note(
         if not better and not worse:
             said.append("No way to pre-train can be told apart from the linear models.")
     return " ".join(said)
+
+
+def _way(variant: str) -> str:
+    """A way to pre-train; of an encoder that stays frozen, its features."""
+    way = trained_on(variant)
+    return f"features of {way}" if VARIANTS[variant].learner == "probe" else way
 
 
 def _order(
@@ -408,6 +416,25 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
         verdict_note(pairs, means, unit, title=lambda v: f"*{VARIANTS[v].title}*"),
     ]
     return " ".join(filter(None, said))
+
+
+def tuned_note(results: pd.DataFrame, published: pd.DataFrame, unit: str = "subject") -> str:
+    """What encoders whose features alone are compared are worth when they are fine-tuned, if that has been run."""
+    tuned = complete_variants(statistics.only(published))
+    deep = {VARIANTS[v].route: v for v in fine_tuned(list(tuned["variant"].unique()))}
+    compared = ways_to_pretrain(fine_tuned_ways(results))["variant"].unique()
+    said = []
+    for way in (v for v in compared if VARIANTS[v].learner == "probe" and VARIANTS[v].route in deep):
+        means = crossed_means(tuned[tuned["variant"] == deep[VARIANTS[way].route]]).sort_values("n_subjects")
+        least, most = (
+            f"{interval(row['mean'], row['low'], row['high'])} with {counted(row['n_subjects'], unit)}"
+            for row in (means.iloc[0], means.iloc[-1])
+        )
+        said.append(
+            f"Of {trained_on(way)} only features are compared here; the whole network, fine-tuned as published, has "
+            f"{least} and {most}."
+        )
+    return " ".join(said)
 
 
 def _network(variant: str) -> str:
