@@ -140,21 +140,26 @@ def pairs_table(pairs: pd.DataFrame, unit: str = "subject") -> Styler | None:
     )
 
 
+def _way(variant: str) -> str:
+    """A way to pre-train; of an encoder that stays frozen, its features."""
+    way = trained_on(variant)
+    return f"features of {way}" if VARIANTS[variant].learner == "probe" else way
+
+
 def verdict_note(
     pairs: pd.DataFrame,
     means: pd.DataFrame,
     unit: str = "subject",
     details: bool = True,
-    title: Callable[[str], str] | None = None,
+    title: Callable[[str], str] = _way,
 ) -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
 
     Parameters
     ----------
     details : with the sizes at which a difference is shown
-    title : what a way is called, if not after what it was pre-trained on
+    title : what a way is called
     """
-    title = title or _way
 
     def named(way: str, rows: list[dict[str, Any]]) -> str:
         return f"{title(way)} ({_sizes(rows, unit)})" if details else title(way)
@@ -196,12 +201,6 @@ def verdict_note(
         if not better and not worse:
             said.append("No way to pre-train can be told apart from the linear models.")
     return " ".join(said)
-
-
-def _way(variant: str) -> str:
-    """A way to pre-train; of an encoder that stays frozen, its features."""
-    way = trained_on(variant)
-    return f"features of {way}" if VARIANTS[variant].learner == "probe" else way
 
 
 def _order(
