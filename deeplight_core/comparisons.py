@@ -25,8 +25,8 @@ from deeplight_core.training.splits import Splits
 __all__ = ["costs", "pretrainings", "relevance", "similarity"]
 
 
-def pretrainings(profile: Profile) -> pd.DataFrame:
-    """What the pre-trainings of the sweep's decoders learnt.
+def pretrainings(profile: Profile, name: str = "sweep") -> pd.DataFrame:
+    """What the pre-trainings of a sweep's decoders learnt.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def pretrainings(profile: Profile) -> pd.DataFrame:
     `variant` is the first that starts from it
     """
     rows = []
-    for cell in planned(profile, "sweep"):
+    for cell in planned(profile, name):
         if VARIANTS[cell.variant].start == "checkpoint" and cell.fold <= 1:
             start = start_of(profile, cell.variant, cell.seed, cell.fold)
             found = start.results() if start.finished else pd.DataFrame()
@@ -48,8 +48,8 @@ def pretrainings(profile: Profile) -> pd.DataFrame:
     return table.drop_duplicates(["route", "seed"], ignore_index=True)
 
 
-def costs(profile: Profile, fraction: float) -> pd.DataFrame:
-    """What each decoder of the sweep cost at a fraction: means over its finished seeds.
+def costs(profile: Profile, fraction: float, name: str = "sweep") -> pd.DataFrame:
+    """What each decoder of a sweep cost at a fraction: means over its finished seeds.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def costs(profile: Profile, fraction: float) -> pd.DataFrame:
     included. NaN for the training of published weights, and for a linear model's seconds on other tasks, which are in
     its own
     """
-    cells = [cell for cell in planned(profile, "sweep") if cell.fraction == fraction]
+    cells = [cell for cell in planned(profile, name) if cell.fraction == fraction]
     rows = []
     for cell, training in finished_trainings(profile, cells).items():
         variant, row = VARIANTS[cell.variant], training.results().iloc[0]

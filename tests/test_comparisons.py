@@ -96,6 +96,8 @@ def test_costs_are_those_of_the_records(compared: Profile) -> None:
     n = sum(p.numel() for p in load_model(start)[0].encoder.parameters())
     assert (costs.loc[["pretrained", "scratch", "contrast-frozen"], "n_parameters"] == n).all()
     assert np.isnan(costs.loc["linear", "n_parameters"])
+    published = comparisons.costs(compared, 1.0, "published").set_index("variant")
+    assert published["finetuning_volumes"].to_dict() == {"cae": 2 * 8, "clip-contrast": 2 * 8 * 2}
 
 
 def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> None:
@@ -132,6 +134,9 @@ def test_what_pretrainings_learnt_is_the_mean_of_their_records(compared: Profile
     records = experiment.start_of(compared, "contrast", 2).results()
     assert found.loc[("contrast", 2), "score"] == pytest.approx(records["score"].mean())
     assert found.loc[("supervised", 1), "measure"] == "accuracy"
+    own = comparisons.pretrainings(compared, "published").set_index(["route", "seed"])
+    assert set(own.index) == {(route, seed) for route in ("autoencoder", "clip_contrast") for seed in (1, 2)}
+    assert own.loc[("clip_contrast", 1), "seen_volumes"] == 2 * 8 * 6  # windows of three clips
 
 
 def test_the_page_says_and_shows_what_the_trainings_found(
@@ -160,6 +165,8 @@ def test_the_page_says_and_shows_what_the_trainings_found(
     assert "Holm over all cells; 1 seed, so another training may end differently" in text
     assert "convolutional autoencoder, pre-trained" in text
     assert "A block's answer is its volumes' mean probability, or its clips'." in text
+    assert "temporal contrast, clips" in text  # what that pre-training learnt
+    assert text.count("volumes seen, pre-training") == 2
     assert len(plt.get_fignums()) >= 6
 
 
