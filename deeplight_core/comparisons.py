@@ -15,7 +15,7 @@ from deeplight_core.data.store import open_store
 from deeplight_core.experiment import examples_of, features_of, start_of
 from deeplight_core.explanations import asked, explained, planted_scores, simple_maps
 from deeplight_core.report.quality import planted_contrasts
-from deeplight_core.routes import VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS
 from deeplight_core.sweeps import Cell, planned
 from deeplight_core.training.checkpoint import load_model
 from deeplight_core.training.examples import of_states
@@ -54,9 +54,9 @@ def costs(profile: Profile, fraction: float, name: str = "sweep") -> pd.DataFram
     Returns
     -------
     `variant, n_parameters, pretraining_volumes, pretraining_s, finetuning_volumes, finetuning_s`: parameters of the
-    encoder (NaN for models of voxels); volumes that training has read; processor seconds of training, evaluations
-    included. NaN for the training of published weights, and for a linear model's seconds on other tasks, which are in
-    its own
+    encoder (NaN for models of voxels, and for random features beside no other decoder of their encoder); volumes that
+    training has read; processor seconds of training, evaluations included. NaN for the training of published weights,
+    and for a linear model's seconds on other tasks, which are in its own
     """
     cells = [cell for cell in planned(profile, name) if cell.fraction == fraction]
     rows = []
@@ -77,8 +77,11 @@ def costs(profile: Profile, fraction: float, name: str = "sweep") -> pd.DataFram
         own = {"finetuning_volumes": row["seen_volumes"], "finetuning_s": row["seconds"]}
         rows.append({"variant": cell.variant, **found, **own})
     columns = ["n_parameters", "pretraining_volumes", "pretraining_s", "finetuning_volumes", "finetuning_s"]
-    table = pd.DataFrame(rows, columns=["variant", *columns])
-    return table.groupby("variant", sort=False)[columns].mean().reset_index()
+    table = pd.DataFrame(rows, columns=["variant", *columns]).groupby("variant", sort=False)[columns].mean()
+    encoders = pd.Series({v: ROUTES[VARIANTS[v].route].encoder for v in table.index if VARIANTS[v].learner == "probe"})
+    of_encoder = {ROUTES[VARIANTS[v].route].encoder: n for v, n in table["n_parameters"].dropna().items()}
+    table["n_parameters"] = table["n_parameters"].fillna(encoders.map(of_encoder))
+    return table.reset_index()
 
 
 def _n_parameters(folder: Any) -> int:

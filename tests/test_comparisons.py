@@ -18,7 +18,8 @@ from deeplight_core.data.store import open_store
 from deeplight_core.training.checkpoint import load_model
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/09_comparison.ipynb"
-WAYS = ["pretrained", "contrast", "scratch", "linear", "linear-pretrained", "supervised-frozen", "contrast-frozen"]
+PROBES = ["supervised-frozen", "contrast-frozen", "random-frozen"]
+WAYS = ["pretrained", "contrast", "scratch", "linear", "linear-pretrained", *PROBES]
 TRAINING = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 8, "learning_rate": 1e-3, "threads": 1}
 
 
@@ -94,7 +95,7 @@ def test_costs_are_those_of_the_records(compared: Profile) -> None:
     assert comparisons.costs(compared, 0.5).set_index("variant").loc["linear", "finetuning_volumes"] == own
     start = experiment.start_of(compared, "pretrained", 1).folder
     n = sum(p.numel() for p in load_model(start)[0].encoder.parameters())
-    assert (costs.loc[["pretrained", "scratch", "contrast-frozen"], "n_parameters"] == n).all()
+    assert (costs.loc[["pretrained", "scratch", *PROBES], "n_parameters"] == n).all()
     assert np.isnan(costs.loc["linear", "n_parameters"])
     published = comparisons.costs(compared, 1.0, "published").set_index("variant")
     assert published["finetuning_volumes"].to_dict() == {"cae": 2 * 8, "clip-contrast": 2 * 8 * 2}
@@ -102,7 +103,7 @@ def test_costs_are_those_of_the_records(compared: Profile) -> None:
 
 def test_similar_encoders_are_those_of_the_same_weights(compared: Profile) -> None:
     similar = comparisons.similarity(compared)
-    assert len(similar) == 4 * 4
+    assert len(similar) == 6 * 6
     same = (similar["a"] == similar["b"]) & (similar["seed_a"] == similar["seed_b"])
     assert similar.loc[same, "cka"].to_numpy() == pytest.approx(1)
     assert (similar.loc[~same, "cka"] < 0.9999).all()
@@ -154,7 +155,7 @@ def test_the_page_says_and_shows_what_the_trainings_found(
             if "parameters" in cell["metadata"].get("tags", []):
                 names["profile"] = "compared"
     text = "\n".join(said)
-    assert "All 28 trainings needed here have been run." in text
+    assert "All 32 trainings needed here have been run." in text
     assert "Every seed also repeats the pre-training: supervised on other tasks" in text
     assert "random effects: way: " in text
     assert "of 20 tests tell two decoders apart" in text  # of five decoders, two sizes

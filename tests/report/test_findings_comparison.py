@@ -37,35 +37,48 @@ def test_a_way_that_is_better_is_named_with_its_sizes() -> None:
     assert said.startswith(
         "**Ways to pre-train differ**: supervised on other tasks better than temporal contrast (3 and 30 subjects). "
     )
-    assert "Better than from scratch: supervised on other tasks (3 and 30 subjects)." in said
-    assert re.search(r"Not told apart from scratch: temporal contrast \([+-]\d( to [+-]\d)? points\)\.", said)
+    assert "Better than no pre-training: supervised on other tasks (3 and 30 subjects)." in said
+    assert re.search(r"Not told apart from no pre-training: temporal contrast \([+-]\d( to [+-]\d)? points\)\.", said)
     better = " and ".join(f"{way} (3 and 30 subjects)" for way in ("supervised on other tasks", "temporal contrast"))
     assert said.endswith(f" Better than a linear model: {better}.")
 
 
-def test_a_frozen_way_counts_where_none_of_its_kind_is_fine_tuned() -> None:
+def test_frozen_features_stand_beside_linear_models_and_not_beside_fine_tuned_networks() -> None:
     table = results(pretrained=(0.7, 0.8), scratch=(0.5, 0.6), linear=(0.7, 0.8), **{"images-frozen": (0.2, 0.3)})
     said = verdict(table)
-    assert "differ**: supervised on other tasks better than features of photographs (3 and 30 subjects)." in said
-    assert "Worse than from scratch: features of photographs (3 and 30 subjects)." in said
+    assert said.startswith("Better than no pre-training: supervised on other tasks (3 and 30 subjects).")
     assert "linear model wins" not in said
     assert said.endswith(" Worse than a linear model: features of photographs (3 and 30 subjects).")
+
+
+def test_frozen_features_are_compared_with_each_other_and_with_random_ones() -> None:
+    own = {"supervised-frozen": (0.7, 0.6), "contrast-frozen": (0.5, 0.6), "images-frozen": (0.4, 0.7)}
+    table = results(pretrained=(0.9, 0.9), **own, **{"random-frozen": (0.5, 0.6)})
+    said = findings.features_note(crossed.pairs(findings.frozen_features(table)))
+    assert "supervised on other tasks better than temporal contrast (3 subjects) and photographs (3 subjects)" in said
+    assert "photographs better than supervised on other tasks (30 subjects) and temporal contrast (30 subjects)" in said
+    assert "Better than random weights: supervised on other tasks (3 subjects) and photographs (30 subjects)." in said
+    assert "Worse than random weights: photographs (3 subjects)." in said
+    assert re.search(r"Not told apart from random weights: temporal contrast \([+-]\d( to [+-]\d)? points\)\.", said)
+    alike = results(0.1, **dict.fromkeys(own, (0.5, 0.5)))
+    assert "no difference between the ways can be shown" in findings.features_note(crossed.pairs(alike))
+    assert not findings.features_note(crossed.pairs(findings.frozen_features(results(pretrained=(0.7, 0.8)))))
 
 
 def test_every_way_stands_beside_its_own_network_from_scratch() -> None:
     both = {"cae": (0.5, 0.5), "cae-scratch": (0.3, 0.5), "images": (0.5, 0.5), "images-scratch": (0.7, 0.5)}
     said = verdict(results(**both))
-    assert "Better than from scratch: autoencoding (3 subjects). Worse than from scratch: photographs (3" in said
+    assert "Better than no pre-training: autoencoding (3 subjects). Worse than no pre-training: photographs (3" in said
     assert "Not told apart" not in said
 
 
 def test_ways_that_change_places_change_the_verdict() -> None:
     said = verdict(results(pretrained=(0.5, 0.8), contrast=(0.7, 0.8), scratch=(0.5, 0.8)))
-    assert "Better than from scratch: temporal contrast (3 subjects)." in said
+    assert "Better than no pre-training: temporal contrast (3 subjects)." in said
     assert "temporal contrast better than supervised on other tasks (3 subjects)." in said
-    assert "Not told apart from scratch: supervised on other tasks (" in said
+    assert "Not told apart from no pre-training: supervised on other tasks (" in said
     said = verdict(results(scratch=(0.7, 0.8), pretrained=(0.5, 0.8)))
-    assert "Worse than from scratch: supervised on other tasks (3 subjects)." in said
+    assert "Worse than no pre-training: supervised on other tasks (3 subjects)." in said
 
 
 def test_ways_that_are_better_than_the_same_others_share_a_clause() -> None:
@@ -81,7 +94,7 @@ def test_how_far_a_way_is_from_scratch_is_told_whichever_comes_first() -> None:
     for order in (noisy, dict(reversed(noisy.items()))):
         table = results(0.0, **order)
         table["score"] += np.where(table["seed"] == 2, 0.3, 0.0) * (table["variant"] == "pretrained")
-        assert "Not told apart from scratch: supervised on other tasks (+11 to +20 points)." in verdict(table)
+        assert "Not told apart from no pre-training: supervised on other tasks (+11 to +20 points)." in verdict(table)
 
 
 def test_that_nothing_can_be_shown_is_said() -> None:
@@ -93,14 +106,16 @@ def test_that_nothing_can_be_shown_is_said() -> None:
 
 def test_that_a_linear_model_wins_is_said() -> None:
     said = verdict(results(pretrained=(0.5, 0.8), contrast=(0.5, 0.6), scratch=(0.4, 0.8), linear=(0.7, 0.8)))
-    assert "**A linear model wins**: no way to pre-train is shown to be better than one. Worse" in said
+    assert "**A linear model wins**: no way to pre-train is shown to be better than one; all are worse with 3 " in said
     assert said.endswith(
         "Worse than a linear model: supervised on other tasks (3 subjects) and temporal contrast (3 and 30 subjects)."
     )
     table = results(pretrained=(0.5, 0.8), contrast=(0.5, 0.6), scratch=(0.4, 0.8), linear=(0.7, 0.8))
     short = findings.verdict_note(crossed.pairs(table), crossed.crossed_means(table), details=False)
-    assert "differ**: supervised on other tasks better than temporal contrast. Better than from scratch:" in short
-    assert short.endswith("**A linear model wins**: no way to pre-train is shown to be better than one.")
+    assert "differ**: supervised on other tasks better than temporal contrast. Better than no pre-training:" in short
+    assert short.endswith(
+        "**A linear model wins**: no way to pre-train is shown to be better than one; all are worse with 3 subjects."
+    )
 
 
 def test_pairs_and_effects_are_told_with_their_numbers() -> None:
@@ -205,7 +220,7 @@ def test_similarity_is_told_beside_that_of_seeds() -> None:
     said = findings.similarity_note(similar)
     assert "most alike are temporal contrast and supervised on other tasks (CKA 0.20, 0.20 to 0.20)" in said
     assert "Two seeds of one way: supervised on other tasks 0.60; temporal contrast 0.60." in said
-    assert said.endswith("dimensions: supervised on other tasks 2.5, temporal contrast 2.5.")
+    assert said.endswith("Participation ratios: supervised on other tasks 2.5, temporal contrast 2.5.")
     published = similar.replace({"contrast-frozen": "images-frozen"})
     published.loc[(published["a"] == published["b"]) & (published["a"] == "images-frozen"), "cka"] = 1.0
     assert "Two seeds of one way: supervised on other tasks 0.60." in findings.similarity_note(published)
@@ -253,6 +268,7 @@ def test_costs_are_shown_with_dashes_where_there_is_no_encoder() -> None:
 def test_what_other_conditions_change_is_told_for_each_decoder() -> None:
     condition = {"title": "six people", "overrides": {}}
     own = Profile.model_validate({"name": "mine", "controls": {"sensitivity": {"people": condition}}})
+    assert not findings.conditions_note(Profile(), pd.DataFrame())  # tries none
     assert findings.conditions_note(own, pd.DataFrame()) == (
         "Other conditions have not been tried: `make controls PROFILE=mine`."
     )
@@ -292,7 +308,7 @@ def test_of_features_it_is_told_what_their_whole_network_is_worth() -> None:
     swept = results(pretrained=(0.7, 0.8), **{"images-frozen": (0.3, 0.4)})
     tuned = results(cae=(0.5, 0.5), images=(0.6, 0.9)).assign(measure="accuracy", level="volume", target="states")
     assert re.fullmatch(
-        r"Of photographs only features are compared here; the whole network, fine-tuned as published, has "
+        r"Of photographs only features are compared here; the whole network, fine-tuned, has "
         r"6\d\.\d% \[.*\] with 3 subjects and 9\d\.\d% \[.*\] with 30 subjects\.",
         findings.tuned_note(swept, tuned),
     )
@@ -327,11 +343,15 @@ def test_what_networks_are_worth_without_pre_training_is_told_beside_the_ways() 
     )
     own, means = load_profile("comparison"), crossed.crossed_means(table)
     said = findings.published_note(own, crossed.pairs(table), means)
+    assert (
+        "Not the papers': the convolutional encoder has 3 layers instead of 4, which the grid is too coarse for" in said
+    )
+    assert "EfficientNet-Lite0 takes the place of ResNet-18 for photographs, and sees 1 slice of a volume." in said
     assert "**Before any pre-training**: convolutional encoder better than DeepLight (3 subjects)." in said
     assert "*convolutional autoencoder, pre-trained* better than *DeepLight, pre-trained* (3 and 30 subjects)" in said
     sizes = "(3 and 30 subjects)"
     better = f"*convolutional autoencoder, pre-trained* {sizes} and *DeepLight, pre-trained* {sizes}"
-    assert f"Better than from scratch: {better}." in said
+    assert f"Better than no pre-training: {better}." in said
     none = findings.published_note(own, crossed.pairs(table).assign(differ=False), means)
     assert "**Before any pre-training**: no network is shown to be better than another one." in none
     without = table[~table["variant"].str.endswith("scratch")]

@@ -58,7 +58,7 @@ def test_a_note_names_what_is_missing_and_how_to_run_it() -> None:
     one_task = PROFILE.model_copy(
         update={"data": DataSettings(source={"a": {"x": ["x"], "y": ["y"]}}, target={"a": {"z": ["z"], "w": ["w"]}})}
     )
-    assert findings.missing_note(one_task, "tasks", []) == "This profile has no trainings for this page."
+    assert findings.missing_note(one_task, "tasks", []) == "This profile has none of these trainings."
 
 
 def test_what_folds_say_is_the_tables() -> None:

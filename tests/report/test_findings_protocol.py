@@ -28,20 +28,30 @@ def test_the_protocol_names_people_ways_seeds_rates_and_published_weights() -> N
     said = findings.protocol_note(own, table, pretrained)
     assert "learn 4 states of WM from the same 3 and 30 subjects, drawn anew for each of 3 seeds" in said
     assert "answer for the same 8 subjects, none of whom any training has seen." in said
-    assert "supervised on other tasks and temporal contrast, on 40 subjects. Those that decoders learn from are" in said
+    assert "supervised on other tasks and temporal contrast, on 40 subjects. The subjects that" in said
     assert "published" in said
     assert "sees 9 axial slices of a volume" in said
     assert "Learning rates" not in said
-    assert said.endswith("*Pre-trained* without a way means by supervision.")
+    assert said.endswith("Plain *pre-trained* means on other tasks, by supervision.")
     rates = own.overridden({"finetuning": {"learning_rate": 0.001, "learning_rates": {"pretrained": 0.002}}})
-    assert "chosen for each decoder: 0.002 (pre-trained) and 0.001 (pre-trained by temporal contrast and from" in (
-        findings.protocol_note(rates, table, pretrained)
-    )
+    said = findings.protocol_note(rates, table, pretrained)
+    assert "below): 0.002 (pre-trained) and 0.001 (pre-trained by temporal contrast and from" in said
     sweep["variants"] = ["pretrained", "scratch"]
     said = findings.protocol_note(Profile.model_validate({"sweep": sweep}), table, pretrained)
     assert "photographs" not in said.lower()
     assert "without a way" not in said
     assert findings.protocol_note(own, table.iloc[:0], pretrained) == ""
+
+
+def test_the_protocol_of_a_cross_validation_does_not_say_that_nobody_was_trained_on() -> None:
+    rows = [(f"s{i}", n) for i in range(8) for n in (3, 30)]
+    table = pd.DataFrame(rows, columns=["subject", "n_subjects"])
+    said = findings.protocol_note(load_profile("comparison-ixi"), table, learnt(autoencoder=0.8))
+    assert "answer for the same 8 subjects, each in the fold that leaves them out." in said
+    assert "repeats the pre-training: autoencoding and autoencoding with auxiliary targets, on 40 subjects." in said
+    assert "slices of a volume; it is fine-tuned, or its features are read out by a linear model." in said
+    said = findings.protocol_note(load_profile("comparison-haxby"), table.assign(n_subjects=3), learnt(supervised=0.5))
+    assert "answer for the same 8 runs, none of which any training has seen." in said
 
 
 def test_what_pretrainings_learnt_stands_beside_knowing_nothing() -> None:
@@ -89,7 +99,7 @@ def test_what_data_do_not_allow_is_named_with_its_reason() -> None:
     own = Profile.model_validate({"sweep": {"variants": ["pretrained", "images-frozen", "scratch"]}})
     assert said(own) == (
         "Left out: reconstruction (not in this profile) and temporal contrast (windows need volumes that follow each "
-        "other, and only those with a state are kept)."
+        "other, and there are only those with a state)."
     )
     every = ["pretrained", "cae", "contrast", "images"]
     assert said(own.overridden({"sweep": {"variants": every}})) == ""

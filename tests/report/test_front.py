@@ -61,13 +61,13 @@ def test_the_comparison_has_a_line_per_way_at_its_means():
     for variant, mean in WAYS.items():
         assert drawn[VARIANTS[variant].title] == pytest.approx([mean] * 2, abs=0.02)
     assert said.startswith("**Simulated data**")
-    assert "temporal contrast" in said.partition("Better than from scratch: ")[2].partition(".")[0]
+    assert "temporal contrast" in said.partition("Better than no pre-training: ")[2].partition(".")[0]
     assert "(3 and 30 subjects)" not in said  # the page has the details
 
 
 def test_ways_that_change_places_change_the_front():
     _, said = front.comparison_front(profile("ways"), results(**WAYS | {"contrast": 0.2}))
-    assert "temporal contrast" in said.partition("Worse than from scratch: ")[2].partition(".")[0]
+    assert "temporal contrast" in said.partition("Worse than no pre-training: ")[2].partition(".")[0]
 
 
 def test_the_sweep_says_both_ends():
@@ -114,7 +114,7 @@ def test_the_front_tells_what_a_whole_network_is_worth_whose_features_are_worst(
     tuned.to_csv(ways / "published.csv", index=False)
     front.write_front(tmp_path, tmp_path / "tiny", ways)
     said = (tmp_path / "front.md").read_text()
-    assert re.search(r"the whole network, fine-tuned as published, has (89|90)\.\d% \[", said)
+    assert re.search(r"the whole network, fine-tuned, has (89|90)\.\d% \[", said)
     tuned.iloc[:0].to_csv(ways / "published.csv", index=False)
     front.write_front(tmp_path, tmp_path / "tiny", ways)
     assert "whole network" not in (tmp_path / "front.md").read_text()

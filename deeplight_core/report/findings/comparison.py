@@ -22,7 +22,7 @@ from deeplight_core.report.findings.cells import (
     table,
     trained_on,
 )
-from deeplight_core.routes import ROUTES, VARIANTS
+from deeplight_core.routes import ROUTES, VARIANTS, ConvEncoderSettings
 
 __all__ = [
     "as_published",
@@ -32,7 +32,9 @@ __all__ = [
     "conditions_table",
     "costs_table",
     "effects_note",
+    "features_note",
     "fine_tuned_ways",
+    "frozen_features",
     "frozen_table",
     "maps_note",
     "paired_note",
@@ -48,6 +50,9 @@ __all__ = [
 ]
 
 
+_Named = Callable[[str, list[dict[str, Any]]], str]  # a way, with the sizes of its tests
+
+
 def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the main comparison: without readouts of frozen encoders that are also fine-tuned."""
     variants = list(results["variant"].unique())
@@ -58,8 +63,13 @@ def fine_tuned_ways(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def ways_to_pretrain(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of decoders that start from a pre-training."""
-    return results[results["variant"].isin([v for v in VARIANTS if VARIANTS[v].start == "checkpoint"])]
+    """The rows of networks that start from a pre-training and are fine-tuned."""
+    return results[results["variant"].isin(fine_tuned(list(results["variant"].unique())))]
+
+
+def frozen_features(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of linear readouts of frozen encoders."""
+    return results[results["variant"].isin([v for v in VARIANTS if VARIANTS[v].learner == "probe"])]
 
 
 def sizes_table(means: pd.DataFrame, unit: str = "subject") -> Styler | None:
@@ -80,8 +90,8 @@ def effects_note(effects: pd.DataFrame) -> str:
     """Whether ways to pre-train differ, and differ by size (of `crossed.effects`)."""
     if effects.empty:
         return (
-            "No analysis of variance of the ways to pre-train: it takes two or more of them, of the sizes, of the "
-            "seeds, and of people whom no training has seen."
+            "No analysis of variance of the ways to pre-train: it takes two or more of them (fine-tuned networks), of "
+            "the sizes, of the seeds, and of people whom no training has seen."
         )
     said = [
         f"{row['effect']}: F({row['dof_effect']:.1f}, {row['dof_error']:.1f}) = {row['f']:.2f}, p = {number(row['p'])}"
@@ -90,7 +100,8 @@ def effects_note(effects: pd.DataFrame) -> str:
         for row in effects.to_dict("records")
     ]
     return (
-        f"Analysis of variance of the ways to pre-train with subjects and seeds as random effects: {'; '.join(said)}."
+        "Analysis of variance of the ways to pre-train (fine-tuned networks), subjects and seeds being random effects: "
+        f"{'; '.join(said)}."
     )
 
 
@@ -107,8 +118,7 @@ def pairs_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
 def paired_note(results: pd.DataFrame, unit: str = "subject") -> str:
     """What the first paper's test says of the ways to pre-train: paired over subjects, of these very trainings."""
     variants, said = list(results["variant"].unique()), []
-    ways = [v for v in variants if VARIANTS[v].start == "checkpoint"]
-    for way, base in ((way, _baseline(way, variants)) for way in ways):
+    for way, base in ((way, _baseline(way, variants)) for way in fine_tuned(variants)):
         tests = statistics.compare(results, way, base) if base else pd.DataFrame({"significant": []})
         shown = tests[tests["significant"]].to_dict("records")
         for word, won in (("better", True), ("worse", False)):
@@ -155,6 +165,9 @@ def verdict_note(
 ) -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
 
+    Ways are compared as fine-tuned networks. Features of frozen ones, which are another kind of decoder, stand beside
+    linear models only.
+
     Parameters
     ----------
     details : with the sizes at which a difference is shown
@@ -167,18 +180,71 @@ def verdict_note(
     if pairs.empty or means.empty:
         return ""
     variants = list(means["variant"].unique())
-    compared = {*pairs["a"], *pairs["b"]}  # of frozen encoders those that are not fine-tuned, too
-    ways = [v for v in variants if v in compared and VARIANTS[v].start == "checkpoint"]
-    linear = [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
-    among = pairs[pairs["a"].isin(ways) & pairs["b"].isin(ways)]
+    started = [v for v in variants if v in {*pairs["a"], *pairs["b"]} and VARIANTS[v].start == "checkpoint"]
+    ways, linear = fine_tuned(started), [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
     said = []
-    if len(among) and not among["differ"].any():
+    if among := _among(pairs, ways, named, title):
+        said.append(f"**Ways to pre-train differ**: {among}.")
+    elif len(ways) > 1:
         said.append("**No difference between the ways to pre-train can be shown.**")
-    elif len(among):
-        said.append(f"**Ways to pre-train differ**: {_order(among[among['differ']], ways, named, title)}.")
-    better_than, worse_than, like = (f"{word} from scratch" for word in ("Better than", "Worse than", "Not told apart"))
+    bases = {way: _baseline(way, variants) for way in ways}
+    said += _beside(pairs, bases, "no pre-training", named, title)
+    if linear and started:
+        told_apart = {
+            w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in started
+        }
+        better, worse = (
+            {way: chosen for way, rows in told_apart.items()
+             if (chosen := [row for row in rows if row["first_better"] == won])}
+            for won in (True, False)
+        )  # fmt: skip
+        if wins := not better and len(worse) == len(started):
+            shared = set.intersection(*({row["n_subjects"] for row in rows} for rows in worse.values()))
+            all_worse = f"; all are worse with {_sizes([{'n_subjects': n} for n in shared], unit)}" if shared else ""
+            said.append(f"**A linear model wins**: no way to pre-train is shown to be better than one{all_worse}.")
+        each = {word: [named(*of) for of in which.items()] for word, which in (("Better", better), ("Worse", worse))}
+        said += [f"Better than a linear model: {listed(each['Better'])}."] if better else []
+        said += [f"Worse than a linear model: {listed(each['Worse'])}."] if worse and (details or not wins) else []
+        if not better and not worse:
+            said.append("No way to pre-train can be told apart from the linear models.")
+    return " ".join(said)
+
+
+def features_note(pairs: pd.DataFrame, unit: str = "subject") -> str:
+    """What frozen features are worth: whose are better, and whether they are better than random weights' are.
+
+    Parameters
+    ----------
+    pairs : of `crossed.pairs` of `frozen_features`
+    """
+
+    def named(way: str, rows: list[dict[str, Any]]) -> str:
+        return f"{trained_on(way)} ({_sizes(rows, unit)})"
+
+    variants = list(dict.fromkeys([*pairs["a"], *pairs["b"]])) if len(pairs) else []
+    ways = [v for v in variants if VARIANTS[v].start == "checkpoint"]
+    if not ways:
+        return ""
+    among = _among(pairs, ways, named, trained_on)
+    bases = {way: _baseline(way, variants, "probe") for way in ways}
+    said = [f"*Features, read out linearly*: {among or 'no difference between the ways can be shown'}."]
+    said += _beside(pairs, bases, "random weights", named, trained_on)
+    return " ".join([*said, "Tests are corrected among features alone (Holm)."])
+
+
+def _among(pairs: pd.DataFrame, ways: list[str], named: _Named, title: Callable[[str], str]) -> str:
+    """Which ways are shown to be better than which; empty if none is."""
+    among = pairs[pairs["a"].isin(ways) & pairs["b"].isin(ways) & pairs["differ"]]
+    return _order(among, ways, named, title)
+
+
+def _beside(
+    pairs: pd.DataFrame, bases: Mapping[str, str], begin: str, named: _Named, title: Callable[[str], str]
+) -> list[str]:
+    """Sentences on ways that are better than their decoder without them, worse, or not told apart from it."""
+    better_than, worse_than, like = (f"{word} {begin}" for word in ("Better than", "Worse than", "Not told apart from"))
     told: dict[str, list[str]] = {better_than: [], worse_than: [], like: []}
-    for way, base in ((way, _baseline(way, variants)) for way in ways):
+    for way, base in bases.items():
         tests = _against(pairs, way, base)
         differ = [row for row in tests if row["differ"]]
         for word, won in ((better_than, True), (worse_than, False)):
@@ -186,29 +252,10 @@ def verdict_note(
                 told[word].append(named(way, chosen))
         if base and not differ:
             told[like].append(f"{title(way)} ({_differences(tests)})")
-    said += [f"{word}: {listed(named)}." for word, named in told.items() if named]
-    if linear and ways:
-        told_apart = {w: [row for model in linear for row in _against(pairs, w, model) if row["differ"]] for w in ways}
-        better, worse = (
-            [named(way, chosen) for way, rows in told_apart.items()
-             if (chosen := [row for row in rows if row["first_better"] == won])]
-            for won in (True, False)
-        )  # fmt: skip
-        if wins := not better and len(worse) == len(ways):
-            said.append("**A linear model wins**: no way to pre-train is shown to be better than one.")
-        said += [f"Better than a linear model: {listed(better)}."] if better else []
-        said += [f"Worse than a linear model: {listed(worse)}."] if worse and (details or not wins) else []
-        if not better and not worse:
-            said.append("No way to pre-train can be told apart from the linear models.")
-    return " ".join(said)
+    return [f"{word}: {listed(named)}." for word, named in told.items() if named]
 
 
-def _order(
-    differ: pd.DataFrame,
-    ways: list[str],
-    named: Callable[[str, list[dict[str, Any]]], str],
-    title: Callable[[str], str],
-) -> str:
+def _order(differ: pd.DataFrame, ways: list[str], named: _Named, title: Callable[[str], str]) -> str:
     """Which ways are better than which, at which sizes, as in "a and b better than c (3 subjects); d better …"."""
     winners: dict[str, list[str]] = {}
     for way in ways:
@@ -232,11 +279,11 @@ def _sizes(rows: list[dict[str, Any]], unit: str) -> str:
     return f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}"
 
 
-def _baseline(way: str, variants: list[str]) -> str:
-    """The decoder from scratch beside a way to pre-train: the same encoder's, else DeepLight's; empty without one."""
-    untrained = [v for v in variants if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "random"]
+def _baseline(way: str, variants: list[str], learner: str = "deep") -> str:
+    """The decoder from random weights beside a way: the same encoder's, else DeepLight's; empty without one."""
+    untrained = [v for v in variants if VARIANTS[v].learner == learner and VARIANTS[v].start == "random"]
     same = [v for v in untrained if _encoder(v) == _encoder(way)]
-    return next(iter([*same, *[v for v in untrained if v == "scratch"]]), "")
+    return next(iter([*same, *[v for v in untrained if _encoder(v) == "deeplight"]]), "")
 
 
 def _encoder(variant: str) -> str:
@@ -367,6 +414,8 @@ def conditions(profile: Profile) -> dict[str, str]:
 
 def conditions_note(profile: Profile, tests: pd.DataFrame) -> str:
     """What each way to pre-train is sensitive to, judged by the tests."""
+    if not profile.controls.sensitivity:
+        return ""
     if tests.empty:
         return f"Other conditions have not been tried: `make controls PROFILE={profile.name}`."
     titles, said = conditions(profile), []
@@ -400,6 +449,8 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
     ----------
     pairs, means : of `crossed.pairs` and `crossed.crossed_means` of `as_published`
     """
+    if not profile.controls.published:
+        return ""
     if pairs.empty:
         return f"Not trained yet, or only some of it: `make comparison-as-published PROFILE={profile.name}`."
     unit = profile.data.split_unit
@@ -408,7 +459,9 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
     better = _order(among[among["differ"]], networks, lambda v, rows: f"{_network(v)} ({_sizes(rows, unit)})", _network)
     said = [
         "A block's answer is its volumes' mean probability, or its clips'. Heads, budgets and learning rates are this "
-        f"project's, as for all decoders. {pairs_note(pairs, unit)}",
+        "project's, as for all decoders.",
+        _not_the_papers(profile),
+        pairs_note(pairs, unit),
         f"**Before any pre-training**: {better or 'no network is shown to be better than another one'}."
         if len(among)
         else "",
@@ -417,20 +470,35 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
     return " ".join(filter(None, said))
 
 
+def _not_the_papers(profile: Profile) -> str:
+    """What of the networks differs from the papers'."""
+    networks, said = {ROUTES[VARIANTS[v].route].encoder for v in profile.controls.published}, []
+    layers, own = len(profile.routes.autoencoder.encoder.widths), len(ConvEncoderSettings().widths)
+    if "cae" in networks and layers != own:
+        said.append(f"the convolutional encoder has {layers} layers instead of {own}, which the grid is too coarse for")
+    if "clip" in networks:
+        said.append("the encoder of clips is that of Wang et al. (2020), since Shi et al.'s is not described")
+    if "efficientnet_lite0" in networks:
+        look = profile.routes.images.encoder
+        seen = counted(look.slices * len(look.planes), "slice")
+        said.append(f"EfficientNet-Lite0 takes the place of ResNet-18 for photographs, and sees {seen} of a volume")
+    return f"Not the papers': {'; '.join(said)}." if said else ""
+
+
 def tuned_note(results: pd.DataFrame, published: pd.DataFrame, unit: str = "subject") -> str:
     """What encoders whose features alone are compared are worth when they are fine-tuned, if that has been run."""
     tuned = complete_variants(statistics.only(published))
     deep = {VARIANTS[v].route: v for v in fine_tuned(list(tuned["variant"].unique()))}
-    compared = ways_to_pretrain(fine_tuned_ways(results))["variant"].unique()
+    compared = frozen_features(fine_tuned_ways(results))["variant"].unique()
     said = []
-    for way in (v for v in compared if VARIANTS[v].learner == "probe" and VARIANTS[v].route in deep):
+    for way in (v for v in compared if VARIANTS[v].route in deep):
         means = crossed_means(tuned[tuned["variant"] == deep[VARIANTS[way].route]]).sort_values("n_subjects")
         least, most = (
             f"{interval(row['mean'], row['low'], row['high'])} with {counted(row['n_subjects'], unit)}"
             for row in (means.iloc[0], means.iloc[-1])
         )
         said.append(
-            f"Of {trained_on(way)} only features are compared here; the whole network, fine-tuned as published, has "
+            f"Of {trained_on(way)} only features are compared here; the whole network, fine-tuned, has "
             f"{least} and {most}."
         )
     return " ".join(said)
@@ -455,7 +523,7 @@ def similarity_note(similar: pd.DataFrame) -> str:
         named = [f"{titles[v]} {_ranged(of)}" for v, of in same.groupby("a", sort=False)["cka"]]
         said += f" Two seeds of one way: {'; '.join(named)}."
     filled = [f"{titles[v]} {of.mean():.1f}" for v, of in similar.groupby("a", sort=False)["dimensions_a"]]
-    return f"{said} Features fill so many dimensions: {', '.join(filled)}."
+    return f"{said} Participation ratios: {', '.join(filled)}."
 
 
 def _ranged(values: pd.Series) -> str:

@@ -61,7 +61,7 @@ def missing_note(profile: Profile, name: str, missing: list[str]) -> str:
     """One line of Markdown: how many trainings a page has, which are missing, and how to run them."""
     n = len(planned(profile, name))
     if not missing:
-        return f"All {n} trainings needed here have been run." if n else "This profile has no trainings for this page."
+        return f"All {n} trainings needed here have been run." if n else "This profile has none of these trainings."
     own = profile.part if profile.part in ("contrast", "images", "comparison", "patients") else "reproduce"
     targets = {"sweep": own, "gain": "gain", "published": "comparison-as-published"}
     command = make_command(targets.get(name, "controls"), profile.name)

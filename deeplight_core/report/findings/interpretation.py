@@ -50,9 +50,11 @@ def localisation_note(scores: pd.DataFrame) -> str:
     """Which way finds the planted places best by each measure, and whether a simple map does."""
     if scores.empty:
         return ""
-    means = scores.groupby("way", sort=False)[list(_TITLES)].mean()
+    means = scores.groupby("way", sort=False)[list(_TITLES)].mean().round(2)  # as in the table
     best = {title: list(means.index[means[name] == means[name].max()]) for name, title in _TITLES.items()}
-    told = listed([f"{' and '.join(ways)} by {title}" for title, ways in best.items()])
+    told = listed(
+        [f"{listed(ways) if len(ways) < len(means) else 'all alike'} by {title}" for title, ways in best.items()]
+    )
     simple = [title for title, ways in best.items() if {"t-map", "linear pattern"} & {*ways}]
     verdict = "No simple map, neither the t-map nor the linear pattern, is best by any measure."
     if simple:

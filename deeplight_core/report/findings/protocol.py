@@ -31,21 +31,24 @@ def protocol_note(profile: Profile, results: pd.DataFrame, pretrained: pd.DataFr
     n_states = len(data.states("target"))
     held_out = counted(results["subject"].nunique(), unit)
     of = {row["route"]: int(row["n_subjects"]) for row in pretrained.to_dict("records")}
-    ways = list(dict.fromkeys(trained_on(v) for v in fine_tuned(variants)))
+    ways = list(dict.fromkeys(trained_on(v) for v in fine_tuned(variants) if _way(v) != "photographs"))
+    nobody = f"none of {'whom' if unit == 'subject' else 'which'} any training has seen"
+    if profile.sweep.folds:
+        nobody = "each in the fold that leaves them out"
     said = [
         f"All decoders learn {f'{n_states} states of ' * bool(n_states)}{listed(data.tasks('target'))} from the same "
         f"{listed([str(n) for n in sizes])} {unit}{'' if sizes == [1] else 's'}, drawn anew for each of "
-        f"{counted(len(seeds), 'seed')}, and answer for the same {held_out}, none of whom any training has seen"
-        f"{', in folds' if profile.sweep.folds else ''}.",
+        f"{counted(len(seeds), 'seed')}, and answer for the same {held_out}, {nobody}.",
         f"Every seed also repeats the pre-training: {listed(ways)}" + (
             f", on {listed([str(n) for n in sorted(set(of.values()))])} {unit}s." if of else "."
-        ),
-        f"Those that decoders learn from are among them, with other {'images' if data.label else 'volumes'}."
+        ) if ways else "",
+        f"The {unit}s that decoders learn the target from are among them, with other "
+        f"{'images' if data.label else 'volumes'}."
         if of and not profile.pretrained_by else "",
         _seen_note(pretrained),
         f"Photographs' weights are published ones; their seeds differ in the drawn {unit}s only."
         if "images-frozen" in variants else "",
-        _looks(profile) if "images-frozen" in variants else "",
+        _looks(profile, tuned="images" in variants) if "images-frozen" in variants else "",
         _rates(profile),
         names_note(variants),
     ]  # fmt: skip
@@ -63,11 +66,12 @@ def _seen_note(pretrained: pd.DataFrame) -> str:
     return f"**Pre-trainings have not read equally many volumes**: {listed(told)}."
 
 
-def _looks(profile: Profile) -> str:
+def _looks(profile: Profile, tuned: bool) -> str:
     """What a network for photographs sees of a volume."""
     look = profile.routes.images.encoder
     planes = f"{counted(look.slices, f'{listed([*look.planes])} slice')} of a volume"
-    return f"The network for photographs sees {planes}, and its features are read out by a linear model."
+    used = "it is fine-tuned, or its features are" if tuned else "its features are"
+    return f"The network for photographs sees {planes}; {used} read out by a linear model."
 
 
 def _rates(profile: Profile) -> str:
@@ -79,7 +83,7 @@ def _rates(profile: Profile) -> str:
     if len(rates) < 2:
         return ""
     told = [f"{rate:g} ({listed(names)})" for rate, names in rates.items()]
-    return f"Learning rates were chosen for each decoder: {listed(told)}."
+    return f"Learning rates were chosen for each decoder (*Are they fair?* is below): {listed(told)}."
 
 
 def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | None:
@@ -108,7 +112,7 @@ def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | N
 def names_note(variants: Sequence[str]) -> str:
     """What the shortest name means where decoders are pre-trained in several ways."""
     several = len({VARIANTS[v].route for v in fine_tuned(variants)}) > 1
-    return "*Pre-trained* without a way means by supervision." if several and "pretrained" in variants else ""
+    return "Plain *pre-trained* means on other tasks, by supervision." if several and "pretrained" in variants else ""
 
 
 def ways_left_out_note(profile: Profile) -> str:
@@ -135,5 +139,5 @@ def _reason(profile: Profile, way: str) -> str:
     if way == "temporal contrast" and (profile.cohort or profile.data.label):
         return "a structural image has no time"
     if way == "temporal contrast" and profile.preprocessing.keep != "all":
-        return "windows need volumes that follow each other, and only those with a state are kept"
+        return "windows need volumes that follow each other, and there are only those with a state"
     return "not in this profile"
