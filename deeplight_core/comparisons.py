@@ -75,13 +75,12 @@ def costs(profile: Profile, fraction: float, name: str = "sweep") -> pd.DataFram
         elif variant.learner == "components":
             found["pretraining_volumes"], found["pretraining_s"] = _n_source_volumes(profile, cell.fold), np.nan
         own = {"finetuning_volumes": row["seen_volumes"], "finetuning_s": row["seconds"]}
-        rows.append({"variant": cell.variant, **found, **own})
+        encoder = ROUTES[variant.route].encoder if variant.learner in ("deep", "probe") else ""
+        rows.append({"variant": cell.variant, "encoder": encoder, **found, **own})
     columns = ["n_parameters", "pretraining_volumes", "pretraining_s", "finetuning_volumes", "finetuning_s"]
-    table = pd.DataFrame(rows, columns=["variant", *columns]).groupby("variant", sort=False)[columns].mean()
-    encoders = pd.Series({v: ROUTES[VARIANTS[v].route].encoder for v in table.index if VARIANTS[v].learner == "probe"})
-    of_encoder = {ROUTES[VARIANTS[v].route].encoder: n for v, n in table["n_parameters"].dropna().items()}
-    table["n_parameters"] = table["n_parameters"].fillna(encoders.map(of_encoder))
-    return table.reset_index()
+    table = pd.DataFrame(rows, columns=["variant", "encoder", *columns])
+    table["n_parameters"] = table["n_parameters"].fillna(table.groupby("encoder")["n_parameters"].transform("first"))
+    return table.groupby("variant", sort=False)[columns].mean().reset_index()
 
 
 def _n_parameters(folder: Any) -> int:
