@@ -347,6 +347,12 @@ def test_what_networks_are_worth_without_pre_training_is_told_beside_the_ways() 
         "Not the papers': the convolutional encoder has 3 layers instead of 4, which the grid is too coarse for" in said
     )
     assert "EfficientNet-Lite0 takes the place of ResNet-18 for photographs, and sees 1 slice of a volume." in said
+    assert "**Pre-trained networks differ**" in said
+    assert "half of the decoders" not in said
+    easy = findings.published_note(
+        own, crossed.pairs(table), means.assign(mean=means["mean"].where(means["n_subjects"] == 3, 1))
+    )
+    assert "With 30 subjects, half of the decoders are right on 95% of the blocks or more" in easy
     assert "**Before any pre-training**: convolutional encoder better than DeepLight (3 subjects)." in said
     assert "*convolutional autoencoder, pre-trained* better than *DeepLight, pre-trained* (3 and 30 subjects)" in said
     sizes = "(3 and 30 subjects)"

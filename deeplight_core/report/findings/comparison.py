@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 
+_CEILING = 0.95  # of the blocks
 _Named = Callable[[str, list[dict[str, Any]]], str]  # a way, with the sizes of its tests
 
 
@@ -162,6 +163,7 @@ def verdict_note(
     unit: str = "subject",
     details: bool = True,
     title: Callable[[str], str] = _way,
+    compared: str = "ways to pre-train",
 ) -> str:
     """What the comparison shows, computed from its intervals: also that nothing can be shown, or that linear wins.
 
@@ -172,6 +174,7 @@ def verdict_note(
     ----------
     details : with the sizes at which a difference is shown
     title : what a way is called
+    compared : what ways together are called
     """
 
     def named(way: str, rows: list[dict[str, Any]]) -> str:
@@ -184,9 +187,9 @@ def verdict_note(
     ways, linear = fine_tuned(started), [v for v in variants if VARIANTS[v].learner not in ("deep", "probe")]
     said = []
     if among := _among(pairs, ways, named, title):
-        said.append(f"**Ways to pre-train differ**: {among}.")
+        said.append(f"**{compared.capitalize()} differ**: {among}.")
     elif len(ways) > 1:
-        said.append("**No difference between the ways to pre-train can be shown.**")
+        said.append(f"**No difference between the {compared} can be shown.**")
     bases = {way: _baseline(way, variants) for way in ways}
     said += _beside(pairs, bases, "no pre-training", named, title)
     if linear and started:
@@ -269,7 +272,7 @@ def _order(differ: pd.DataFrame, ways: list[str], named: _Named, title: Callable
 def _differences(tests: list[dict[str, Any]]) -> str:
     """The range of differences over sizes, as in "+2 to +13 points"."""
     points = [100 * row["difference"] for row in tests]
-    least, most = f"{min(points):+.0f}", f"{max(points):+.0f}"
+    least, most = f"{round(min(points)):+d}", f"{round(max(points)):+d}"
     return f"{least} to {most} points" if least != most else f"{most} points"
 
 
@@ -457,15 +460,21 @@ def published_note(profile: Profile, pairs: pd.DataFrame, means: pd.DataFrame) -
     networks = [v for v in means["variant"].unique() if VARIANTS[v].learner == "deep" and VARIANTS[v].start == "random"]
     among = pairs[pairs["a"].isin(networks) & pairs["b"].isin(networks)]
     better = _order(among[among["differ"]], networks, lambda v, rows: f"{_network(v)} ({_sizes(rows, unit)})", _network)
+    median = means.groupby("n_subjects")["mean"].median()
+    full = [{"n_subjects": n} for n in median.index[median >= _CEILING]]
     said = [
         "A block's answer is its volumes' mean probability, or its clips'. Heads, budgets and learning rates are this "
         "project's, as for all decoders.",
         _not_the_papers(profile),
         pairs_note(pairs, unit),
+        f"With {_sizes(full, unit)}, half of the decoders are right on {_CEILING:.0%} of the blocks or more, which "
+        "leaves little to tell them apart by."
+        if full
+        else "",
         f"**Before any pre-training**: {better or 'no network is shown to be better than another one'}."
         if len(among)
         else "",
-        verdict_note(pairs, means, unit, title=lambda v: f"*{VARIANTS[v].title}*"),
+        verdict_note(pairs, means, unit, True, lambda v: f"*{VARIANTS[v].title}*", "pre-trained networks"),
     ]
     return " ".join(filter(None, said))
 

@@ -52,9 +52,9 @@ def localisation_note(scores: pd.DataFrame) -> str:
         return ""
     means = scores.groupby("way", sort=False)[list(_TITLES)].mean().round(2)  # as in the table
     best = {title: list(means.index[means[name] == means[name].max()]) for name, title in _TITLES.items()}
-    told = listed(
-        [f"{listed(ways) if len(ways) < len(means) else 'all alike'} by {title}" for title, ways in best.items()]
-    )
+    alike = [title for title, ways in best.items() if len(ways) == len(means) > 1]
+    told = [f"{listed(ways)} by {title}" for title, ways in best.items() if title not in alike]
+    said = [f"Best are {listed(told)}."] * bool(told) + [f"All are alike by {listed(alike)}."] * bool(alike)
     simple = [title for title, ways in best.items() if {"t-map", "linear pattern"} & {*ways}]
     verdict = "No simple map, neither the t-map nor the linear pattern, is best by any measure."
     if simple:
@@ -62,7 +62,7 @@ def localisation_note(scores: pd.DataFrame) -> str:
     fewest = int(scores["n_voxels"].min())
     least, most = scores["chance"].min(), scores["chance"].max()
     return (
-        f"Best are {told}. {verdict} The smallest set of planted places has {fewest} voxel{'s' * (fewest != 1)}; by "
+        f"{' '.join(said)} {verdict} The smallest set of planted places has {fewest} voxel{'s' * (fewest != 1)}; by "
         f"chance relevance mass and rank accuracy would be {least:.3f} to {most:.3f}, and AUC 0.5."
     )
 
