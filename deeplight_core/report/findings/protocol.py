@@ -102,7 +102,8 @@ def pretrainings_table(profile: Profile, pretrained: pd.DataFrame) -> Styler | N
             nothing = measure.chance(len(origin.data.states("source"))) or np.nan
         by_seed = own.set_index("seed")["score"]
         rows.append(
-            {"pre-training": trained_on(own["variant"].iloc[0]), "measure, on held-out people": measure.title,
+            {"pre-training": trained_on(own["variant"].iloc[0]),
+             f"measure, on held-out {origin.data.split_unit}s": measure.title,
              "nothing learnt": measure.format(nothing)}
             | {f"seed {seed}": measure.format(by_seed.get(seed, np.nan)) for seed in sorted(set(pretrained["seed"]))}
         )  # fmt: skip
