@@ -345,6 +345,8 @@ if PROFILE.makes_manifest:
     except ValueError as error:
         sys.exit(f"snakemake: {error}")
 elif not PROFILE.manifest_path.is_file():  # an existing one is the user's, and keeps its splits
+    if "://" not in PROFILE.data.root and not Path(PROFILE.data_root).is_dir():
+        sys.exit(f"snakemake: profile {NAME} reads the folder {PROFILE.data_root}, which does not exist; name yours with DATA=…")
 
     rule manifest:
         output:

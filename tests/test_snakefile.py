@@ -282,6 +282,11 @@ def test_a_manifest_is_made_with_the_splits_of_the_profile(project):
     assert re.search("deeplight manifest --bids .* --validation 3 --test 2 --seed 0 --output mine/m.csv", said)
 
 
+def test_a_folder_that_is_not_there_is_named_before_anything_runs(project):
+    with pytest.raises(AssertionError, match="haxby reads the folder .*haxby2001-vt, which does not exist; name yours wi"):
+        plan(project, options="profile=haxby")
+
+
 def test_a_wrong_number_is_one_message(project):
     with pytest.raises(AssertionError, match="snakemake: devices must be a whole number from 1, got 'two'"):
         plan(project, options="devices=two")
