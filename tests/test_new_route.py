@@ -262,7 +262,7 @@ def test_the_pages_way_has_its_line_in_the_comparison(
     assert re.findall(r">([\d.]+%)", row) == ["81.2%", "87.5%"]
     of_way = [(row["n_subjects"], row["mean"]) for row in means if row["variant"] == "masked"]
     assert of_way == [(2, 0.8125), (4, 0.875)]
-    assert re.search(r"(Better than|Worse than|Not told apart) from scratch: [^.]*masked reconstruction", text)
+    assert re.search(r"(Better than|Worse than|Not told apart from) no pre-training: [^.]*masked reconstruction", text)
     seen = {row["variant"]: row["pretraining_volumes"] for row in costs}
     assert seen["masked"] == seen["reconstruction"] == 2 * 8
     for name, least in ((title, 2), (title.removeprefix("DeepLight, "), 1), ("masked reconstruction", 1)):
