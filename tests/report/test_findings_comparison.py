@@ -218,7 +218,12 @@ def test_similarity_is_told_beside_that_of_seeds() -> None:
             for b in ("supervised-frozen", "contrast-frozen") for j in (1, 2)]  # fmt: skip
     similar = pd.DataFrame(rows, columns=["a", "seed_a", "b", "seed_b", "cka"]).assign(dimensions_a=2.5)
     said = findings.similarity_note(similar)
-    assert "most alike are temporal contrast and supervised on other tasks (CKA 0.20, 0.20 to 0.20)" in said
+    assert said.startswith("Over all seeds: temporal contrast and supervised on other tasks (CKA 0.20, 0.20 to 0.20).")
+    third = similar[similar["a"] == "contrast-frozen"].assign(a="random-frozen", cka=0.1)
+    three = findings.similarity_note(pd.concat([similar, third]))
+    assert (
+        "most alike are temporal contrast and supervised on other tasks (CKA 0.20, 0.20 to 0.20), least random" in three
+    )
     assert "Two seeds of one way: supervised on other tasks 0.60; temporal contrast 0.60." in said
     assert said.endswith("Participation ratios: supervised on other tasks 2.5, temporal contrast 2.5.")
     published = similar.replace({"contrast-frozen": "images-frozen"})

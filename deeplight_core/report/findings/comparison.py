@@ -527,7 +527,7 @@ def similarity_note(similar: pd.DataFrame) -> str:
         return ""
     pairs = sorted(others.groupby(["a", "b"])["cka"], key=lambda group: float(group[1].mean()))
     (least, most) = (f"{listed([titles[v] for v in ways])} (CKA {_ranged(of)})" for ways, of in (pairs[0], pairs[-1]))
-    said = f"Over all seeds, most alike are {most}, least {least}."
+    said = f"Over all seeds, most alike are {most}, least {least}." if len(pairs) > 1 else f"Over all seeds: {most}."
     if len(same):
         named = [f"{titles[v]} {_ranged(of)}" for v, of in same.groupby("a", sort=False)["cka"]]
         said += f" Two seeds of one way: {'; '.join(named)}."
