@@ -124,7 +124,7 @@ def paired_note(results: pd.DataFrame, unit: str = "subject") -> str:
         shown = tests[tests["significant"]].to_dict("records")
         for word, won in (("better", True), ("worse", False)):
             rows: list[dict[str, Any]] = [row for row in shown if row["better"] == won]  # type: ignore[misc]
-            said += [f"{_way(way)} {word} ({_sizes(rows, unit)})"] if rows else []
+            said += [f"{trained_on(way)} {word} ({_sizes(rows, unit)})"] if rows else []
     if not said:
         return ""
     return (
